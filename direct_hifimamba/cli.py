@@ -1,0 +1,104 @@
+"""The command `direct-hifimamba`: our own subcommands beside those of the command `direct`.
+
+A feature module becomes a subcommand with one line in `COMMANDS` and two functions:
+
+``add_arguments(parser: argparse.ArgumentParser) -> None``
+    Declares its arguments, and nothing else: it must not do work.
+``main(args: argparse.Namespace) -> None``
+    Does the work. What the user got wrong it raises as ValueError or OSError with a message that names the value, what
+    was expected and how to mend it; a package that is not installed as ImportError. It becomes the one line
+    ``direct-hifimamba: error: ...`` on standard error and exit status 2. Any other exception is a defect and keeps its
+    traceback.
+
+A module is imported only when its own subcommand is called, so its heavy imports need not be deferred.
+
+Subcommands of DIRECT get their arguments as they are and behave as in `direct`. They are here because this command
+registers the model by itself, even where TORCH_DEVICE_BACKEND_AUTOLOAD=0 keeps `direct` from finding it.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import direct_hifimamba
+
+
+class Command(NamedTuple):
+    """A subcommand: the module of this package that implements it and its line in the overview."""
+
+    module: str
+    help: str
+
+
+COMMANDS = {
+    "info": Command("info", "report versions, devices and selective scan backends of this installation"),
+    "simulate": Command("data.simulate", "write a small simulated multi-coil data set"),
+    "convert-checkpoint": Command("reference", "convert weights of the authors' code to a DIRECT checkpoint"),
+}
+
+DIRECT_COMMANDS = {
+    "train": "DIRECT's own: train a model",
+    "predict": "DIRECT's own: reconstruct with a trained model",
+    "upload-to-bucket": "DIRECT's own: upload a file to an S3 bucket",
+}
+
+
+def _build_parser(command_name: str | None) -> argparse.ArgumentParser:
+    """The parser of all subcommands, with the arguments of `command_name` alone."""
+    parser = argparse.ArgumentParser(
+        prog="direct-hifimamba",
+        description="HiFi-MambaV2 for DIRECT. Every subcommand explains itself with --help.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {direct_hifimamba.__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="command", required=True)
+    for name, command in COMMANDS.items():
+        subparser = subparsers.add_parser(
+            name, help=command.help, description=command.help[0].upper() + command.help[1:] + ".", allow_abbrev=False
+        )
+        if name == command_name:
+            module = importlib.import_module(f"{__package__}.{command.module}")
+            module.add_arguments(subparser)
+            subparser.set_defaults(main=module.main)
+    for name, help_text in DIRECT_COMMANDS.items():
+        subparsers.add_parser(name, help=help_text)
+    return parser
+
+
+def _run_direct(arguments: Sequence[str]) -> None:
+    from direct.cli import cli as direct_cli
+
+    sys.argv[1:] = arguments  # DIRECT's parser takes its arguments from nowhere else
+    direct_cli.main()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line.
+
+    Parameters
+    ----------
+    arguments : Sequence[str], optional
+        Default: the arguments of this process.
+
+    Raises
+    ------
+    SystemExit
+        With status 2 if the user got something wrong.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command_name = arguments[0] if arguments else None
+    if command_name in DIRECT_COMMANDS:
+        _run_direct(arguments)
+        return
+    try:
+        args = _build_parser(command_name).parse_args(arguments)
+        args.main(args)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"direct-hifimamba: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
