@@ -6,9 +6,8 @@ A feature module becomes a subcommand with one line in `COMMANDS` and two functi
     Declares its arguments, and nothing else: it must not do work.
 ``main(args: argparse.Namespace) -> None``
     Does the work. What the user got wrong it raises as ValueError or OSError with a message that names the value, what
-    was expected and how to mend it; a package that is not installed as ImportError. It becomes the one line
-    ``direct-hifimamba: error: ...`` on standard error and exit status 2. Any other exception is a defect and keeps its
-    traceback.
+    was expected and how to mend it. It becomes the one line ``direct-hifimamba: error: ...`` on standard error and
+    exit status 2, as does an ImportError. Any other exception is a defect and keeps its traceback.
 
 A module is imported only when its own subcommand is called, so its heavy imports need not be deferred.
 
@@ -20,21 +19,22 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import direct_hifimamba
 
 
 class Command(NamedTuple):
-    """A subcommand: the module of this package that implements it and its line in the overview."""
+    """A subcommand: the module that implements it, its line in the overview, the extra that installs what it needs."""
 
     module: str
     help: str
+    extra: str | None = None
 
 
 COMMANDS = {
     "info": Command("info", "report versions, devices and selective scan backends of this installation"),
-    "simulate": Command("data.simulate", "write a small simulated multi-coil data set"),
+    "simulate": Command("data.simulate", "write a small simulated multi-coil data set", extra="data"),
     "convert-checkpoint": Command("reference", "convert weights of the authors' code to a DIRECT checkpoint"),
 }
 
@@ -67,6 +67,11 @@ def _build_parser(command_name: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def _fail(message: str) -> NoReturn:
+    print(f"direct-hifimamba: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
 def _run_direct(arguments: Sequence[str]) -> None:
     from direct.cli import cli as direct_cli
 
@@ -95,9 +100,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         args = _build_parser(command_name).parse_args(arguments)
         args.main(args)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"direct-hifimamba: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    except ImportError as error:
+        extra = COMMANDS[command_name].extra if command_name in COMMANDS else None
+        _fail(f"{error}. Try: pip install 'direct-hifimamba[{extra}]'" if extra else str(error))
+    except (ValueError, OSError) as error:
+        _fail(str(error))
 
 
 if __name__ == "__main__":

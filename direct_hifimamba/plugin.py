@@ -1,0 +1,66 @@
+"""How DIRECT finds the model: `direct.nn.hifimamba` as another name of this package.
+
+DIRECT has no registry of models. From ``model_name: hifimamba.hifimamba.HiFiMambaV2`` it derives the names of modules
+under `direct.nn` and imports them, so these names are made importable here. Only the standard library may be imported:
+`direct_hifimamba_hook` runs this file inside every ``import torch``.
+"""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+ALIAS = "direct.nn.hifimamba"
+
+
+def _original_name(alias: str) -> str:
+    return __package__ + alias.removeprefix(ALIAS)
+
+
+class _AliasLoader(Loader):
+    def create_module(self, spec: ModuleSpec) -> None:
+        """Let the import system make an empty module."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Put the original in the place of the empty `module`, or if it is a package, let `module` look up names there.
+
+        A package cannot be handed out itself: its `__path__` would make the path finder load its modules once more.
+        """
+        try:
+            original = importlib.import_module(_original_name(module.__name__))
+        except (AttributeError, ModuleNotFoundError) as error:
+            # DIRECT takes these two for a misspelt model_name and exits with "Path ... does not exist".
+            raise ImportError(f"{module.__name__} cannot be loaded: {error}.") from error
+        if hasattr(original, "__path__"):
+            module.__getattr__ = lambda name: getattr(original, name)  # type: ignore[method-assign]
+        else:
+            sys.modules[module.__name__] = original
+
+
+class AliasFinder(MetaPathFinder):
+    """Finds `direct.nn.hifimamba` and everything below it in this package."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The specification of a module under the alias; None for any other name and for modules we do not have."""
+        if fullname != ALIAS and not fullname.startswith(f"{ALIAS}."):
+            return None
+        if importlib.util.find_spec(_original_name(fullname)) is None:
+            return None
+        return ModuleSpec(fullname, _AliasLoader(), is_package=True)  # is_package makes __path__ an empty list
+
+
+_FINDER = AliasFinder()
+
+
+def register() -> None:
+    """Make `direct.nn.hifimamba` importable in this process. Calling it again changes nothing.
+
+    The finder goes last: should DIRECT come to have a module of this name, DIRECT's is the one that is imported.
+    """
+    if _FINDER not in sys.meta_path:
+        sys.meta_path.append(_FINDER)
