@@ -1,0 +1,70 @@
+# `make install` makes a virtual environment in .venv; the other targets make it first where it is missing.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+# Python >= 3.12 to make the environment with: the first of these that is one.
+PYTHON := python3.13 python3.12 python3 "$$(pyenv root 2>/dev/null || echo ~/.pyenv)"/versions/3.{13,12}*/bin/python
+# Arguments for pytest and for the demo, as in: make test PYTEST_ARGS="-m 'not slow'"
+PYTEST_ARGS :=
+DEMO_ARGS :=
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+EXTENSION := $(wildcard setup.py direct_hifimamba/ops/selective_scan/csrc/*)
+
+.PHONY: help install demo test lint typecheck bench clean
+
+help:
+	@cat <<- 'END'
+		make install    package, DIRECT, PyTorch and the developers' tools into .venv
+		make demo       train and evaluate on simulated data, on a CPU
+		make test       all tests
+		make lint       ruff: rules and format
+		make typecheck  mypy
+		make bench      time the network and its parts
+		make clean      remove what make and the tools wrote, .venv included
+	END
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml $(EXTENSION)
+	@for candidate in $(PYTHON); do
+		if "$$candidate" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; then
+			python=$$candidate
+			break
+		fi
+	done
+	if [[ -z $${python:-} ]]; then
+		echo "Python 3.12 or newer (with venv) was not found. Install it, or say where it is:" >&2
+		echo "    make $(or $(MAKECMDGOALS),install) PYTHON=/path/to/python3.12" >&2
+		exit 1
+	fi
+	echo "Making .venv with $$("$$python" --version): PyTorch, DIRECT and tools, several GB, takes minutes ..."
+	"$$python" -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[data,report,dev]'
+	touch $@
+	echo "Installed. Activate with: source .venv/bin/activate"
+
+demo: $(INSTALLED)
+	$(BIN)/python projects/hifimamba_demo/demo.py $(DEMO_ARGS)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typecheck: $(INSTALLED)
+	$(BIN)/mypy
+
+bench: $(INSTALLED)
+	$(BIN)/direct-hifimamba benchmark
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
