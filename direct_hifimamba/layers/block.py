@@ -1,0 +1,82 @@
+"""The block of HiFi-MambaV2."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torchvision.ops import StochasticDepth
+
+from direct_hifimamba.layers.attention import ChannelAttention, GlobalContext
+from direct_hifimamba.layers.bottleneck import InvertedBottleneck
+from direct_hifimamba.layers.moe import SharedRoutedMoE
+from direct_hifimamba.layers.selective_scan_2d import SelectiveScan2D
+from direct_hifimamba.layers.sf_lap import CrossFrequencyRouting, SFLap
+
+if TYPE_CHECKING:
+    from direct_hifimamba.config import HiFiMambaV2Config
+
+
+class HiFiMambaBlock(nn.Module):
+    """Global context, frequency split, steered selective scan and mixture of experts around a skip connection.
+
+    Parameters
+    ----------
+    config : HiFiMambaV2Config
+        Sizes and options.
+    moe : SharedRoutedMoE
+        The block's mixture of experts; its experts may be shared with other blocks.
+    stochastic_depth : float
+        Rate at which the block is skipped for a sample in training.
+    """
+
+    def __init__(self, config: HiFiMambaV2Config, moe: SharedRoutedMoE, stochastic_depth: float) -> None:
+        super().__init__()
+        channels = config.hidden_channels
+        half = channels // 2
+
+        self.context_norm = nn.LayerNorm(channels)
+        self.context = (
+            GlobalContext(channels, config.global_context_reduction) if config.global_context else nn.Identity()
+        )
+        self.sf_lap = SFLap(half, config.bottleneck_expansion, config.pyramid, config.pyramid_expand)
+        routes = config.cross_frequency_routing and config.pyramid != "none"
+        self.cross_frequency_routing = CrossFrequencyRouting() if routes else None
+        self.steering_bottleneck = InvertedBottleneck(half, config.bottleneck_expansion)
+        self.high_bottleneck = InvertedBottleneck(half, config.bottleneck_expansion)
+        self.low_norm = nn.LayerNorm(half)
+        self.steering_norm = nn.LayerNorm(half) if config.steering else nn.Identity()
+        self.selective_scan = SelectiveScan2D(
+            half,
+            state_size=config.state_size,
+            expansion=config.scan_expansion,
+            step_size_rank=config.step_size_rank or math.ceil(half / 16),
+            convolution_kernel=config.scan_convolution_kernel,
+            convolution_dilation=config.scan_convolution_dilation,
+            directions=config.scan_directions,
+            steering=config.steering,
+            steering_expansion=config.steering_expansion,
+            dropout=config.scan_dropout,
+            backend=config.scan_backend,
+        )
+        self.mix = nn.Linear(2 * channels, channels)
+        self.moe = moe
+        self.channel_attention = ChannelAttention(channels)
+        self.stochastic_depth = StochasticDepth(stochastic_depth, mode="row")
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Map features (batch, h, w, C) to the same shape and the block's load-balancing loss."""
+        context = self.context(self.context_norm(features))
+        high, low = context.chunk(2, dim=-1)
+
+        low, detail = self.sf_lap(low)
+        if detail is not None:
+            combined = high + detail
+            high = combined if self.cross_frequency_routing is None else self.cross_frequency_routing(combined, detail)
+        high = self.steering_bottleneck(high)
+        low = self.selective_scan(self.low_norm(low), self.steering_norm(high))
+
+        mixed, balance = self.moe(self.mix(torch.cat([context, self.high_bottleneck(high), low], dim=-1)))
+        return features + self.stochastic_depth(self.channel_attention(mixed)), balance

@@ -1,0 +1,61 @@
+"""Initialisation schemes."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from direct_hifimamba.layers.attention import ChannelAttention
+from direct_hifimamba.layers.bottleneck import InvertedBottleneck
+from direct_hifimamba.layers.moe import Router
+from direct_hifimamba.layers.selective_scan_2d import SelectiveScan2D
+
+_STD = 0.02
+
+
+def _initialise_projection(weight: torch.Tensor, scheme: str) -> None:
+    if scheme == "balanced":
+        nn.init.xavier_uniform_(weight)
+    else:
+        nn.init.trunc_normal_(weight, std=_STD)
+
+
+@torch.no_grad()
+def initialise(network: nn.Module, scheme: str) -> None:
+    """Initialise all projections and depthwise convolutions of `network`; norms and state matrices stay as built.
+
+    "reference" draws them from a truncated normal of standard deviation 0.02, as the reference does. There the state
+    part of the selective scan starts about a thousand times smaller than its skip connection. "balanced" keeps the
+    scale of the signal instead: Xavier for projections, Kaiming for depthwise convolutions; routers stay small, so
+    that no expert starts with all pixels for sure.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Any composition of this package's layers.
+    scheme : str
+        "reference" or "balanced".
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            _initialise_projection(module.weight, scheme)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, InvertedBottleneck):
+            if scheme == "balanced":
+                nn.init.kaiming_normal_(module.depthwise.weight, nonlinearity="relu")
+            else:
+                nn.init.trunc_normal_(module.depthwise.weight, std=_STD)
+        elif isinstance(module, SelectiveScan2D):
+            for weight in module.matrix_projection:
+                _initialise_projection(weight, scheme)
+            if module.steering:
+                # Both streams start with the same B and C projections.
+                module.steering_matrix_projection.copy_(module.matrix_projection[:, module.step_size_rank :])
+
+    for module in network.modules():
+        if isinstance(module, Router):
+            nn.init.trunc_normal_(module.projection.weight, std=_STD)
+        elif isinstance(module, ChannelAttention) and scheme == "reference":
+            # A convolution in the reference, left at PyTorch's default.
+            module.pointwise.reset_parameters()

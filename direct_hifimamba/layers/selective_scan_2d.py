@@ -1,0 +1,183 @@
+"""Selective state space scan over the pixels of an image, its matrices steered by a second stream."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from direct_hifimamba.layers.bottleneck import convolve
+from direct_hifimamba.ops.selective_scan import selective_scan
+
+
+class StateGate(nn.Module):
+    """Gated MLP over the state channels of a steering matrix.
+
+    Parameters
+    ----------
+    state_size, expansion : int
+        Input and output channels; hidden channels over them.
+    """
+
+    def __init__(self, state_size: int, expansion: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(state_size, 2 * expansion * state_size, bias=False)
+        self.project = nn.Linear(expansion * state_size, state_size, bias=False)
+
+    def forward(self, matrix: torch.Tensor) -> torch.Tensor:
+        """Map (..., state_size) to (..., state_size)."""
+        gate, value = self.expand(matrix).chunk(2, dim=-1)
+        return self.project(F.gelu(gate) * value)
+
+
+class SelectiveScan2D(nn.Module):
+    """Selective scan of the low features along the pixels, its B and C matrices steered by the high features.
+
+    Parameters
+    ----------
+    channels : int
+        Input and output channels c.
+    state_size : int
+        States N per channel.
+    expansion : int
+        Inner channels d over `channels`.
+    step_size_rank : int
+        Rank r of the step size before its projection to d channels.
+    convolution_kernel, convolution_dilation : int
+        Taps and dilation of the depthwise convolutions of step size, B and C along the sequence. They are centred and
+        run across row ends, as in the reference.
+    directions : int
+        1: row by row; 2: and backwards; 4: and column by column, both ways. Every direction has its own projections
+        and state space, and their outputs are added. All are scanned in one call.
+    steering : bool
+        Add the steering matrices of the high features to B and C.
+    steering_expansion : int
+        Hidden size of the :class:`StateGate` over N.
+    dropout : float
+        Dropout rate on the output.
+    backend : str
+        Backend of the selective scan.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        state_size: int,
+        expansion: int,
+        step_size_rank: int,
+        convolution_kernel: int,
+        convolution_dilation: int,
+        directions: int,
+        steering: bool,
+        steering_expansion: int,
+        dropout: float,
+        backend: str,
+    ) -> None:
+        super().__init__()
+        self.state_size = state_size
+        self.step_size_rank = step_size_rank
+        self.directions = directions
+        self.backend = backend
+        inner = channels * expansion
+
+        self.input_projection = nn.Linear(channels, 2 * inner, bias=False)
+        self.depthwise = nn.Conv2d(inner, inner, kernel_size=3, padding=1, groups=inner)
+        # Rows per direction: step size (r), B (N), C (N).
+        self.matrix_projection = nn.Parameter(torch.empty(directions, step_size_rank + 2 * state_size, inner))
+        if steering:
+            self.steering_input_projection = nn.Linear(channels, inner, bias=False)
+            self.steering_matrix_projection = nn.Parameter(torch.empty(directions, 2 * state_size, inner))
+            self.steering_gate_b = StateGate(state_size, steering_expansion)
+            self.steering_gate_c = StateGate(state_size, steering_expansion)
+        self.steering = steering
+
+        matrix_channels = directions * (step_size_rank + 2 * state_size)
+        # A 1-D convolution, written as a 2-D one of height 1: that kernel is the fast one for channels-last data.
+        self.sequence_convolution = nn.Conv2d(
+            matrix_channels,
+            matrix_channels,
+            kernel_size=(1, convolution_kernel),
+            dilation=(1, convolution_dilation),
+            padding=(0, convolution_dilation * (convolution_kernel - 1) // 2),
+            groups=matrix_channels,
+            bias=False,
+        )
+        self.step_size_projection = nn.Parameter(torch.empty(directions, inner, step_size_rank))
+        self.step_size_bias = nn.Parameter(torch.empty(directions, inner))
+        self.A_log = nn.Parameter(torch.arange(1, state_size + 1).float().log().repeat(directions * inner, 1))
+        self.D = nn.Parameter(torch.ones(directions * inner))
+        self.output_projection = nn.Linear(inner, channels, bias=False)
+        self.dropout = nn.Dropout(dropout)
+        self._initialise_step_size()
+
+    def _initialise_step_size(self, smallest: float = 1e-3, largest: float = 1e-1, floor: float = 1e-4) -> None:
+        bound = self.step_size_rank**-0.5
+        nn.init.uniform_(self.step_size_projection, -bound, bound)
+        with torch.no_grad():
+            step_size = torch.empty_like(self.step_size_bias).uniform_(math.log(smallest), math.log(largest)).exp()
+            step_size = step_size.clamp(min=floor)
+            self.step_size_bias.copy_(step_size + torch.log(-torch.expm1(-step_size)))  # inverse of softplus
+
+    def _to_sequences(self, image: torch.Tensor) -> torch.Tensor:
+        """(batch, height, width, d) to (batch, height * width, directions, d), each direction in its own order."""
+        rows = image.flatten(1, 2)
+        if self.directions == 1:
+            return rows.unsqueeze(2)
+        orders = [rows, rows.flip(1)]
+        if self.directions == 4:
+            columns = image.transpose(1, 2).flatten(1, 2)
+            orders += [columns, columns.flip(1)]
+        return torch.stack(orders, dim=2)
+
+    def _from_sequences(self, sequences: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """Add up the directions of (batch, height * width, directions, d) as (batch, height, width, d)."""
+        image = sequences[:, :, 0].unflatten(1, (height, width))
+        if self.directions > 1:
+            image = image + sequences[:, :, 1].flip(1).unflatten(1, (height, width))
+        if self.directions == 4:
+            columns = sequences[:, :, 2] + sequences[:, :, 3].flip(1)
+            image = image + columns.unflatten(1, (width, height)).transpose(1, 2)
+        return image
+
+    def _matrices(self, low: torch.Tensor, high: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Step size (batch, length, directions, r), B and C (batch, length, directions, N)."""
+        matrices = torch.einsum("blki,kmi->blkm", low, self.matrix_projection)
+        step_size, B, C = matrices.split([self.step_size_rank, self.state_size, self.state_size], dim=-1)
+        if high is not None:
+            steering = torch.einsum("blki,kmi->blkm", high, self.steering_matrix_projection)
+            steering_b, steering_c = steering.chunk(2, dim=-1)
+            B = B + self.steering_gate_b(steering_b)
+            C = C + self.steering_gate_c(steering_c)
+            matrices = torch.cat([step_size, B, C], dim=-1)
+        # (batch, 1, length, channels): an image of height 1
+        matrices = convolve(matrices.flatten(2).unsqueeze(1), self.sequence_convolution).squeeze(1)
+        matrices = matrices.unflatten(-1, (self.directions, -1))
+        step_size, B, C = matrices.split([self.step_size_rank, self.state_size, self.state_size], dim=-1)
+        return step_size, B, C
+
+    def forward(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+        """Scan `low`, steered by `high`; both, and the result, of shape (batch, height, width, channels)."""
+        height, width = low.shape[1:3]
+        inner, gate = self.input_projection(low).chunk(2, dim=-1)
+        inner = self._to_sequences(F.silu(convolve(inner, self.depthwise)))
+        steering = self._to_sequences(self.steering_input_projection(high)) if self.steering else None
+        step_size, B, C = self._matrices(inner, steering)
+        step_size = torch.einsum("blkr,kir->blki", step_size, self.step_size_projection)
+
+        # The scan takes (batch, channels, length) and reads these transposed views in place.
+        scanned = selective_scan(
+            inner.flatten(2).transpose(1, 2),
+            step_size.flatten(2).transpose(1, 2),
+            -torch.exp(self.A_log.float()),
+            B.permute(0, 2, 3, 1),
+            C.permute(0, 2, 3, 1),
+            self.D.float(),
+            delta_bias=self.step_size_bias.flatten().float(),
+            delta_softplus=True,
+            backend=self.backend,
+        )
+        scanned = scanned.transpose(1, 2).unflatten(-1, (self.directions, -1))
+        merged = self._from_sequences(scanned, height, width)
+        return self.dropout(self.output_projection(merged * F.silu(gate)))

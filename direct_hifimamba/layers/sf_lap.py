@@ -1,0 +1,118 @@
+"""SF-Lap, the separable frequency-consistent Laplacian pyramid, and the routing of its detail band."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from direct_hifimamba.layers.bottleneck import InvertedBottleneck
+
+
+class Bands(NamedTuple):
+    """Two bands of shape (batch, height, width, channels) that add up to the features they were split from."""
+
+    low: torch.Tensor
+    detail: torch.Tensor | None
+
+
+class LaplacianPyramid(nn.Module):
+    """One level of a Laplacian pyramid: what a coarser grid can carry, and the rest.
+
+    Any height and width from 3 up; an odd size is that of the next even one, cropped.
+
+    Parameters
+    ----------
+    pyramid : str
+        "binomial" (5 taps, [1 4 6 4 1] / 16 along both axes, reflecting boundaries), "haar" (averages of 2 x 2 pixels,
+        repeated), or "none" (no split: everything is low, there is no detail).
+    expand : str
+        How the binomial pyramid returns to the fine grid. "bilinear" is the reference's: it puts coarse sample i at
+        2 i + 1/2 although it was taken at 2 i, so that a ramp leaks a constant into the detail band. "binomial" is
+        the shift-free expansion of [1]_: zeros inserted, the same filter, gain 4.
+
+    References
+    ----------
+    .. [1] Burt, Adelson. The Laplacian Pyramid as a Compact Image Code. IEEE Trans. Commun. 31(4), 1983.
+    """
+
+    kernel: torch.Tensor
+
+    def __init__(self, pyramid: str, expand: str) -> None:
+        super().__init__()
+        self.pyramid = pyramid
+        self.expand = expand
+        taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+        self.register_buffer("kernel", torch.outer(taps, taps), persistent=False)
+
+    def forward(self, features: torch.Tensor) -> Bands:
+        """Split features of shape (batch, height, width, channels)."""
+        if self.pyramid == "none":
+            return Bands(features, None)
+        image = features.permute(0, 3, 1, 2)
+        low = self._haar(image) if self.pyramid == "haar" else self._binomial(image)
+        low = low.permute(0, 2, 3, 1)
+        return Bands(low, features - low)
+
+    def _binomial(self, image: torch.Tensor) -> torch.Tensor:
+        coarse = self._blur(image, stride=2)
+        if self.expand == "bilinear":
+            fine = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)
+            return fine[..., : image.shape[2], : image.shape[3]]
+        fine = torch.zeros_like(image, dtype=coarse.dtype)
+        fine[..., ::2, ::2] = coarse
+        return 4 * self._blur(fine, stride=1)
+
+    def _blur(self, image: torch.Tensor, stride: int) -> torch.Tensor:
+        channels = image.shape[1]
+        kernel = self.kernel.to(image.dtype).expand(channels, 1, -1, -1)
+        return F.conv2d(F.pad(image, (2, 2, 2, 2), mode="reflect"), kernel, stride=stride, groups=channels)
+
+    @staticmethod
+    def _haar(image: torch.Tensor) -> torch.Tensor:
+        coarse = F.avg_pool2d(image, 2, ceil_mode=True, count_include_pad=False)
+        fine = F.interpolate(coarse, scale_factor=2, mode="nearest")
+        return fine[..., : image.shape[2], : image.shape[3]]
+
+
+class SFLap(nn.Module):
+    """A bottleneck whose output is split into a low band and its detail.
+
+    Parameters
+    ----------
+    channels, bottleneck_expansion : int
+        Size of the :class:`InvertedBottleneck`.
+    pyramid, expand : str
+        See :class:`LaplacianPyramid`.
+    """
+
+    def __init__(self, channels: int, bottleneck_expansion: int, pyramid: str, expand: str) -> None:
+        super().__init__()
+        self.bottleneck = InvertedBottleneck(channels, bottleneck_expansion)
+        self.split = LaplacianPyramid(pyramid, expand)
+
+    def forward(self, features: torch.Tensor) -> Bands:
+        """Split features of shape (batch, height, width, channels); the bands add up to the bottleneck's output."""
+        return self.split(self.bottleneck(features))
+
+
+class CrossFrequencyRouting(nn.Module):
+    """Cross-frequency consensus routing: where high features and detail agree, take the detail.
+
+    The weight of the detail is sigmoid(gamma s) per pixel, s the cosine similarity over channels, gamma = 2 at the
+    start and positive always.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_gamma = nn.Parameter(torch.tensor(math.log(2.0)))
+
+    def forward(self, high: torch.Tensor, detail: torch.Tensor) -> torch.Tensor:
+        """Blend two tensors of shape (batch, height, width, channels)."""
+        norms = high.norm(dim=-1, keepdim=True) * detail.norm(dim=-1, keepdim=True)
+        similarity = (high * detail).sum(dim=-1, keepdim=True) / (norms + 1e-6)
+        weight = torch.sigmoid(self.log_gamma.exp() * similarity)
+        return torch.lerp(high, detail, weight)

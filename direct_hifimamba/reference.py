@@ -1,0 +1,185 @@
+"""Weights of the authors' research code: what their names and shapes mean here, and their conversion."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from direct.types import FFTOperator
+from omegaconf import OmegaConf
+
+from direct_hifimamba.hifimamba import HiFiMambaV2
+
+# Parameters that never act in the reference, its usage counters and its fixed filters.
+_DROPPED = re.compile(
+    r".*\.(moe_post|route_score)\.(weight|bias)"
+    r"|.*\.self_attention\.out_norm\.(weight|bias)"
+    r"|last_dc\.patch_embed\..+"
+    r"|.*\.moe\.(usage_counts|total_tokens)"
+    r"|.*\.wl_block\.reduce\.k1d"
+)
+
+# Regular expression of the reference's name -> name here, applied in order. Stages of blocks are layers 0, 2, 4 ...,
+# the data consistency after each is the next odd layer.
+_RENAMES: tuple[tuple[str, str], ...] = (
+    (r"^layers\.(\d+)\.", lambda match: f"stages.{int(match[1]) // 2}."),  # type: ignore[assignment]
+    (r"^last_dc\.", ""),
+    (r"unpatchify\.layer", "update.prediction.projection"),
+    (r"patch_embed\.proj", "embedding.projection"),
+    (r"patch_embed\.norm", "embedding.norm"),
+    (r"ln_global", "context_norm"),
+    (r"self_attention_global\.fc\.0", "context.squeeze"),
+    (r"self_attention_global\.fc\.2", "context.excite"),
+    (r"wl_block\.conv", "sf_lap.bottleneck"),
+    (r"conv0\.block", "steering_bottleneck.block"),
+    (r"conv1\.block", "high_bottleneck.block"),
+    (r"bottleneck\.block\.0", "bottleneck.expand"),
+    (r"bottleneck\.block\.1", "bottleneck.expand_norm"),
+    (r"bottleneck\.block\.3", "bottleneck.depthwise"),
+    (r"bottleneck\.block\.4", "bottleneck.depthwise_norm"),
+    (r"bottleneck\.block\.6", "bottleneck.project"),
+    (r"cfcr", "cross_frequency_routing"),
+    (r"ln_1", "low_norm"),
+    (r"ln_2", "steering_norm"),
+    (r"self_attention\.in_proj_low", "selective_scan.steering_input_projection"),
+    (r"self_attention\.in_proj", "selective_scan.input_projection"),
+    (r"self_attention\.conv2d", "selective_scan.depthwise"),
+    (r"self_attention\.x_proj_weight_low", "selective_scan.steering_matrix_projection"),
+    (r"self_attention\.x_proj_weight", "selective_scan.matrix_projection"),
+    (r"self_attention\.simple_gate_([bc])\.fc1", r"selective_scan.steering_gate_\1.expand"),
+    (r"self_attention\.simple_gate_([bc])\.fc2", r"selective_scan.steering_gate_\1.project"),
+    (r"self_attention\.dt_projs_weight", "selective_scan.step_size_projection"),
+    (r"self_attention\.dt_projs_bias", "selective_scan.step_size_bias"),
+    (r"self_attention\.A_logs", "selective_scan.A_log"),
+    (r"self_attention\.Ds", "selective_scan.D"),
+    (r"self_attention\.out_proj", "selective_scan.output_projection"),
+    (r"self_attention\.conv_(dt|B|C)", r"selective_scan.sequence_convolution_\1"),
+    (r"moe_pre", "mix"),
+    (r"moe\.router", "moe.routed.router.projection"),
+    (r"moe\.experts", "moe.routed.experts"),
+    (r"(moe\..*)\.fc1", r"\1.expand"),
+    (r"(moe\..*)\.fc2", r"\1.project"),
+    (r"channel_attention\.conv1x1", "channel_attention.pointwise"),
+    (r"channel_attention\.conv3x3\.weight", "channel_attention.scale"),
+    (r"channel_attention\.conv3x3\.bias", "channel_attention.offset"),
+)
+# Convolutions of kernel 1 in the reference, linear layers here.
+_POINTWISE = re.compile(r".*(bottleneck\.(expand|project)|channel_attention\.pointwise)\.weight")
+
+
+def convert_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Names and shapes of :class:`HiFiMambaV2` for a state_dict, or gradients, of the authors' code.
+
+    Parameters that cannot act are dropped; names that are not known are kept as they are.
+    """
+    converted: dict[str, torch.Tensor] = {}
+    for reference_name, value in state_dict.items():
+        if _DROPPED.fullmatch(reference_name):
+            continue
+        name = reference_name
+        for pattern, replacement in _RENAMES:
+            name = re.sub(pattern, replacement, name)
+        if _POINTWISE.fullmatch(name):
+            value = value.flatten(1)
+        elif name.endswith("channel_attention.scale"):
+            value = value[:, 0, 1, 1]  # the only tap that meets more than padding
+        converted[name] = value
+
+    for name in [name for name in converted if name.endswith("sequence_convolution_dt.weight")]:
+        prefix = name.removesuffix("_dt.weight")
+        step_size, B, C = (converted.pop(f"{prefix}_{part}.weight") for part in ("dt", "B", "C"))
+        converted[f"{prefix}.weight"] = torch.cat([step_size, B, C]).unsqueeze(2)
+        # The steering stream's step size is computed and discarded in the reference.
+        steering = prefix.replace("sequence_convolution", "steering_matrix_projection")
+        converted[steering] = converted[steering][:, step_size.shape[0] :]
+    return converted
+
+
+def infer_options(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Read every size of :class:`HiFiMambaV2Config` that shows in a state_dict of the authors' code.
+
+    Raises
+    ------
+    ValueError
+        If it is no such state_dict.
+    """
+    positions = [re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", name) for name in state_dict]
+    blocks_of_stage = Counter(stage for stage, _ in {(int(match[1]) // 2, match[2]) for match in positions if match})
+
+    def shape(name: str) -> torch.Size:
+        if name not in state_dict:
+            raise ValueError(f"The state_dict has no {name}; expected one of the authors' HiFi-MambaV2.")
+        return state_dict[name].shape
+
+    block = "layers.0.blocks.0"
+    hidden_channels, _, patch_size, _ = shape("patch_embed.proj.weight")
+    inner_channels, state_size = shape(f"{block}.self_attention.A_logs")
+    return {
+        "hidden_channels": hidden_channels,
+        "blocks_per_stage": tuple(blocks for _, blocks in sorted(blocks_of_stage.items())),
+        "patch_size": patch_size,
+        "global_context_reduction": hidden_channels // shape(f"{block}.self_attention_global.fc.0.weight")[0],
+        "bottleneck_expansion": shape(f"{block}.conv0.block.0.weight")[0] // (hidden_channels // 2),
+        "state_size": state_size,
+        "scan_expansion": inner_channels // (hidden_channels // 2),
+        "step_size_rank": shape(f"{block}.self_attention.dt_projs_weight")[2],
+        "scan_convolution_kernel": shape(f"{block}.self_attention.conv_B.weight")[2],
+        "steering_expansion": shape(f"{block}.self_attention.simple_gate_b.fc2.weight")[1] // state_size,
+        "num_shared_experts": len({name for name in state_dict if _is_expert(name, f"{block}.moe.shared")}),
+        "num_routed_experts": shape(f"{block}.moe.router.weight")[0],
+        "expert_expansion": shape(f"{block}.moe.shared.0.fc1.weight")[0] // hidden_channels,
+    }
+
+
+def _is_expert(name: str, prefix: str) -> bool:
+    return name.startswith(prefix) and name.endswith("fc1.weight")
+
+
+def from_reference(
+    state_dict: Mapping[str, torch.Tensor],
+    forward_operator: FFTOperator,
+    backward_operator: FFTOperator,
+    **options: Any,
+) -> HiFiMambaV2:
+    """HiFi-MambaV2 with the sizes and weights of a state_dict of the authors' code.
+
+    Parameters
+    ----------
+    state_dict : Mapping[str, torch.Tensor]
+        Its `model.state_dict()`.
+    forward_operator, backward_operator : FFTOperator
+        Fourier transform of DIRECT and its inverse.
+    **options : Any
+        Keys of :class:`HiFiMambaV2Config` that weights do not show, such as `stochastic_depth` or `scan_backend`.
+
+    Returns
+    -------
+    HiFiMambaV2
+        In training mode, as any new module.
+
+    Raises
+    ------
+    ValueError
+        If a key of either side has no counterpart of the same shape; all of them are listed.
+    """
+    model = HiFiMambaV2(forward_operator, backward_operator, **infer_options(state_dict), **options)
+    converted = convert_state_dict(state_dict)
+    expected = model.state_dict()
+    problems = [f"unknown: {name}" for name in converted.keys() - expected.keys()]
+    problems += [f"missing: {name}" for name in expected.keys() - converted.keys()]
+    problems += [
+        f"shape of {name}: {tuple(converted[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in converted.keys() & expected.keys()
+        if converted[name].shape != expected[name].shape
+    ]
+    if problems:
+        raise ValueError(f"{len(problems)} keys of the state_dict do not fit: {'; '.join(sorted(problems))}.")
+    model.load_state_dict(converted)
+    return model
