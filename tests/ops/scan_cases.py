@@ -88,11 +88,12 @@ def make_inputs(
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """Largest difference over the largest expected magnitude; infinite where only one of both is NaN or infinite."""
-    actual, expected = actual.double(), expected.double()
+    actual, expected = actual.detach().double(), expected.detach().double()
     finite = expected.isfinite()
     if not torch.equal(actual.isfinite(), finite):
         return float("inf")
     difference = (actual - expected)[finite].abs()
     if difference.numel() == 0:
         return 0.0
-    return float(difference.max() / expected[finite].abs().max().clamp_min(torch.finfo(torch.float32).tiny))
+    scale = expected[finite].abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    return (difference.max() / scale).item()

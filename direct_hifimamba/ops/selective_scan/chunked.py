@@ -1,0 +1,349 @@
+"""Selective scan in plain PyTorch: the sequence is cut into chunks that are scanned side by side.
+
+The recurrence is linear in the state, so a chunk turns the state `h` it is entered with into ``P * h + q``, where `P`
+is the product of its decays and `q` its final state when entered with zero. A scan therefore takes three passes: all
+chunks from zero in lockstep (gives `q`), a short sequential pass over the chunks (gives the entering states), and all
+chunks in lockstep again from there. Nothing is ever divided by a product of decays, so decays that underflow are zeros
+and no more.
+
+Only so many chunks (lanes) run in lockstep that the tensors of one step stay in cache; blocks of lanes follow one
+another. The forward pass keeps the state at the beginning of each chunk alone; the backward pass recomputes the others
+block by block. Every operation is elementwise or a sum, so results are reproducible bit by bit, and the global
+precision of matrix products (TF32, bfloat16) has no effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+
+#: Steps per chunk. Kept states are 1 / CHUNK of all states; recomputed ones take CHUNK steps of a block.
+CHUNK = 32
+
+
+def _elements_per_step(device: torch.device) -> int:
+    """Size to aim at for one step of a block: hides the cost of a call, yet fits the cache of a CPU core."""
+    return 2**16 if device.type == "cpu" else 2**22
+
+
+@dataclass(frozen=True)
+class _Tiling:
+    """How sequences are cut into blocks of `lanes` chunks of `chunk` steps, the last block padded with zeros.
+
+    A block of a tensor is held time first. One step of a sequence such as `u` has the shape (batch, lanes, groups,
+    channels per group), one step of the states (state, batch, lanes, groups, channels per group).
+    """
+
+    batch: int
+    groups: int
+    length: int
+    chunk: int
+    lanes: int
+
+    @classmethod
+    def of(cls, u: torch.Tensor, B: torch.Tensor) -> _Tiling:
+        batch, channels, length = u.shape
+        groups, state = B.shape[1:3]
+        chunk = min(CHUNK, length)
+        chunks = -(-length // chunk)
+        blocks = -(-chunks // max(1, _elements_per_step(u.device) // (batch * channels * state)))
+        return cls(batch, groups, length, chunk, lanes=-(-chunks // blocks))
+
+    @property
+    def blocks(self) -> list[slice]:
+        steps = self.lanes * self.chunk
+        return [slice(start, min(start + steps, self.length)) for start in range(0, self.length, steps)]
+
+    def load(self, x: torch.Tensor) -> torch.Tensor:
+        """Copy a block of `u` or the like, (batch, channels, time), to (chunk, *step of a sequence)."""
+        x = F.pad(x, (0, self.lanes * self.chunk - x.shape[-1]))
+        x = x.unflatten(1, (self.groups, -1)).unflatten(-1, (self.lanes, self.chunk))
+        return x.permute(4, 0, 3, 1, 2).contiguous()
+
+    def load_matrix(self, x: torch.Tensor) -> torch.Tensor:
+        """Copy a block of `B` or `C`, (batch, groups, state, time), to (chunk, *step of the states), channels = 1."""
+        return self.load(x.flatten(1, 2)).movedim(-1, 1).unsqueeze(-1)
+
+    def store(self, x: torch.Tensor, target: torch.Tensor) -> None:
+        """Copy (chunk, *step of a sequence) to the block `target`, (batch, channels, time): the reverse of `load`."""
+        x = x.permute(1, 3, 4, 2, 0)
+        if target.shape[-1] < self.lanes * self.chunk:
+            x = x.reshape(*x.shape[:3], 1, -1)[..., : target.shape[-1]]
+        target.unflatten(1, x.shape[1:3]).unflatten(-1, x.shape[3:]).copy_(x)
+
+    def store_matrix(self, x: torch.Tensor, target: torch.Tensor) -> None:
+        """Copy (chunk, *step of the states), channels = 1, to the block `target`, (batch, groups, state, time)."""
+        x = x.squeeze(-1).permute(2, 4, 1, 3, 0).flatten(3)
+        target.copy_(x[..., : target.shape[-1]])
+
+    def spread(self, A: torch.Tensor) -> torch.Tensor:
+        """Repeat `A`, (channels, state), for every batch and lane: one step of the states."""
+        A = A.t().unflatten(1, (1, 1, self.groups, -1))
+        return A.expand(-1, self.batch, self.lanes, -1, -1).contiguous()
+
+    def per_channel(self, x: torch.Tensor) -> torch.Tensor:
+        """View (channels,) so that it broadcasts with steps of a sequence."""
+        return x.unflatten(0, (self.groups, -1))
+
+    def gather(self, x: torch.Tensor) -> torch.Tensor:
+        """Sum one step of the states over batch and lanes to (channels, state): the adjoint of `spread`."""
+        return x.sum((1, 2)).flatten(1).t()
+
+
+class _Block(NamedTuple):
+    """Inputs of one block, time first; `delta` is the step size after bias and softplus, `drive` is delta times u."""
+
+    u: torch.Tensor
+    delta: torch.Tensor
+    drive: torch.Tensor
+    B: torch.Tensor
+    C: torch.Tensor
+    z: torch.Tensor | None
+
+    @classmethod
+    def load(
+        cls,
+        tiling: _Tiling,
+        time: slice,
+        u: torch.Tensor,
+        delta: torch.Tensor,
+        B: torch.Tensor,
+        C: torch.Tensor,
+        z: torch.Tensor | None,
+        delta_bias: torch.Tensor | None,
+        delta_softplus: bool,
+    ) -> _Block:
+        delta = delta[..., time]
+        if delta_bias is not None:
+            delta = delta + delta_bias[:, None]
+        if delta_softplus:
+            delta = F.softplus(delta)
+        u, delta = tiling.load(u[..., time]), tiling.load(delta)
+        B, C = tiling.load_matrix(B[..., time]), tiling.load_matrix(C[..., time])
+        return cls(u, delta, delta * u, B, C, None if z is None else tiling.load(z[..., time]))
+
+
+def _chain_lanes(local: torch.Tensor, decay: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+    """What each lane is entered with.
+
+    Parameters
+    ----------
+    local, decay : torch.Tensor
+        What each lane ends with when entered with zero, and the product of its decays: one step of the states each.
+    first : torch.Tensor
+        What lane 0 is entered with, (state, batch, groups, channels per group).
+    """
+    entering = [first]
+    for local_i, decay_i in zip(local.unbind(2)[:-1], decay.unbind(2)[:-1], strict=True):
+        entering.append(torch.addcmul(local_i, decay_i, entering[-1]))
+    return torch.stack(entering, dim=2)
+
+
+def _enter_forward(x: _Block, A: torch.Tensor, carry: torch.Tensor) -> torch.Tensor:
+    """States that the lanes of a block are entered with, `carry` being that of the first lane."""
+    local = torch.zeros_like(A)
+    if local.shape[2] > 1:
+        scratch = torch.empty_like(A)
+        for delta_t, drive_t, B_t in zip(x.delta, x.drive, x.B, strict=True):
+            decay = torch.mul(delta_t, A, out=scratch).exp_()
+            local.mul_(decay).addcmul_(B_t, drive_t)
+    return _chain_lanes(local, torch.exp(x.delta.sum(0) * A), carry)
+
+
+def _scan(x: _Block, A: torch.Tensor, entering: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output without skip and gate, and the final states of the lanes."""
+    state, scratch = entering.clone(), torch.empty_like(A)
+    y = torch.empty_like(x.u)
+    for delta_t, drive_t, B_t, C_t, y_t in zip(x.delta, x.drive, x.B, x.C, y, strict=True):
+        decay = torch.mul(delta_t, A, out=scratch).exp_()
+        state.mul_(decay).addcmul_(B_t, drive_t)
+        torch.sum(torch.mul(state, C_t, out=scratch), 0, out=y_t)
+    return y, state
+
+
+def _forward(
+    u: torch.Tensor,
+    delta: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor | None,
+    z: torch.Tensor | None,
+    delta_bias: torch.Tensor | None,
+    delta_softplus: bool,
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The whole scan, and the states that the lanes of each block are entered with."""
+    tiling = _Tiling.of(u, B)
+    A = tiling.spread(A)
+    carry = torch.zeros_like(A[:, :, 0])
+    y = torch.empty_like(u)
+    entering = []
+    for time in tiling.blocks:
+        x = _Block.load(tiling, time, u, delta, B, C, z, delta_bias, delta_softplus)
+        entering.append(_enter_forward(x, A, carry))
+        y_block, final = _scan(x, A, entering[-1])
+        carry = final[:, :, -1]
+        if D is not None:
+            y_block.addcmul_(x.u, tiling.per_channel(D))
+        if x.z is not None:
+            y_block.mul_(F.silu(x.z))
+        tiling.store(y_block, y[..., time])
+    return y, entering
+
+
+class _Trajectory:
+    """Decays and states of every step of one block, recomputed for the backward pass, and its gradients.
+
+    Gradients are with respect to `_Block.drive` and to the step size and `A` where they enter the decay.
+    """
+
+    def __init__(self, A: torch.Tensor, chunk: int) -> None:
+        self.A = A
+        self.decays = A.new_empty(chunk, *A.shape)
+        self.states = A.new_empty(chunk + 1, *A.shape)  # those before each step, then the final ones
+        self.scratch = torch.empty_like(A)
+
+    def recompute(self, x: _Block, entering: torch.Tensor) -> None:
+        self.states[0] = entering
+        for t, decay in enumerate(self.decays):
+            torch.mul(x.delta[t], self.A, out=decay).exp_()
+            torch.mul(decay, self.states[t], out=self.states[t + 1]).addcmul_(x.B[t], x.drive[t])
+
+    def output(self, x: _Block) -> torch.Tensor:
+        y = torch.empty_like(x.u)
+        for t, y_t in enumerate(y):
+            torch.sum(torch.mul(self.states[t + 1], x.C[t], out=self.scratch), 0, out=y_t)
+        return y
+
+    def enter_backward(self, x: _Block, grad: torch.Tensor, carry: torch.Tensor) -> torch.Tensor:
+        """Gradients of the final states of the lanes, `carry` being that of the last lane."""
+        local = torch.zeros_like(self.A)
+        if local.shape[2] > 1:
+            for t in reversed(range(len(grad))):
+                local.addcmul_(x.C[t], grad[t]).mul_(self.decays[t])
+        decay = torch.exp(x.delta.sum(0) * self.A)
+        return _chain_lanes(local.flip(2), decay.flip(2), carry).flip(2)
+
+    def gradients(
+        self, x: _Block, grad: torch.Tensor, adjoint: torch.Tensor, needed: Collection[str]
+    ) -> dict[str, torch.Tensor]:
+        """Walk back from the gradients `adjoint` of the final states, which become those of the entering states.
+
+        Of the gradients in `needed`, "drive", "B" and "C" are those of the entries of the block, "A" and "delta" those
+        of the two factors of the decay's exponent.
+        """
+        d = {name: torch.empty_like(getattr(x, name)) for name in needed if name != "A"}
+        if "A" in needed:
+            d["A"] = torch.zeros_like(self.A)
+        for t in reversed(range(len(grad))):
+            adjoint.addcmul_(x.C[t], grad[t])
+            if "C" in d:
+                torch.sum(torch.mul(self.states[t + 1], grad[t], out=self.scratch), -1, keepdim=True, out=d["C"][t])
+            if "B" in d:
+                torch.sum(torch.mul(adjoint, x.drive[t], out=self.scratch), -1, keepdim=True, out=d["B"][t])
+            if "drive" in d:
+                torch.sum(torch.mul(adjoint, x.B[t], out=self.scratch), 0, out=d["drive"][t])
+            adjoint.mul_(self.decays[t])
+            if "A" in d or "delta" in d:
+                exponent = torch.mul(adjoint, self.states[t], out=self.scratch)
+                if "A" in d:
+                    d["A"].addcmul_(exponent, x.delta[t])
+                if "delta" in d:
+                    torch.sum(exponent.mul_(self.A), 0, out=d["delta"][t])
+        return d
+
+
+class _ChunkedScan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, delta_softplus: bool, *tensors: torch.Tensor | None) -> torch.Tensor:
+        y, entering = _forward(*tensors, delta_softplus)  # type: ignore[arg-type]
+        ctx.save_for_backward(*tensors, *entering)
+        ctx.delta_softplus = delta_softplus
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        u, delta, A, B, C, D, z, delta_bias, *entering = ctx.saved_tensors
+        grads = [
+            torch.zeros_like(tensor) if needed else None
+            for tensor, needed in zip(ctx.saved_tensors[:8], ctx.needs_input_grad[1:], strict=True)
+        ]
+        du, ddelta, dA, dB, dC, dD, dz, dbias = grads
+        needed = [name for name, tensor in (("A", dA), ("B", dB), ("C", dC)) if tensor is not None]
+        if ddelta is not None or dbias is not None:
+            needed += ["drive", "delta"]
+        elif du is not None:
+            needed += ["drive"]
+
+        tiling = _Tiling.of(u, B)
+        trajectory = _Trajectory(tiling.spread(A), tiling.chunk)
+        carry = torch.zeros_like(trajectory.A[:, :, 0])
+        for time, states in zip(reversed(tiling.blocks), reversed(entering), strict=True):
+            x = _Block.load(tiling, time, u, delta, B, C, z, delta_bias, ctx.delta_softplus)
+            trajectory.recompute(x, states)
+
+            dy = tiling.load(grad[..., time])
+            if x.z is not None:
+                gate = torch.sigmoid(x.z)
+                if dz is not None:
+                    y = trajectory.output(x)
+                    if D is not None:
+                        y.addcmul_(x.u, tiling.per_channel(D))
+                    tiling.store(dy * y * gate * (1 + x.z * (1 - gate)), dz[..., time])
+                dy *= x.z * gate
+            if dD is not None:
+                dD += (dy * x.u).sum((0, 1, 2)).flatten()
+
+            adjoint = trajectory.enter_backward(x, dy, carry)
+            d = trajectory.gradients(x, dy, adjoint, needed)
+            carry = adjoint[:, :, 0]
+
+            if dA is not None:
+                dA += tiling.gather(d["A"])
+            if dB is not None:
+                tiling.store_matrix(d["B"], dB[..., time])
+            if dC is not None:
+                tiling.store_matrix(d["C"], dC[..., time])
+            if "delta" in d:
+                step = d["drive"] * x.u + d["delta"]
+                if ctx.delta_softplus:
+                    step *= -torch.expm1(-x.delta)  # the sigmoid of what softplus was applied to
+                if ddelta is not None:
+                    tiling.store(step, ddelta[..., time])
+                if dbias is not None:
+                    dbias += step.sum((0, 1, 2)).flatten()
+            if du is not None:
+                drive = d["drive"] * x.delta
+                if D is not None:
+                    drive.addcmul_(dy, tiling.per_channel(D))
+                tiling.store(drive, du[..., time])
+        return None, *grads
+
+
+def selective_scan_chunked(
+    u: torch.Tensor,
+    delta: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor | None,
+    z: torch.Tensor | None,
+    delta_bias: torch.Tensor | None,
+    delta_softplus: bool,
+) -> torch.Tensor:
+    """Selective scan in chunks, on any device, in float32 or float64; the output has the strides of `u`.
+
+    Shapes are those of :func:`direct_hifimamba.ops.selective_scan.selective_scan` with `B` and `C` of shape
+    (batch, groups, state, length). It can be differentiated once; beside its arguments it keeps 1 / `CHUNK` of the
+    states for that.
+    """
+    tensors = (u, delta, A, B, C, D, z, delta_bias)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return _ChunkedScan.apply(delta_softplus, *tensors)
+    return _forward(*tensors, delta_softplus)[0]
