@@ -1,0 +1,35 @@
+"""DIRECT's centred, orthonormal Fourier transform for numpy arrays."""
+
+import numpy as np
+import torch
+from direct.data import transforms
+from numpy.typing import NDArray
+
+
+def image_to_kspace(image: NDArray[np.complex64]) -> NDArray[np.complex64]:
+    """Centred, orthonormal 2-D Fourier transform of the last two axes: DIRECT's `fft2` with its default options."""
+    return transforms.fft2(torch.from_numpy(image), dim=_spatial_dims(image), complex_input=False).numpy()
+
+
+def kspace_to_image(kspace: NDArray[np.complex64]) -> NDArray[np.complex64]:
+    """Inverse of :func:`image_to_kspace`."""
+    return transforms.ifft2(torch.from_numpy(kspace), dim=_spatial_dims(kspace), complex_input=False).numpy()
+
+
+def root_sum_of_squares(kspace: NDArray[np.complex64]) -> NDArray[np.float32]:
+    """Magnitude image of fully sampled k-space as DIRECT computes its target.
+
+    Parameters
+    ----------
+    kspace : complex64 array of shape ([coil, ]height, width)
+
+    Returns
+    -------
+    float32 array of shape (height, width)
+    """
+    image = kspace_to_image(kspace)
+    return np.abs(image) if image.ndim == 2 else np.linalg.norm(image, axis=0)
+
+
+def _spatial_dims(array: NDArray[np.complex64]) -> tuple[int, int]:
+    return array.ndim - 2, array.ndim - 1

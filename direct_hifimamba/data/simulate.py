@@ -1,0 +1,471 @@
+"""Simulated k-space from magnitude images: NIfTI volumes in, fastMRI-style HDF5 out.
+
+The coils, the phase and the noise are invented; results on such data say nothing about measured k-space, and every file
+says that it is `simulated from magnitude`.
+"""
+
+import argparse
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from skimage.transform import resize
+from tqdm import tqdm
+
+import direct_hifimamba
+from direct_hifimamba.data.fourier import image_to_kspace
+from direct_hifimamba.data.hdf5 import PARTIAL_SUFFIX, read_provenance, write_volume
+from direct_hifimamba.data.masks import MaskOptions, draw_mask
+from direct_hifimamba.data.seeding import seed_from_name
+
+try:
+    import nibabel
+    from nibabel.filebasedimages import ImageFileError
+except ImportError as error:
+    raise ImportError("NIfTI files are read with nibabel; install it: pip install 'direct-hifimamba[data]'") from error
+
+TEMPLATE = "icbm152"
+ORIGIN = "simulated from magnitude"
+
+FOREGROUND_LEVEL = 0.1
+"""A voxel is foreground above this fraction of the maximum of its volume."""
+
+MIN_FOREGROUND = 0.01
+"""A slice with a smaller fraction of foreground is blank. DIRECT cannot scale blank slices."""
+
+COIL_RADIUS = 1.2
+"""Distance of the coils from the centre, in half widths of the image; their profiles have a standard deviation of 1."""
+
+# Axes of a volume in RAS+ order that become slices, rows and columns. Rows run from anterior or superior downwards.
+ORIENTATIONS = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
+
+
+@dataclass(frozen=True)
+class SimulationOptions:
+    """What to simulate; stored with every file.
+
+    Attributes
+    ----------
+    num_coils : int
+        1 gives single-coil k-space without a coil axis.
+    snr : float, optional
+        Mean foreground magnitude of the volume, cut and resampled, divided by the standard deviation of the noise in
+        the real part (and, independently, in the imaginary part) of every k-space sample. Since the Fourier transform
+        is orthonormal and the coil sensitivities have unit norm, it is also the noise of each coil image and of the
+        optimally combined image. None: no noise.
+    phase : float
+        Bound of the smooth phase of the object, in radians.
+    orientation : str
+        `axial`, `coronal` or `sagittal`, after reordering the axes to the closest RAS+ order. No oblique resampling.
+    slices : sequence of two ints, optional
+        First and one past last slice as in a Python slice, counted from inferior, posterior or left. None: all.
+    slab : int, optional
+        Write a file of its own for so many slices. None: one file per volume.
+    voxel_size : float, optional
+        In-plane size of the pixels in mm to resample to. None: as they are.
+    size : sequence of two ints, optional
+        Height and width to crop and zero-pad to, about the centre. None: as they are.
+    mask : MaskOptions, optional
+        Evaluation mask to store. None: no mask.
+    seed : int
+    """
+
+    num_coils: int = 8
+    snr: float | None = None
+    phase: float = 1.0
+    orientation: str = "axial"
+    slices: Sequence[int] | None = None
+    slab: int | None = None
+    voxel_size: float | None = None
+    size: Sequence[int] | None = None
+    mask: MaskOptions | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        counts = {"num_coils": self.num_coils, "slab": self.slab, "size": min(self.size or (1,))}
+        for name, count in counts.items():
+            if count is not None and count < 1:
+                raise ValueError(f"{name} is {count}; expected at least 1.")
+        for name, value in {"snr": self.snr, "voxel_size": self.voxel_size}.items():
+            if value is not None and not 0 < value < np.inf:
+                raise ValueError(f"{name} is {value}; expected a finite number above 0.")
+        if not 0 <= self.phase < np.inf:
+            raise ValueError(f"phase is {self.phase}; expected a finite number of radians from 0 up.")
+        if self.orientation not in ORIENTATIONS:
+            raise ValueError(f"orientation is {self.orientation!r}; expected one of {', '.join(ORIENTATIONS)}.")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A NIfTI file under the name that its simulated volumes get."""
+
+    name: str
+    path: Path
+
+    def provenance(self) -> dict[str, str]:
+        """File name and SHA-256 of the file."""
+        with self.path.open("rb") as file:
+            return {"name": self.path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def find_sources(source: str) -> list[Source]:
+    """The NIfTI files that `source` means.
+
+    Parameters
+    ----------
+    source : str
+        A NIfTI file, a folder of them, or `icbm152`: the averaged T1-weighted brain that nilearn ships.
+
+    Returns
+    -------
+    list of Source
+
+    Raises
+    ------
+    ImportError
+        If the template is asked for and nilearn is not installed.
+    FileNotFoundError
+        If there is no such file or no NIfTI file in the folder.
+    ValueError
+        If two files of the folder would get the same name.
+    """
+    if source == TEMPLATE:
+        try:
+            from nilearn.datasets import MNI152_FILE_PATH
+        except ImportError as error:
+            raise ImportError(
+                f"The template {TEMPLATE} comes with nilearn; install it: pip install 'direct-hifimamba[data]'"
+            ) from error
+        return [Source(TEMPLATE, Path(MNI152_FILE_PATH))]
+    path = Path(source)
+    if path.is_dir():
+        paths = sorted(entry for entry in path.iterdir() if entry.name.endswith((".nii", ".nii.gz")))
+        if not paths:
+            raise FileNotFoundError(f"There is no .nii or .nii.gz file in the folder {source}.")
+    elif path.is_file():
+        paths = [path]
+    else:
+        raise FileNotFoundError(
+            f"{source} does not exist; expected a NIfTI file, a folder of NIfTI files or the word {TEMPLATE}."
+        )
+    sources = [Source(entry.name.removesuffix(".gz").removesuffix(".nii"), entry) for entry in paths]
+    names = [entry.name for entry in sources]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"The folder {source} has both {name}.nii and {name}.nii.gz; remove one of them.")
+    return sources
+
+
+def load_magnitude(path: Path, options: SimulationOptions) -> NDArray[np.float32]:
+    """Read a NIfTI magnitude volume as a stack of upright slices.
+
+    Parameters
+    ----------
+    path : Path
+    options : SimulationOptions
+        Of which `orientation`, `voxel_size` and `size` are used.
+
+    Returns
+    -------
+    float32 array of shape (slices, height, width), in the units of the file
+
+    Raises
+    ------
+    ValueError
+        If the file is unreadable or no usable magnitude volume.
+    """
+    try:
+        image = nibabel.squeeze_image(nibabel.load(path))
+        voxels = np.asanyarray(image.dataobj)
+    except (ImageFileError, EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read as NIfTI: {error}") from error
+    _check_magnitude(path, voxels)
+    canonical = nibabel.as_closest_canonical(image)
+    axes = ORIENTATIONS[options.orientation]
+    volume = canonical.get_fdata(dtype=np.float32).transpose(axes)[:, ::-1]
+    if options.voxel_size is not None:
+        spacing = np.array(canonical.header.get_zooms())[list(axes)][1:]
+        height, width = np.maximum(1, np.rint(volume.shape[1:] * spacing / options.voxel_size)).astype(int)
+        volume = resize(volume, (len(volume), height, width), order=1, mode="edge", anti_aliasing=True)
+    if options.size is not None:
+        volume = _crop_or_pad(volume, options.size)
+    return np.ascontiguousarray(volume, dtype=np.float32)
+
+
+def _check_magnitude(path: Path, voxels: NDArray[Any]) -> None:
+    if voxels.ndim != 3:
+        raise ValueError(f"{path} has the shape {voxels.shape}; expected one 3-D volume. Split a series into volumes.")
+    if voxels.dtype.kind not in "iuf":
+        raise ValueError(f"{path} holds values of type {voxels.dtype}; expected real magnitudes.")
+    if voxels.size == 0:
+        raise ValueError(f"{path} has the shape {voxels.shape} and so no voxel.")
+    if not np.isfinite(voxels).all():
+        raise ValueError(f"{path} has {np.sum(~np.isfinite(voxels))} voxels that are NaN or infinite; replace them.")
+    if voxels.min() < 0:
+        raise ValueError(f"{path} has values down to {voxels.min():g}; expected magnitudes, from 0 up.")
+    if voxels.min() == voxels.max():
+        raise ValueError(f"{path} is constant: every voxel is {voxels.max():g}; there is nothing to reconstruct.")
+
+
+def _crop_or_pad(volume: NDArray[np.float32], size: Sequence[int]) -> NDArray[np.float32]:
+    """Centre crop and zero-pad the last two axes; the centre is DIRECT's, index `length // 2`."""
+    for axis, length in zip((1, 2), size, strict=True):
+        surplus = volume.shape[axis] // 2 - length // 2
+        volume = volume.take(range(max(0, surplus), min(volume.shape[axis], surplus + length)), axis)
+        padding = [(0, 0)] * volume.ndim
+        padding[axis] = (max(0, -surplus), length - volume.shape[axis] - max(0, -surplus))
+        volume = np.pad(volume, padding)
+    return volume
+
+
+def simulate_sensitivity_map(
+    height: float, shape: tuple[int, int], num_coils: int, seed: np.random.SeedSequence
+) -> NDArray[np.complex64]:
+    """Smooth complex sensitivities of a ring of coils in one slice, of unit norm over the coils.
+
+    The coils stand around the slice axis, turned and shifted along it at random. Each has a Gaussian profile about its
+    place and a phase that is linear in space.
+
+    Parameters
+    ----------
+    height : float
+        Place of the slice in the volume, from -1 to 1.
+    shape : tuple of ints
+        Height and width of the slice.
+    num_coils : int
+    seed : numpy.random.SeedSequence
+        The same seed means the same coils for every slice.
+
+    Returns
+    -------
+    complex64 array of shape (coil, height, width)
+        Sum over the coils of the squared magnitude is 1 everywhere.
+    """
+    rng = np.random.default_rng(seed)
+    angle = 2 * np.pi * (np.arange(num_coils) / num_coils + rng.uniform())
+    places = COIL_RADIUS * np.stack([np.sin(angle), np.cos(angle), rng.uniform(-0.5, 0.5, num_coils)], axis=-1)
+    slopes = rng.uniform(-1, 1, (num_coils, 3))
+    offsets = rng.uniform(-np.pi, np.pi, num_coils)
+
+    position = _positions(height, shape)
+    squared_distance = np.square(position - places[:, None, None]).sum(-1)
+    phase = (position * slopes[:, None, None]).sum(-1) + offsets[:, None, None]
+    sensitivity_map = np.exp(-squared_distance / 2 + 1j * phase)
+    return (sensitivity_map / np.linalg.norm(sensitivity_map, axis=0)).astype(np.complex64)
+
+
+def simulate_phase(
+    height: float, shape: tuple[int, int], bound: float, seed: np.random.SeedSequence
+) -> NDArray[np.complex64]:
+    """Phase factor of the object in one slice, the phase a random polynomial of second degree in space.
+
+    Parameters
+    ----------
+    height : float
+        Place of the slice in the volume, from -1 to 1.
+    shape : tuple of ints
+        Height and width of the slice.
+    bound : float
+        Limit of the magnitude of the phase, in radians.
+    seed : numpy.random.SeedSequence
+        The same seed means the same polynomial for every slice.
+
+    Returns
+    -------
+    complex64 array of shape (height, width), of magnitude 1
+    """
+    y, x, z = np.moveaxis(_positions(height, shape), -1, 0)
+    monomials = np.stack([y, x, z, y * y, x * x, z * z, y * x, x * z, z * y])
+    weights = np.random.default_rng(seed).uniform(-1, 1, len(monomials))
+    phase = bound * np.tensordot(weights / np.abs(weights).sum(), monomials, axes=1)
+    return np.exp(1j * phase).astype(np.complex64)
+
+
+def _positions(height: float, shape: tuple[int, int]) -> NDArray[np.float64]:
+    """Places of the pixels of a slice, of shape (height, width, 3), every coordinate from -1 to 1."""
+    axes = (np.linspace(-1, 1, shape[0]), np.linspace(-1, 1, shape[1]), height)
+    return np.stack(np.broadcast_arrays(*np.meshgrid(*axes, indexing="ij", sparse=True)), axis=-1)[:, :, 0]
+
+
+def simulate_volume(
+    source: Source, output: Path, options: SimulationOptions, provenance: dict[str, Any]
+) -> Iterator[Path]:
+    """Simulate the files of one volume, but for those that are there already.
+
+    Parameters
+    ----------
+    source : Source
+    output : Path
+        Folder to write to.
+    options : SimulationOptions
+    provenance : dict
+        What to store with the files beside slices, noise and mask.
+
+    Yields
+    ------
+    Path
+        Of every file of the volume, once it is complete.
+
+    Raises
+    ------
+    ValueError
+        If the file is no usable volume or if no slice of the range has anything in it.
+    """
+    volume = load_magnitude(source.path, options)
+    foreground = volume > FOREGROUND_LEVEL * volume.max()
+    noise_std = 0.0 if options.snr is None else float(volume[foreground].mean(dtype=np.float64) / options.snr)
+    kept = [
+        index
+        for index in range(len(volume))[slice(*(options.slices or (None,)))]
+        if foreground[index].mean() >= MIN_FOREGROUND
+    ]
+    if not kept:
+        raise ValueError(
+            f"{source.path} has no slice with foreground in slices {options.slices} of its {len(volume)} "
+            f"{options.orientation} slices; choose another range."
+        )
+    shape = (volume.shape[1], volume.shape[2])
+    heights = np.linspace(-1, 1, len(volume))
+    coil_seed, phase_seed = np.random.SeedSequence(seed_from_name(source.name, options.seed)).spawn(2)
+
+    def simulate_slices(indices: list[int], rng: np.random.Generator) -> Iterator[NDArray[np.complex64]]:
+        for index in indices:
+            image = volume[index] * simulate_phase(heights[index], shape, options.phase, phase_seed)
+            kspace = image_to_kspace(
+                image * simulate_sensitivity_map(heights[index], shape, options.num_coils, coil_seed)
+            )
+            noise = rng.standard_normal((2, *kspace.shape), np.float32)
+            kspace += np.float32(noise_std) * (noise[0] + 1j * noise[1])
+            yield kspace[0] if options.num_coils == 1 else kspace
+
+    with tqdm(total=len(kept), desc=source.name, unit="slice") as progress:
+        for indices in _split(kept, options.slab):
+            name = source.name if options.slab is None else f"{source.name}_{indices[0]:03d}-{indices[-1]:03d}"
+            path = output / f"{name}.h5"
+            if not path.exists():
+                mask = draw_mask(options.mask, shape, path.name, options.seed) if options.mask else None
+                record = {
+                    **provenance,
+                    "slices": indices,
+                    "noise_std": noise_std,
+                    "mask": mask.provenance() if mask else None,
+                }
+                kspace = simulate_slices(indices, np.random.default_rng(seed_from_name(name, options.seed)))
+                write_volume(path, kspace, record, mask.lines if mask else None)
+            progress.update(len(indices))
+            yield path
+
+
+def _split(indices: list[int], length: int | None) -> list[list[int]]:
+    length = length or len(indices)
+    return [indices[start : start + length] for start in range(0, len(indices), length)]
+
+
+def simulate(source: str, output: Path, options: SimulationOptions) -> list[Path]:
+    """Simulate every volume of a source into a folder. An interrupted simulation is taken up where it stopped.
+
+    Parameters
+    ----------
+    source : str
+        See :func:`find_sources`.
+    output : Path
+        New or empty folder, or that of the same simulation.
+    options : SimulationOptions
+
+    Returns
+    -------
+    list of Path
+        The files of the data set.
+
+    Raises
+    ------
+    FileExistsError
+        If the folder holds anything else.
+    """
+    stored_options = json.loads(json.dumps(asdict(options)))  # as they come back: lists for tuples
+    records = [
+        (entry, {"origin": ORIGIN, "source": entry.provenance(), "options": stored_options})
+        for entry in find_sources(source)
+    ]
+    _check_output(output, [record for _, record in records])
+    output.mkdir(parents=True, exist_ok=True)
+    versions = {name: version(name) for name in ("direct-recon", "numpy", "torch", "nibabel", "scikit-image")}
+    versions["direct-hifimamba"] = direct_hifimamba.__version__
+    return [
+        path
+        for entry, record in records
+        for path in simulate_volume(entry, output, options, {**record, "versions": versions})
+    ]
+
+
+def _check_output(output: Path, records: list[dict[str, Any]]) -> None:
+    if output.exists() and not output.is_dir():
+        raise NotADirectoryError(f"The output {output} is a file; expected a folder.")
+    for entry in output.iterdir() if output.exists() else ():
+        if entry.name.endswith(PARTIAL_SUFFIX):
+            continue
+        stored = read_provenance(entry) or {}
+        if not any(all(stored.get(key) == value for key, value in record.items()) for record in records):
+            raise FileExistsError(
+                f"The output folder {output} already holds {entry.name}, which is not of this simulation; choose a new "
+                "folder, or remove this one."
+            )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `direct-hifimamba simulate`."""
+    defaults = SimulationOptions()
+    parser.add_argument(
+        "source", help=f"NIfTI magnitude volume, folder of them, or {TEMPLATE} for the averaged brain in nilearn"
+    )
+    parser.add_argument("output", type=Path, help="folder for the HDF5 files: new, empty, or to be completed")
+    parser.add_argument("--coils", type=int, default=defaults.num_coils, help="number of coils (default: %(default)s)")
+    parser.add_argument(
+        "--snr", type=float, help="mean foreground signal over noise standard deviation (default: no noise)"
+    )
+    parser.add_argument(
+        "--phase", type=float, default=defaults.phase, help="bound of the object's phase, rad (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--orientation", choices=ORIENTATIONS, default=defaults.orientation, help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--slices", type=int, nargs=2, metavar=("START", "STOP"), help="range of slices, STOP excluded (default: all)"
+    )
+    parser.add_argument("--slab", type=int, metavar="N", help="write a file for every N slices (default: for a volume)")
+    parser.add_argument("--voxel-size", type=float, metavar="MM", help="resample the pixels to this size")
+    parser.add_argument(
+        "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="crop and zero-pad the slices to this size"
+    )
+    parser.add_argument(
+        "--mask",
+        nargs=3,
+        metavar=("NAME", "ACCELERATION", "CENTER_FRACTION"),
+        help="store an evaluation mask of a DIRECT mask function, such as FastMRIEquispaced 4 0.08 (default: none)",
+    )
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="default: %(default)s")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run `direct-hifimamba simulate`."""
+    options = SimulationOptions(
+        num_coils=args.coils,
+        snr=args.snr,
+        phase=args.phase,
+        orientation=args.orientation,
+        slices=args.slices,
+        slab=args.slab,
+        voxel_size=args.voxel_size,
+        size=args.size,
+        mask=args.mask and MaskOptions.from_words(args.mask),
+        seed=args.seed,
+    )
+    paths = simulate(args.source, args.output, options)
+    print(f"{len(paths)} files in {args.output}, {ORIGIN}")

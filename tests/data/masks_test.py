@@ -1,0 +1,52 @@
+"""Tests of direct_hifimamba.data.masks."""
+
+import pytest
+
+from direct_hifimamba.data.masks import MaskOptions, draw_mask
+
+
+@pytest.mark.parametrize(
+    ("acceleration", "center_fraction", "width", "num_center_lines"),
+    [(4, 0.08, 320, 26), (8, 0.04, 320, 13), (4, 0.08, 128, 10), (5.5, 0.06, 101, 6)],
+)
+def test_equispaced_mask_reaches_what_was_asked(acceleration, center_fraction, width, num_center_lines):
+    mask = draw_mask(MaskOptions("FastMRIEquispaced", acceleration, center_fraction), (24, width), "a.h5", seed=3)
+    assert mask.lines.shape == (width,)
+    assert mask.lines.dtype == bool
+    assert mask.acceleration == width / mask.lines.sum()
+    assert mask.acceleration == pytest.approx(acceleration, rel=0.06)
+    assert mask.num_center_lines == num_center_lines
+    start = (width - num_center_lines + 1) // 2
+    assert mask.lines[start : start + num_center_lines].all()
+
+
+def test_mask_depends_on_name_and_seed_alone():
+    def lines(name: str = "a.h5", seed: int = 0) -> list[bool]:
+        return draw_mask(MaskOptions("FastMRIRandom", 4, 0.08), (24, 128), name, seed).lines.tolist()
+
+    assert lines() == lines()
+    assert lines() != lines(name="b.h5")
+    assert lines() != lines(seed=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (MaskOptions("Cartoon", 4, 0.08), "no mask function 'Cartoon'"),
+        (MaskOptions("Radial", 4, 0.08), "Masks of Radial are no line masks"),
+        (MaskOptions("FastMRIEquispaced", 1, 0.08), "acceleration is 1; expected a number above 1"),
+        (MaskOptions("FastMRIEquispaced", float("nan"), 0.08), "acceleration is nan"),
+        (MaskOptions("FastMRIEquispaced", 4, 1.5), "center fraction is 1.5; expected a number between 0 and 1"),
+        (MaskOptions("FastMRIEquispaced", 4, 0.001), "samples .* of 64 columns; .* needs the centre column"),
+        (MaskOptions("FastMRIEquispaced", 1.01, 0.5), "samples .* of 64 columns; .* a gap on either side"),
+    ],
+)
+def test_unusable_mask_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        draw_mask(options, (24, 64), "a.h5", seed=0)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seed_out_of_range_is_refused(seed):
+    with pytest.raises(ValueError, match=f"seed is {seed}; expected"):
+        draw_mask(MaskOptions("FastMRIRandom", 4, 0.08), (24, 64), "a.h5", seed)
