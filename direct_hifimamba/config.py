@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -168,7 +169,8 @@ class HiFiMambaV2Config(ModelConfig):
                 self._require_type(field.name, str(field.type))
         self._require(
             "blocks_per_stage",
-            not isinstance(self.blocks_per_stage, (str, int)) and all(type(n) is int for n in self.blocks_per_stage),
+            isinstance(self.blocks_per_stage, Sequence)
+            and all(type(blocks) is int for blocks in self.blocks_per_stage),
             "a list of integers, one per stage",
         )
         self.blocks_per_stage = tuple(self.blocks_per_stage)  # from YAML it comes as a list of OmegaConf

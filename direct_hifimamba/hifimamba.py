@@ -40,7 +40,9 @@ class ImageUpdate(nn.Module):
     def __init__(self, config: HiFiMambaV2Config, operator: SenseOperator) -> None:
         super().__init__()
         self.residual = config.image_residual
-        self.prediction = PatchProjection(config.hidden_channels, config.patch_size)
+        # A correction starts small: what it is added to is an image already.
+        initial_scale = 0.1 if self.residual else 1.0
+        self.prediction = PatchProjection(config.hidden_channels, config.patch_size, initial_scale)
         self.data_consistency = DataConsistency(operator, soft=config.data_consistency == "soft")
 
     def forward(self, features: torch.Tensor, image: torch.Tensor, measurement: Measurement) -> torch.Tensor:
@@ -62,9 +64,7 @@ class Stage(nn.Module):
         The stage's blocks.
     """
 
-    def __init__(
-        self, config: HiFiMambaV2Config, operator: SenseOperator, blocks: Iterable[HiFiMambaBlock]
-    ) -> None:
+    def __init__(self, config: HiFiMambaV2Config, operator: SenseOperator, blocks: Iterable[HiFiMambaBlock]) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.update = ImageUpdate(config, operator)
@@ -125,10 +125,6 @@ class HiFiMambaV2(nn.Module):
         self.update = ImageUpdate(config, self.operator)
 
         initialise(self, config.initialisation)
-        if config.image_residual:
-            # A correction starts small: what it is added to is an image already.
-            for update in (self.update, *(stage.update for stage in self.stages)):
-                update.prediction.projection.weight.data.mul_(0.1)
 
     def forward(
         self, masked_kspace: torch.Tensor, sampling_mask: torch.Tensor, sensitivity_map: torch.Tensor

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
-import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from direct.data.transforms import fft2, ifft2
 from direct.types import FFTOperator
 from omegaconf import OmegaConf
 
+from direct_hifimamba.files import replace_when_complete
 from direct_hifimamba.hifimamba import HiFiMambaV2
 
 # Parameters that never act in the reference, its usage counters and its fixed filters.
@@ -28,8 +28,8 @@ _DROPPED = re.compile(
 
 # Regular expression of the reference's name -> name here, applied in order. Stages of blocks are layers 0, 2, 4 ...,
 # the data consistency after each is the next odd layer.
-_RENAMES: tuple[tuple[str, str], ...] = (
-    (r"^layers\.(\d+)\.", lambda match: f"stages.{int(match[1]) // 2}."),  # type: ignore[assignment]
+_RENAMES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
+    (r"^layers\.(\d+)\.", lambda match: f"stages.{int(match[1]) // 2}."),
     (r"^last_dc\.", ""),
     (r"unpatchify\.layer", "update.prediction.projection"),
     (r"patch_embed\.proj", "embedding.projection"),
@@ -183,3 +183,83 @@ def from_reference(
         raise ValueError(f"{len(problems)} keys of the state_dict do not fit: {'; '.join(sorted(problems))}.")
     model.load_state_dict(converted)
     return model
+
+
+def load_reference_checkpoint(path: Path) -> dict[str, torch.Tensor]:
+    """Read the state_dict of the authors' code from a file written by `torch.save`.
+
+    The state_dict may lie under one of the usual keys, and its names may carry the prefix of
+    DistributedDataParallel.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it cannot be read without running code that it contains, or holds no state_dict.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # torch.load raises whatever the damaged or unsafe content happens to cause
+        raise ValueError(
+            f"{path} cannot be read as tensors alone ({type(error).__name__}). Expected a file that torch.save wrote "
+            "from a state_dict; save the checkpoint's state_dict by itself."
+        ) from error
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise ValueError(f"{path} holds no state_dict; expected tensors by name, or these under the key 'state_dict'.")
+    return {name.removeprefix("module."): value for name, value in content.items()}
+
+
+def convert_checkpoint(source: Path, destination: Path) -> Path:
+    """Turn a checkpoint of the authors' code into one that `direct predict --checkpoint` loads.
+
+    Next to `destination`, with the suffix `.yaml`, its model configuration is written.
+
+    Parameters
+    ----------
+    source, destination : Path
+        File of the authors' code; file to write.
+
+    Returns
+    -------
+    Path
+        The configuration's path.
+
+    Raises
+    ------
+    FileExistsError
+        If a file that would be written exists.
+    FileNotFoundError, ValueError
+        If `source` is no checkpoint of the authors' HiFi-MambaV2.
+    """
+    config_path = destination.with_suffix(".yaml")
+    if config_path == destination:
+        raise ValueError(f"{destination} is the name of the configuration; expected another suffix, such as .pt.")
+    for path in (destination, config_path):
+        if path.exists():
+            raise FileExistsError(f"{path} exists; remove it or choose another name.")
+    state_dict = load_reference_checkpoint(source)
+    model = from_reference(state_dict, fft2, ifft2)
+    options = {"model_name": "hifimamba.hifimamba.HiFiMambaV2", **infer_options(state_dict)}
+    with replace_when_complete(destination) as checkpoint_file, replace_when_complete(config_path) as config_file:
+        torch.save({"model": model.state_dict()}, checkpoint_file)
+        OmegaConf.save({"model": options}, config_file)
+    return config_path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `direct-hifimamba convert-checkpoint`."""
+    parser.add_argument("source", type=Path, metavar="IN", help="checkpoint of the authors' code")
+    parser.add_argument("destination", type=Path, metavar="OUT", help="checkpoint to write, such as model_0.pt")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run `direct-hifimamba convert-checkpoint`."""
+    config_path = convert_checkpoint(args.source, args.destination)
+    print(f"Wrote {args.destination} for `direct predict --checkpoint` and its model configuration {config_path}.")

@@ -47,13 +47,15 @@ def check_measurement(
             "expected the same batch, coils, height and width."
         )
     batch, _, height, width, _ = masked_kspace.shape
+    mask_shape, full_mask_shape = tuple(sampling_mask.shape), (batch, 1, height, width, 1)
     if min(height, width) < _SMALLEST_SIZE:
         raise ValueError(f"masked_kspace is {height} x {width}; expected at least {_SMALLEST_SIZE} x {_SMALLEST_SIZE}.")
-    expected = (batch, 1, height, width, 1)
-    if sampling_mask.ndim != 5 or any(size not in (1, full) for size, full in zip(sampling_mask.shape, expected)):
+    if len(mask_shape) != 5 or any(
+        size not in (1, full) for size, full in zip(mask_shape, full_mask_shape, strict=True)
+    ):
         raise ValueError(
-            f"sampling_mask has shape {tuple(sampling_mask.shape)}; expected (batch, 1, height, width, 1) = {expected}, "
-            "where batch, height and width may be 1."
+            f"sampling_mask has shape {mask_shape}; expected (batch, 1, height, width, 1) = {full_mask_shape}, where "
+            "batch, height and width may be 1."
         )
     if not (sampling_mask != 0).flatten(1).any(dim=1).all():
         raise ValueError("sampling_mask samples nothing in at least one slice; expected at least one sample in each.")

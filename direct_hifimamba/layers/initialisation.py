@@ -8,26 +8,20 @@ from torch import nn
 from direct_hifimamba.layers.attention import ChannelAttention
 from direct_hifimamba.layers.bottleneck import InvertedBottleneck
 from direct_hifimamba.layers.moe import Router
+from direct_hifimamba.layers.patch import PatchProjection
 from direct_hifimamba.layers.selective_scan_2d import SelectiveScan2D
 
 _STD = 0.02
-
-
-def _initialise_projection(weight: torch.Tensor, scheme: str) -> None:
-    if scheme == "balanced":
-        nn.init.xavier_uniform_(weight)
-    else:
-        nn.init.trunc_normal_(weight, std=_STD)
 
 
 @torch.no_grad()
 def initialise(network: nn.Module, scheme: str) -> None:
     """Initialise all projections and depthwise convolutions of `network`; norms and state matrices stay as built.
 
-    "reference" draws them from a truncated normal of standard deviation 0.02, as the reference does. There the state
-    part of the selective scan starts about a thousand times smaller than its skip connection. "balanced" keeps the
-    scale of the signal instead: Xavier for projections, Kaiming for depthwise convolutions; routers stay small, so
-    that no expert starts with all pixels for sure.
+    "reference" draws them from a truncated normal of standard deviation 0.02, but for the projections to step size, B
+    and C and the channel attention, which stay at PyTorch's default. The state part of the selective scan then starts
+    about a thousand times smaller than its skip connection. "balanced" keeps the scale of the signal instead: Xavier
+    for projections, Kaiming for depthwise convolutions; routers stay small, so that none starts sure of its choice.
 
     Parameters
     ----------
@@ -38,7 +32,10 @@ def initialise(network: nn.Module, scheme: str) -> None:
     """
     for module in network.modules():
         if isinstance(module, nn.Linear):
-            _initialise_projection(module.weight, scheme)
+            if scheme == "balanced":
+                nn.init.xavier_uniform_(module.weight)
+            else:
+                nn.init.trunc_normal_(module.weight, std=_STD)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, InvertedBottleneck):
@@ -48,7 +45,11 @@ def initialise(network: nn.Module, scheme: str) -> None:
                 nn.init.trunc_normal_(module.depthwise.weight, std=_STD)
         elif isinstance(module, SelectiveScan2D):
             for weight in module.matrix_projection:
-                _initialise_projection(weight, scheme)
+                if scheme == "balanced":
+                    nn.init.xavier_uniform_(weight)
+                else:
+                    # Not the truncated normal: the reference keeps these outside of its linear layers.
+                    nn.init.kaiming_uniform_(weight, a=5**0.5)
             if module.steering:
                 # Both streams start with the same B and C projections.
                 module.steering_matrix_projection.copy_(module.matrix_projection[:, module.step_size_rank :])
@@ -56,6 +57,8 @@ def initialise(network: nn.Module, scheme: str) -> None:
     for module in network.modules():
         if isinstance(module, Router):
             nn.init.trunc_normal_(module.projection.weight, std=_STD)
+        elif isinstance(module, PatchProjection):
+            module.projection.weight.mul_(module.initial_scale)
         elif isinstance(module, ChannelAttention) and scheme == "reference":
             # A convolution in the reference, left at PyTorch's default.
             module.pointwise.reset_parameters()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -54,6 +56,7 @@ class Router(nn.Module):
 
     def __init__(self, channels: int, num_experts: int, top_k: int, gate: str) -> None:
         super().__init__()
+        self.num_experts = num_experts
         self.projection = nn.Linear(channels, num_experts)
         self.top_k = top_k
         self.gate = gate
@@ -81,6 +84,25 @@ def load_balancing_loss(routing: Routing) -> torch.Tensor:
     num_experts = routing.probabilities.shape[-1]
     fractions = torch.bincount(routing.experts.flatten(), minlength=num_experts) / routing.experts.numel()
     return num_experts * (routing.probabilities.mean(dim=0) * fractions).sum()
+
+
+@contextmanager
+def watch_routing(network: nn.Module, callback: Callable[[str, Routing], None]) -> Iterator[dict[str, Router]]:
+    """Call `callback(block, routing)` for every decision of a router within the context; yields block -> router.
+
+    A block's name is its path in the network, such as `stages.0.blocks.1`; that of a wrapper of the network
+    (DistributedDataParallel) is left out.
+    """
+    routers = {
+        name.removeprefix("module.").removesuffix(".moe.routed.router"): module
+        for name, module in network.named_modules()
+        if isinstance(module, Router)
+    }
+    with ExitStack() as hooks:
+        for block, router in routers.items():
+            handle = router.register_forward_hook(lambda _, __, routing, block=block: callback(block, routing))
+            hooks.callback(handle.remove)
+        yield routers
 
 
 class RoutedExperts(nn.Module):

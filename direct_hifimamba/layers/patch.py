@@ -49,11 +49,14 @@ class PatchProjection(nn.Module):
         Feature channels.
     patch_size : int
         Side p of a patch.
+    initial_scale : float
+        Factor on the initial weights.
     """
 
-    def __init__(self, channels: int, patch_size: int) -> None:
+    def __init__(self, channels: int, patch_size: int, initial_scale: float) -> None:
         super().__init__()
         self.patch_size = patch_size
+        self.initial_scale = initial_scale
         self.projection = nn.Linear(channels, 2 * patch_size**2, bias=False)
 
     def forward(self, features: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -141,7 +141,9 @@ class SelectiveScan2D(nn.Module):
             image = image + columns.unflatten(1, (width, height)).transpose(1, 2)
         return image
 
-    def _matrices(self, low: torch.Tensor, high: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _matrices(
+        self, low: torch.Tensor, high: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Step size (batch, length, directions, r), B and C (batch, length, directions, N)."""
         matrices = torch.einsum("blki,kmi->blkm", low, self.matrix_projection)
         step_size, B, C = matrices.split([self.step_size_rank, self.state_size, self.state_size], dim=-1)

@@ -1,0 +1,1 @@
+"""Numerical kernels; nothing here knows about MRI."""

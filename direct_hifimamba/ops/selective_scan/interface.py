@@ -1,0 +1,182 @@
+"""The public selective scan and the choice of its backend."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from functools import cache
+from types import MappingProxyType
+
+import torch
+
+Backend = Callable[..., torch.Tensor]
+
+#: Backend name -> (module of this package, function). A module is imported when its backend is first used.
+_BACKENDS = MappingProxyType(
+    {
+        "reference": ("reference", "selective_scan_reference"),
+        "torch": ("chunked", "selective_scan_chunked"),
+        "mamba_ssm": ("mamba_ssm", "selective_scan_mamba_ssm"),
+    }
+)
+BACKENDS = ("auto", *_BACKENDS)
+
+
+@cache
+def _load(backend: str) -> Backend:
+    module, function = _BACKENDS[backend]
+    return getattr(importlib.import_module(f"{__package__}.{module}"), function)
+
+
+@cache
+def unavailable_because(backend: str, device_type: str) -> str | None:
+    """Why `backend` cannot run on tensors of `device_type`, or None when it can."""
+    if backend == "mamba_ssm":
+        if device_type != "cuda":
+            return "runs on CUDA tensors only"
+        try:
+            _load(backend)
+        except ImportError as error:
+            return f"mamba_ssm cannot be imported ({error})"
+    return None
+
+
+def resolve_backend(backend: str, device: torch.device) -> str:
+    """The backend that `backend` (a name of `BACKENDS`) stands for on `device`.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown.
+    RuntimeError
+        If the backend was named explicitly and cannot run there; the reason is given.
+    """
+    if backend == "auto":
+        return "mamba_ssm" if unavailable_because("mamba_ssm", device.type) is None else "torch"
+    if backend not in _BACKENDS:
+        raise ValueError(f"Unknown selective scan backend {backend!r}; expected one of {', '.join(BACKENDS)}.")
+    reason = unavailable_because(backend, device.type)
+    if reason is not None:
+        raise RuntimeError(f"Selective scan backend {backend!r} is not available: {reason}. Use 'auto'.")
+    return backend
+
+
+def _check_shape(name: str, tensor: torch.Tensor, expected: tuple[int, ...], meaning: str) -> None:
+    if tuple(tensor.shape) != expected:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {meaning} = {expected}.")
+
+
+def _check_arguments(
+    u: torch.Tensor,
+    delta: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor | None,
+    z: torch.Tensor | None,
+    delta_bias: torch.Tensor | None,
+) -> None:
+    """Check shapes and dtypes, `B` and `C` having their group axis already."""
+    if u.ndim != 3 or 0 in u.shape:
+        raise ValueError(f"u has shape {tuple(u.shape)}; expected a non-empty (batch, channels, length).")
+    batch, channels, length = u.shape
+    if A.ndim != 2 or A.shape[0] != channels or A.shape[1] == 0:
+        raise ValueError(f"A has shape {tuple(A.shape)}; expected (channels, state) with channels = {channels}.")
+    groups = B.shape[1] if B.ndim == 4 else 0
+    if groups == 0 or channels % groups:
+        raise ValueError(
+            f"B has shape {tuple(B.shape)}; expected (batch, state, length) or (batch, groups, state, length) with a "
+            f"number of groups that divides the {channels} channels."
+        )
+    _check_shape("delta", delta, (batch, channels, length), "the shape of u")
+    _check_shape("B", B, (batch, groups, A.shape[1], length), "(batch, groups, state, length)")
+    _check_shape("C", C, (batch, groups, A.shape[1], length), "the shape of B")
+    if z is not None:
+        _check_shape("z", z, (batch, channels, length), "the shape of u")
+    for name, vector in (("D", D), ("delta_bias", delta_bias)):
+        if vector is not None:
+            _check_shape(name, vector, (channels,), "(channels,)")
+
+    named = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
+    for name, tensor in named.items():
+        if tensor is None:
+            continue
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} is {tensor.dtype}; expected a real floating dtype.")
+        if tensor.device != u.device:
+            raise ValueError(f"{name} is on {tensor.device} and u on {u.device}; expected one device.")
+
+
+def selective_scan(
+    u: torch.Tensor,
+    delta: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor | None = None,
+    z: torch.Tensor | None = None,
+    delta_bias: torch.Tensor | None = None,
+    delta_softplus: bool = False,
+    *,
+    backend: str = "auto",
+) -> torch.Tensor:
+    r"""Selective state space scan of Mamba [1]_, arguments as in `mamba_ssm.ops.selective_scan_interface`.
+
+    With :math:`\Delta = \mathrm{softplus}(\mathrm{delta} + \mathrm{delta\_bias})` and :math:`h_0 = 0`,
+
+    .. math::
+        h_t = e^{\Delta_t A} h_{t-1} + \Delta_t B_t u_t, \qquad
+        y_t = \left(C_t \cdot h_t + D u_t\right) \mathrm{silu}(z_t).
+
+    Parameters
+    ----------
+    u : torch.Tensor
+        Input of shape (batch, channels, length). Any strides: a transposed (batch, length, channels) tensor is read
+        in place where the backend can.
+    delta : torch.Tensor
+        Step size before bias and softplus, shape of `u`.
+    A : torch.Tensor
+        State matrix (diagonal, negative for a stable scan) of shape (channels, state).
+    B, C : torch.Tensor
+        Input and output matrices of shape (batch, state, length), or (batch, groups, state, length) where group `g`
+        serves the `g`-th run of channels / groups channels.
+    D : torch.Tensor, optional
+        Skip connection of shape (channels,).
+    z : torch.Tensor, optional
+        Gate, shape of `u`.
+    delta_bias : torch.Tensor, optional
+        Bias of the step size, shape (channels,).
+    delta_softplus : bool
+        Pass the step size through softplus. Default: False.
+    backend : str
+        One of `BACKENDS`. "auto" takes the fastest one that runs on the tensors' device. Default: "auto".
+
+    Returns
+    -------
+    torch.Tensor
+        Shape and dtype of `u`. Computed in float32, or in float64 where an argument is; autocast has no effect.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a shape, dtype, device or the backend's name does not fit.
+    RuntimeError
+        If the backend was named explicitly and cannot run here.
+
+    References
+    ----------
+    .. [1] Gu, Dao. Mamba: Linear-Time Sequence Modeling with Selective State Spaces. arXiv:2312.00752.
+    """
+    if B.ndim == 3:
+        B = B.unsqueeze(1)
+    if C.ndim == 3:
+        C = C.unsqueeze(1)
+    _check_arguments(u, delta, A, B, C, D, z, delta_bias)
+
+    arguments = (u, delta, A, B, C, D, z, delta_bias)
+    dtype = torch.float64 if any(t is not None and t.dtype == torch.float64 for t in arguments) else torch.float32
+    function = _load(resolve_backend(backend, u.device))
+    with torch.autocast(u.device.type, enabled=False):
+        y = function(*(None if t is None else t.to(dtype) for t in arguments), delta_softplus)
+    return y.to(u.dtype)
