@@ -1,8 +1,7 @@
 """K-space files in the form of the fastMRI data set, the one that DIRECT's `FastMRI` data set reads."""
 
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from direct_hifimamba.data.fourier import root_sum_of_squares
-
-PARTIAL_SUFFIX = ".partial"
-
-
-@contextmanager
-def replace_when_complete(path: Path) -> Iterator[Path]:
-    """Path to write to instead of `path`: put in its place at the end, removed if anything is raised before."""
-    partial = path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+from direct_hifimamba.files import replace_when_complete
 
 
 def write_volume(

@@ -21,9 +21,10 @@ from tqdm import tqdm
 
 import direct_hifimamba
 from direct_hifimamba.data.fourier import image_to_kspace
-from direct_hifimamba.data.hdf5 import PARTIAL_SUFFIX, read_provenance, write_volume
+from direct_hifimamba.data.hdf5 import read_provenance, write_volume
 from direct_hifimamba.data.masks import MaskOptions, draw_mask
 from direct_hifimamba.data.seeding import seed_from_name
+from direct_hifimamba.files import PARTIAL_SUFFIX
 
 try:
     import nibabel

@@ -6,7 +6,7 @@ import pytest
 from direct.data.datasets import FastMRIDataset
 
 from direct_hifimamba.data.fourier import image_to_kspace
-from direct_hifimamba.data.hdf5 import read_provenance, replace_when_complete, write_volume
+from direct_hifimamba.data.hdf5 import read_provenance, write_volume
 from direct_hifimamba.data.masks import MaskOptions, draw_mask
 
 RNG = np.random.default_rng(0)
@@ -52,24 +52,6 @@ def test_interrupted_write_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_volume(tmp_path / "a.h5", slices(), {})
     assert list(tmp_path.iterdir()) == []
-
-
-def test_replace_when_complete_keeps_the_old_file_until_the_end(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_text("old")
-
-    def write(*, fail: bool) -> None:
-        with replace_when_complete(path) as partial:
-            partial.write_text("new")
-            assert path.read_text() == "old"
-            if fail:
-                raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        write(fail=True)
-    assert [entry.read_text() for entry in tmp_path.iterdir()] == ["old"]
-    write(fail=False)
-    assert [entry.read_text() for entry in tmp_path.iterdir()] == ["new"]
 
 
 def test_foreign_file_has_no_provenance(tmp_path):
