@@ -14,6 +14,7 @@ precision of matrix products (TF32, bfloat16) has no effect.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -39,8 +40,10 @@ class _Tiling:
     channels per group), one step of the states (state, batch, lanes, groups, channels per group).
     """
 
+    state: int
     batch: int
     groups: int
+    channels: int
     length: int
     chunk: int
     lanes: int
@@ -52,7 +55,11 @@ class _Tiling:
         chunk = min(CHUNK, length)
         chunks = -(-length // chunk)
         blocks = -(-chunks // max(1, _elements_per_step(u.device) // (batch * channels * state)))
-        return cls(batch, groups, length, chunk, lanes=-(-chunks // blocks))
+        return cls(state, batch, groups, channels // groups, length, chunk, lanes=-(-chunks // blocks))
+
+    @property
+    def states_shape(self) -> tuple[int, ...]:
+        return self.state, self.batch, self.lanes, self.groups, self.channels
 
     @property
     def blocks(self) -> list[slice]:
@@ -61,7 +68,9 @@ class _Tiling:
 
     def load(self, x: torch.Tensor) -> torch.Tensor:
         """Copy a block of `u` or the like, (batch, channels, time), to (chunk, *step of a sequence)."""
-        x = F.pad(x, (0, self.lanes * self.chunk - x.shape[-1]))
+        missing = self.lanes * self.chunk - x.shape[-1]
+        if missing:
+            x = F.pad(x, (0, missing))
         x = x.unflatten(1, (self.groups, -1)).unflatten(-1, (self.lanes, self.chunk))
         return x.permute(4, 0, 3, 1, 2).contiguous()
 
@@ -81,18 +90,10 @@ class _Tiling:
         x = x.squeeze(-1).permute(2, 4, 1, 3, 0).flatten(3)
         target.copy_(x[..., : target.shape[-1]])
 
-    def spread(self, A: torch.Tensor) -> torch.Tensor:
-        """Repeat `A`, (channels, state), for every batch and lane: one step of the states."""
-        A = A.t().unflatten(1, (1, 1, self.groups, -1))
-        return A.expand(-1, self.batch, self.lanes, -1, -1).contiguous()
-
     def per_channel(self, x: torch.Tensor) -> torch.Tensor:
-        """View (channels,) so that it broadcasts with steps of a sequence."""
-        return x.unflatten(0, (self.groups, -1))
-
-    def gather(self, x: torch.Tensor) -> torch.Tensor:
-        """Sum one step of the states over batch and lanes to (channels, state): the adjoint of `spread`."""
-        return x.sum((1, 2)).flatten(1).t()
+        """Make (channels,) or (channels, state) broadcast with a step of a sequence or of the states."""
+        x = x.movedim(0, -1).unflatten(-1, (self.groups, -1))
+        return x if x.ndim == 2 else x[:, None, None].contiguous()
 
 
 class _Block(NamedTuple):
@@ -139,31 +140,36 @@ def _chain_lanes(local: torch.Tensor, decay: torch.Tensor, first: torch.Tensor) 
         What lane 0 is entered with, (state, batch, groups, channels per group).
     """
     entering = [first]
-    for local_i, decay_i in zip(local.unbind(2)[:-1], decay.unbind(2)[:-1], strict=True):
-        entering.append(torch.addcmul(local_i, decay_i, entering[-1]))
+    for end, product in zip(local.unbind(2)[:-1], decay.unbind(2)[:-1], strict=True):
+        entering.append(torch.addcmul(end, product, entering[-1]))
     return torch.stack(entering, dim=2)
 
 
-def _enter_forward(x: _Block, A: torch.Tensor, carry: torch.Tensor) -> torch.Tensor:
+def _product_of_decays(x: _Block, A: torch.Tensor) -> torch.Tensor:
+    """Product over the steps of each lane: one step of the states. Mostly zero, where exp2 is fast and exp is not."""
+    return torch.exp2(x.delta.sum(0) * (A / math.log(2)))
+
+
+def _enter_forward(tiling: _Tiling, x: _Block, A: torch.Tensor, carry: torch.Tensor) -> torch.Tensor:
     """States that the lanes of a block are entered with, `carry` being that of the first lane."""
-    local = torch.zeros_like(A)
-    if local.shape[2] > 1:
-        scratch = torch.empty_like(A)
-        for delta_t, drive_t, B_t in zip(x.delta, x.drive, x.B, strict=True):
-            decay = torch.mul(delta_t, A, out=scratch).exp_()
-            local.mul_(decay).addcmul_(B_t, drive_t)
-    return _chain_lanes(local, torch.exp(x.delta.sum(0) * A), carry)
+    local = A.new_zeros(tiling.states_shape)
+    if tiling.lanes > 1:
+        scratch = torch.empty_like(local)
+        for delta, drive, B in zip(x.delta, x.drive, x.B, strict=True):
+            decay = torch.mul(delta, A, out=scratch).exp_()
+            local.mul_(decay).addcmul_(B, drive)
+    return _chain_lanes(local, _product_of_decays(x, A), carry)
 
 
 def _scan(x: _Block, A: torch.Tensor, entering: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Output without skip and gate, and the final states of the lanes."""
-    state, scratch = entering.clone(), torch.empty_like(A)
-    y = torch.empty_like(x.u)
-    for delta_t, drive_t, B_t, C_t, y_t in zip(x.delta, x.drive, x.B, x.C, y, strict=True):
-        decay = torch.mul(delta_t, A, out=scratch).exp_()
-        state.mul_(decay).addcmul_(B_t, drive_t)
-        torch.sum(torch.mul(state, C_t, out=scratch), 0, out=y_t)
-    return y, state
+    state, scratch = entering.clone(), torch.empty_like(entering)
+    output = torch.empty_like(x.u)
+    for delta, drive, B, C, y in zip(x.delta, x.drive, x.B, x.C, output, strict=True):
+        decay = torch.mul(delta, A, out=scratch).exp_()
+        state.mul_(decay).addcmul_(B, drive)
+        torch.sum(torch.mul(state, C, out=scratch), 0, out=y)
+    return output, state
 
 
 def _forward(
@@ -179,13 +185,13 @@ def _forward(
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The whole scan, and the states that the lanes of each block are entered with."""
     tiling = _Tiling.of(u, B)
-    A = tiling.spread(A)
-    carry = torch.zeros_like(A[:, :, 0])
+    A = tiling.per_channel(A)
+    carry = A.new_zeros(tiling.states_shape)[:, :, 0]
     y = torch.empty_like(u)
     entering = []
     for time in tiling.blocks:
         x = _Block.load(tiling, time, u, delta, B, C, z, delta_bias, delta_softplus)
-        entering.append(_enter_forward(x, A, carry))
+        entering.append(_enter_forward(tiling, x, A, carry))
         y_block, final = _scan(x, A, entering[-1])
         carry = final[:, :, -1]
         if D is not None:
@@ -197,71 +203,72 @@ def _forward(
 
 
 class _Trajectory:
-    """Decays and states of every step of one block, recomputed for the backward pass, and its gradients.
+    """Decays and states at every step of one block, recomputed for the backward pass, and the way back along them."""
 
-    Gradients are with respect to `_Block.drive` and to the step size and `A` where they enter the decay.
-    """
-
-    def __init__(self, A: torch.Tensor, chunk: int) -> None:
+    def __init__(self, tiling: _Tiling, A: torch.Tensor) -> None:
         self.A = A
-        self.decays = A.new_empty(chunk, *A.shape)
-        self.states = A.new_empty(chunk + 1, *A.shape)  # those before each step, then the final ones
-        self.scratch = torch.empty_like(A)
+        self.scratch = A.new_empty(tiling.states_shape)
+        self.decays = A.new_empty(tiling.chunk, *tiling.states_shape).unbind()
+        self.states = A.new_empty(tiling.chunk + 1, *tiling.states_shape).unbind()  # before each step, and the final
 
     def recompute(self, x: _Block, entering: torch.Tensor) -> None:
-        self.states[0] = entering
-        for t, decay in enumerate(self.decays):
-            torch.mul(x.delta[t], self.A, out=decay).exp_()
-            torch.mul(decay, self.states[t], out=self.states[t + 1]).addcmul_(x.B[t], x.drive[t])
+        """Fill in the block `x`, its lanes entered with the states `entering`."""
+        self.states[0].copy_(entering)
+        steps = zip(x.delta, x.drive, x.B, self.decays, self.states[:-1], self.states[1:], strict=True)
+        for delta, drive, B, decay, before, after in steps:
+            torch.mul(delta, self.A, out=decay).exp_()
+            torch.mul(decay, before, out=after).addcmul_(B, drive)
 
     def output(self, x: _Block) -> torch.Tensor:
-        y = torch.empty_like(x.u)
-        for t, y_t in enumerate(y):
-            torch.sum(torch.mul(self.states[t + 1], x.C[t], out=self.scratch), 0, out=y_t)
-        return y
+        """Output without skip and gate."""
+        output = torch.empty_like(x.u)
+        for state, C, y in zip(self.states[1:], x.C, output, strict=True):
+            torch.sum(torch.mul(state, C, out=self.scratch), 0, out=y)
+        return output
 
     def enter_backward(self, x: _Block, grad: torch.Tensor, carry: torch.Tensor) -> torch.Tensor:
-        """Gradients of the final states of the lanes, `carry` being that of the last lane."""
-        local = torch.zeros_like(self.A)
+        """Gradients of the final states of the lanes, `carry` being that of the last lane's."""
+        local = torch.zeros_like(self.scratch)
         if local.shape[2] > 1:
-            for t in reversed(range(len(grad))):
-                local.addcmul_(x.C[t], grad[t]).mul_(self.decays[t])
-        decay = torch.exp(x.delta.sum(0) * self.A)
-        return _chain_lanes(local.flip(2), decay.flip(2), carry).flip(2)
+            for C, dy, decay in reversed(list(zip(x.C, grad, self.decays, strict=True))):
+                local.addcmul_(C, dy).mul_(decay)
+        return _chain_lanes(local.flip(2), _product_of_decays(x, self.A).flip(2), carry).flip(2)
 
     def gradients(
         self, x: _Block, grad: torch.Tensor, adjoint: torch.Tensor, needed: Collection[str]
     ) -> dict[str, torch.Tensor]:
         """Walk back from the gradients `adjoint` of the final states, which become those of the entering states.
 
-        Of the gradients in `needed`, "drive", "B" and "C" are those of the entries of the block, "A" and "delta" those
+        Of the gradients `needed`, "drive", "B" and "C" are those of the entries of the block, "A" and "delta" those
         of the two factors of the decay's exponent.
         """
         d = {name: torch.empty_like(getattr(x, name)) for name in needed if name != "A"}
+        d_t = {name: gradient.unbind() for name, gradient in d.items()}
         if "A" in needed:
-            d["A"] = torch.zeros_like(self.A)
-        for t in reversed(range(len(grad))):
-            adjoint.addcmul_(x.C[t], grad[t])
+            d["A"] = torch.zeros_like(self.scratch)
+        steps = enumerate(zip(x.delta, x.drive, x.B, x.C, grad, self.decays, strict=True))
+        for t, (delta, drive, B, C, dy, decay) in reversed(list(steps)):
+            adjoint.addcmul_(C, dy)
             if "C" in d:
-                torch.sum(torch.mul(self.states[t + 1], grad[t], out=self.scratch), -1, keepdim=True, out=d["C"][t])
+                torch.sum(torch.mul(self.states[t + 1], dy, out=self.scratch), -1, keepdim=True, out=d_t["C"][t])
             if "B" in d:
-                torch.sum(torch.mul(adjoint, x.drive[t], out=self.scratch), -1, keepdim=True, out=d["B"][t])
+                torch.sum(torch.mul(adjoint, drive, out=self.scratch), -1, keepdim=True, out=d_t["B"][t])
             if "drive" in d:
-                torch.sum(torch.mul(adjoint, x.B[t], out=self.scratch), 0, out=d["drive"][t])
-            adjoint.mul_(self.decays[t])
+                torch.sum(torch.mul(adjoint, B, out=self.scratch), 0, out=d_t["drive"][t])
+            adjoint.mul_(decay)
             if "A" in d or "delta" in d:
                 exponent = torch.mul(adjoint, self.states[t], out=self.scratch)
                 if "A" in d:
-                    d["A"].addcmul_(exponent, x.delta[t])
+                    d["A"].addcmul_(exponent, delta)
                 if "delta" in d:
-                    torch.sum(exponent.mul_(self.A), 0, out=d["delta"][t])
+                    torch.sum(exponent.mul_(self.A), 0, out=d_t["delta"][t])
         return d
 
 
 class _ChunkedScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, delta_softplus: bool, *tensors: torch.Tensor | None) -> torch.Tensor:
-        y, entering = _forward(*tensors, delta_softplus)  # type: ignore[arg-type]
+        y, entering = _forward(*tensors, delta_softplus)  # type: ignore[call-arg]
         ctx.save_for_backward(*tensors, *entering)
         ctx.delta_softplus = delta_softplus
         return y
@@ -282,8 +289,8 @@ class _ChunkedScan(torch.autograd.Function):
             needed += ["drive"]
 
         tiling = _Tiling.of(u, B)
-        trajectory = _Trajectory(tiling.spread(A), tiling.chunk)
-        carry = torch.zeros_like(trajectory.A[:, :, 0])
+        trajectory = _Trajectory(tiling, tiling.per_channel(A))
+        carry = torch.zeros_like(trajectory.scratch[:, :, 0])
         for time, states in zip(reversed(tiling.blocks), reversed(entering), strict=True):
             x = _Block.load(tiling, time, u, delta, B, C, z, delta_bias, ctx.delta_softplus)
             trajectory.recompute(x, states)
@@ -305,7 +312,7 @@ class _ChunkedScan(torch.autograd.Function):
             carry = adjoint[:, :, 0]
 
             if dA is not None:
-                dA += tiling.gather(d["A"])
+                dA += d["A"].sum((1, 2)).flatten(1).t()
             if dB is not None:
                 tiling.store_matrix(d["B"], dB[..., time])
             if dC is not None:
