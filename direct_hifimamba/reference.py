@@ -19,18 +19,24 @@ from direct_hifimamba.hifimamba import HiFiMambaV2
 
 # Parameters that never act in the reference, its usage counters and its fixed filters.
 _DROPPED = re.compile(
-    r".*\.(moe_post|route_score)\.(weight|bias)"
-    r"|.*\.self_attention\.out_norm\.(weight|bias)"
-    r"|last_dc\.patch_embed\..+"
-    r"|.*\.moe\.(usage_counts|total_tokens)"
-    r"|.*\.wl_block\.reduce\.k1d"
+    r"layers\.\d+\.blocks\.\d+\.("
+    r"(moe_post|route_score|self_attention\.out_norm)\.(weight|bias)"
+    r"|moe\.(usage_counts|total_tokens)"
+    r"|wl_block\.reduce\.k1d)"
+    r"|last_dc\.patch_embed\.(proj|norm)\.(weight|bias)"
 )
+
+
+def _stage(layer: re.Match[str]) -> str:
+    return f"stages.{int(layer[1]) // 2}."
+
 
 # Regular expression of the reference's name -> name here, applied in order. Stages of blocks are layers 0, 2, 4 ...,
 # the data consistency after each is the next odd layer.
 _RENAMES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
-    (r"^layers\.(\d+)\.", lambda match: f"stages.{int(match[1]) // 2}."),
-    (r"^last_dc\.", ""),
+    (r"^layers\.(\d*[02468])\.(?=blocks\.)", _stage),
+    (r"^layers\.(\d*[13579])\.(?=unpatchify\.|patch_embed\.)", _stage),
+    (r"^last_dc\.(?=unpatchify\.)", ""),
     (r"unpatchify\.layer", "update.prediction.projection"),
     (r"patch_embed\.proj", "embedding.projection"),
     (r"patch_embed\.norm", "embedding.norm"),
@@ -77,7 +83,8 @@ _POINTWISE = re.compile(r".*(bottleneck\.(expand|project)|channel_attention\.poi
 def convert_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Names and shapes of :class:`HiFiMambaV2` for a state_dict, or gradients, of the authors' code.
 
-    Parameters that cannot act are dropped; names that are not known are kept as they are.
+    Parameters that cannot act are dropped; names that are not known, and parts of another shape or number than they
+    have to be put together, are kept as they are.
     """
     converted: dict[str, torch.Tensor] = {}
     for reference_name, value in state_dict.items():
@@ -87,18 +94,22 @@ def convert_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torc
         for pattern, replacement in _RENAMES:
             name = re.sub(pattern, replacement, name)
         if _POINTWISE.fullmatch(name):
-            value = value.flatten(1)
-        elif name.endswith("channel_attention.scale"):
+            value = value.squeeze(-1).squeeze(-1)
+        elif name.endswith("channel_attention.scale") and value.shape[1:] == (1, 3, 3):
             value = value[:, 0, 1, 1]  # the only tap that meets more than padding
         converted[name] = value
 
     for name in [name for name in converted if name.endswith("sequence_convolution_dt.weight")]:
         prefix = name.removesuffix("_dt.weight")
-        step_size, B, C = (converted.pop(f"{prefix}_{part}.weight") for part in ("dt", "B", "C"))
-        converted[f"{prefix}.weight"] = torch.cat([step_size, B, C]).unsqueeze(2)
-        # The steering stream's step size is computed and discarded in the reference.
+        parts = [f"{prefix}_{part}.weight" for part in ("dt", "B", "C")]
         steering = prefix.replace("sequence_convolution", "steering_matrix_projection")
-        converted[steering] = converted[steering][:, step_size.shape[0] :]
+        values = [converted[name] for name in (*parts, steering) if name in converted]
+        if [value.ndim for value in values] != [3] * 4 or len({value.shape[1:] for value in values[:3]}) > 1:
+            continue
+        rank = values[0].shape[0]
+        converted[f"{prefix}.weight"] = torch.cat([converted.pop(name) for name in parts]).unsqueeze(2)
+        # The steering stream's step size is computed and discarded in the reference.
+        converted[steering] = converted[steering][:, rank:]
     return converted
 
 
@@ -113,28 +124,31 @@ def infer_options(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     positions = [re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", name) for name in state_dict]
     blocks_of_stage = Counter(stage for stage, _ in {(int(match[1]) // 2, match[2]) for match in positions if match})
 
-    def shape(name: str) -> torch.Size:
+    def shape(name: str, num_axes: int) -> torch.Size:
         if name not in state_dict:
             raise ValueError(f"The state_dict has no {name}; expected one of the authors' HiFi-MambaV2.")
-        return state_dict[name].shape
+        value = state_dict[name]
+        if value.ndim != num_axes or 0 in value.shape:
+            raise ValueError(f"{name} of the state_dict has shape {tuple(value.shape)}; expected {num_axes} axes.")
+        return value.shape
 
     block = "layers.0.blocks.0"
-    hidden_channels, _, patch_size, _ = shape("patch_embed.proj.weight")
-    inner_channels, state_size = shape(f"{block}.self_attention.A_logs")
+    hidden_channels, _, patch_size, _ = shape("patch_embed.proj.weight", 4)
+    inner_channels, state_size = shape(f"{block}.self_attention.A_logs", 2)
     return {
         "hidden_channels": hidden_channels,
         "blocks_per_stage": tuple(blocks for _, blocks in sorted(blocks_of_stage.items())),
         "patch_size": patch_size,
-        "global_context_reduction": hidden_channels // shape(f"{block}.self_attention_global.fc.0.weight")[0],
-        "bottleneck_expansion": shape(f"{block}.conv0.block.0.weight")[0] // (hidden_channels // 2),
+        "global_context_reduction": hidden_channels // shape(f"{block}.self_attention_global.fc.0.weight", 2)[0],
+        "bottleneck_expansion": shape(f"{block}.conv0.block.0.weight", 4)[0] // (hidden_channels // 2),
         "state_size": state_size,
         "scan_expansion": inner_channels // (hidden_channels // 2),
-        "step_size_rank": shape(f"{block}.self_attention.dt_projs_weight")[2],
-        "scan_convolution_kernel": shape(f"{block}.self_attention.conv_B.weight")[2],
-        "steering_expansion": shape(f"{block}.self_attention.simple_gate_b.fc2.weight")[1] // state_size,
+        "step_size_rank": shape(f"{block}.self_attention.dt_projs_weight", 3)[2],
+        "scan_convolution_kernel": shape(f"{block}.self_attention.conv_B.weight", 3)[2],
+        "steering_expansion": shape(f"{block}.self_attention.simple_gate_b.fc2.weight", 2)[1] // state_size,
         "num_shared_experts": len({name for name in state_dict if _is_expert(name, f"{block}.moe.shared")}),
-        "num_routed_experts": shape(f"{block}.moe.router.weight")[0],
-        "expert_expansion": shape(f"{block}.moe.shared.0.fc1.weight")[0] // hidden_channels,
+        "num_routed_experts": shape(f"{block}.moe.router.weight", 2)[0],
+        "expert_expansion": shape(f"{block}.moe.shared.0.fc1.weight", 2)[0] // hidden_channels,
     }
 
 
@@ -193,14 +207,14 @@ def load_reference_checkpoint(path: Path) -> dict[str, torch.Tensor]:
 
     Raises
     ------
-    FileNotFoundError
-        If there is no such file.
+    OSError
+        If the file cannot be opened.
     ValueError
         If it cannot be read without running code that it contains, or holds no state_dict.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
+    except OSError:
         raise
     except Exception as error:  # torch.load raises whatever the damaged or unsafe content happens to cause
         raise ValueError(
@@ -211,7 +225,9 @@ def load_reference_checkpoint(path: Path) -> dict[str, torch.Tensor]:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()
+    ):
         raise ValueError(f"{path} holds no state_dict; expected tensors by name, or these under the key 'state_dict'.")
     return {name.removeprefix("module."): value for name, value in content.items()}
 
@@ -235,12 +251,16 @@ def convert_checkpoint(source: Path, destination: Path) -> Path:
     ------
     FileExistsError
         If a file that would be written exists.
-    FileNotFoundError, ValueError
+    OSError
+        If `source` cannot be opened, or the folder of `destination` does not exist.
+    ValueError
         If `source` is no checkpoint of the authors' HiFi-MambaV2.
     """
     config_path = destination.with_suffix(".yaml")
     if config_path == destination:
         raise ValueError(f"{destination} is the name of the configuration; expected another suffix, such as .pt.")
+    if not destination.parent.is_dir():
+        raise FileNotFoundError(f"{destination.parent} is no folder; create it, or choose another destination.")
     for path in (destination, config_path):
         if path.exists():
             raise FileExistsError(f"{path} exists; remove it or choose another name.")
