@@ -267,9 +267,20 @@ class _Trajectory:
 
 class _ChunkedScan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, delta_softplus: bool, *tensors: torch.Tensor | None) -> torch.Tensor:
-        y, entering = _forward(*tensors, delta_softplus)  # type: ignore[call-arg]
-        ctx.save_for_backward(*tensors, *entering)
+    def forward(
+        ctx: Any,
+        u: torch.Tensor,
+        delta: torch.Tensor,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        C: torch.Tensor,
+        D: torch.Tensor | None,
+        z: torch.Tensor | None,
+        delta_bias: torch.Tensor | None,
+        delta_softplus: bool,
+    ) -> torch.Tensor:
+        y, entering = _forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+        ctx.save_for_backward(u, delta, A, B, C, D, z, delta_bias, *entering)
         ctx.delta_softplus = delta_softplus
         return y
 
@@ -279,7 +290,7 @@ class _ChunkedScan(torch.autograd.Function):
         u, delta, A, B, C, D, z, delta_bias, *entering = ctx.saved_tensors
         grads = [
             torch.zeros_like(tensor) if needed else None
-            for tensor, needed in zip(ctx.saved_tensors[:8], ctx.needs_input_grad[1:], strict=True)
+            for tensor, needed in zip(ctx.saved_tensors[:8], ctx.needs_input_grad[:8], strict=True)
         ]
         du, ddelta, dA, dB, dC, dD, dz, dbias = grads
         needed = [name for name, tensor in (("A", dA), ("B", dB), ("C", dC)) if tensor is not None]
@@ -330,10 +341,10 @@ class _ChunkedScan(torch.autograd.Function):
                 if D is not None:
                     drive.addcmul_(dy, tiling.per_channel(D))
                 tiling.store(drive, du[..., time])
-        return None, *grads
+        return *grads, None
 
 
-def selective_scan_chunked(
+def selective_scan_torch(
     u: torch.Tensor,
     delta: torch.Tensor,
     A: torch.Tensor,
@@ -350,7 +361,7 @@ def selective_scan_chunked(
     (batch, groups, state, length). It can be differentiated once; beside its arguments it keeps 1 / `CHUNK` of the
     states for that.
     """
-    tensors = (u, delta, A, B, C, D, z, delta_bias)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return _ChunkedScan.apply(delta_softplus, *tensors)
-    return _forward(*tensors, delta_softplus)[0]
+    arguments = (u, delta, A, B, C, D, z, delta_bias)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments):
+        return _ChunkedScan.apply(*arguments, delta_softplus)
+    return _forward(*arguments, delta_softplus)[0]

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Callable
 from functools import cache
 from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 
 Backend = Callable[..., torch.Tensor]
 
-#: Backend name -> (module of this package, function). A module is imported when its backend is first used.
+
+class _Entry(NamedTuple):
+    """Function `selective_scan_<name>` in a module of this package, imported when it is first needed."""
+
+    module: str
+    device_type: str | None = None  # the only one it runs on
+    dtype: torch.dtype | None = None  # the only one it computes in
+
+
 _BACKENDS = MappingProxyType(
-    {
-        "reference": ("reference", "selective_scan_reference"),
-        "torch": ("chunked", "selective_scan_chunked"),
-        "mamba_ssm": ("mamba_ssm", "selective_scan_mamba_ssm"),
+    {  # in the order that "auto" tries them
+        "mamba_ssm": _Entry("mamba_ssm", device_type="cuda", dtype=torch.float32),
+        "triton": _Entry("triton_kernels", device_type="cuda", dtype=torch.float32),
+        "torch": _Entry("chunked"),
+        "reference": _Entry("reference"),
     }
 )
 BACKENDS = ("auto", *_BACKENDS)
@@ -25,25 +34,27 @@ BACKENDS = ("auto", *_BACKENDS)
 
 @cache
 def _load(backend: str) -> Backend:
-    module, function = _BACKENDS[backend]
-    return getattr(importlib.import_module(f"{__package__}.{module}"), function)
+    module = importlib.import_module(f"{__package__}.{_BACKENDS[backend].module}")
+    return getattr(module, f"selective_scan_{backend}")
 
 
 @cache
-def unavailable_because(backend: str, device_type: str) -> str | None:
-    """Why `backend` cannot run on tensors of `device_type`, or None when it can."""
-    if backend == "mamba_ssm":
-        if device_type != "cuda":
-            return "runs on CUDA tensors only"
-        try:
-            _load(backend)
-        except ImportError as error:
-            return f"mamba_ssm cannot be imported ({error})"
+def unavailable_because(backend: str, device_type: str, dtype: torch.dtype) -> str | None:
+    """Why `backend` cannot compute in `dtype` on tensors of `device_type`, or None when it can."""
+    entry = _BACKENDS[backend]
+    if entry.device_type not in (None, device_type):
+        return f"it runs on {entry.device_type} tensors only, not on {device_type}"
+    if entry.dtype not in (None, dtype):
+        return f"it computes in {entry.dtype} only, not in {dtype}"
+    try:
+        _load(backend)
+    except ImportError as error:
+        return f"it cannot be imported ({error})"
     return None
 
 
-def resolve_backend(backend: str, device: torch.device) -> str:
-    """The backend that `backend` (a name of `BACKENDS`) stands for on `device`.
+def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
+    """The backend that `backend` (a name of `BACKENDS`) stands for on `device`: "auto" is the first that runs there.
 
     Raises
     ------
@@ -53,10 +64,10 @@ def resolve_backend(backend: str, device: torch.device) -> str:
         If the backend was named explicitly and cannot run there; the reason is given.
     """
     if backend == "auto":
-        return "mamba_ssm" if unavailable_because("mamba_ssm", device.type) is None else "torch"
+        return next(name for name in _BACKENDS if unavailable_because(name, device.type, dtype) is None)
     if backend not in _BACKENDS:
         raise ValueError(f"Unknown selective scan backend {backend!r}; expected one of {', '.join(BACKENDS)}.")
-    reason = unavailable_because(backend, device.type)
+    reason = unavailable_because(backend, device.type, dtype)
     if reason is not None:
         raise RuntimeError(f"Selective scan backend {backend!r} is not available: {reason}. Use 'auto'.")
     return backend
@@ -176,7 +187,7 @@ def selective_scan(
 
     arguments = (u, delta, A, B, C, D, z, delta_bias)
     dtype = torch.float64 if any(t is not None and t.dtype == torch.float64 for t in arguments) else torch.float32
-    function = _load(resolve_backend(backend, u.device))
+    function = _load(resolve_backend(backend, u.device, dtype))
     with torch.autocast(u.device.type, enabled=False):
         y = function(*(None if t is None else t.to(dtype) for t in arguments), delta_softplus)
     return y.to(u.dtype)
