@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+
+from direct_hifimamba.ops.selective_scan.reference import selective_scan_reference
 
 
 class ScanInputs(NamedTuple):
@@ -97,3 +100,25 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
         return 0.0
     scale = expected[finite].abs().max().clamp_min(torch.finfo(torch.float32).tiny)
     return (difference.max() / scale).item()
+
+
+def assert_matches_oracle(
+    scan: Callable[..., torch.Tensor],
+    inputs: ScanInputs,
+    delta_softplus: bool,
+    tolerance: float = 1e-6,
+    gradient_tolerance: float = 5e-6,
+) -> None:
+    """Compare the output of `scan`, and the gradients of what requires them, with the sequential scan in float64."""
+    oracle_inputs = inputs.to(torch.float64)
+    actual, expected = scan(*inputs, delta_softplus), selective_scan_reference(*oracle_inputs, delta_softplus)
+    assert relative_error(actual, expected) <= tolerance
+
+    cotangent = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    gradients = [
+        torch.autograd.grad(y, [t for t in x if t is not None and t.requires_grad], cotangent.to(y.dtype))
+        for y, x in ((actual, inputs), (expected, oracle_inputs))
+    ]
+    names = [name for name, t in inputs._asdict().items() if t is not None and t.requires_grad]
+    errors = {name: relative_error(*pair) for name, *pair in zip(names, *gradients, strict=True)}
+    assert max(errors.values()) <= gradient_tolerance, errors

@@ -287,10 +287,11 @@ class _ChunkedScan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        u, delta, A, B, C, D, z, delta_bias, *entering = ctx.saved_tensors
+        saved = ctx.saved_tensors  # checkpointing allows to ask for them once
+        u, delta, A, B, C, D, z, delta_bias, *entering = saved
         grads = [
             torch.zeros_like(tensor) if needed else None
-            for tensor, needed in zip(ctx.saved_tensors[:8], ctx.needs_input_grad[:8], strict=True)
+            for tensor, needed in zip(saved[:8], ctx.needs_input_grad[:8], strict=True)
         ]
         du, ddelta, dA, dB, dC, dD, dz, dbias = grads
         needed = [name for name, tensor in (("A", dA), ("B", dB), ("C", dC)) if tensor is not None]

@@ -1,0 +1,125 @@
+"""The adapter against a stand-in for mamba-ssm that insists on what its CUDA kernels insist on."""
+
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
+
+import pytest
+import torch
+
+from direct_hifimamba.ops.selective_scan import interface
+from direct_hifimamba.ops.selective_scan.interface import resolve_backend
+from direct_hifimamba.ops.selective_scan.reference import selective_scan_reference
+from tests.ops.scan_cases import assert_matches_oracle, make_inputs
+
+Scan = Callable[..., torch.Tensor]
+
+MODULE = "mamba_ssm.ops.selective_scan_interface"
+ADAPTER = "direct_hifimamba.ops.selective_scan.mamba_ssm"
+
+
+def selective_scan_fn(
+    u: torch.Tensor,
+    delta: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor | None = None,
+    z: torch.Tensor | None = None,
+    delta_bias: torch.Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+) -> torch.Tensor:
+    batch, channels, length = u.shape
+    state = A.shape[1]
+    groups = B.shape[1]
+    assert state <= 256
+    assert delta.shape == u.shape
+    assert A.shape == (channels, state)
+    assert B.shape == C.shape == (batch, groups, state, length)
+    assert channels % groups == 0
+    assert z is None or z.shape == u.shape
+    for vector in (D, delta_bias):
+        assert vector is None or vector.shape == (channels,)
+    for tensor in (u, delta, A, B, C, D, z, delta_bias):
+        assert tensor is None or tensor.dtype == torch.float32
+    assert delta_bias is None or delta_bias.stride(-1) == 1
+    assert isinstance(delta_softplus, bool)
+    assert not return_last_state
+    return selective_scan_reference(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+
+
+def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, ADAPTER, raising=False)
+    interface._load.cache_clear()
+    interface.unavailable_because.cache_clear()
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As if mamba-ssm were installed."""
+    for name in ("mamba_ssm", "mamba_ssm.ops", MODULE):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setattr(sys.modules[MODULE], "selective_scan_fn", selective_scan_fn, raising=False)
+    _forget(monkeypatch)
+    yield
+    _forget(monkeypatch)
+
+
+@pytest.fixture
+def missing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As if mamba-ssm were not installed."""
+    monkeypatch.setitem(sys.modules, "mamba_ssm", None)
+    _forget(monkeypatch)
+    yield
+    _forget(monkeypatch)
+
+
+@pytest.fixture
+def scan(installed: None) -> Scan:
+    return interface._load("mamba_ssm")
+
+
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize(("optional", "softplus"), [(True, True), (False, False), (True, False)])
+def test_passes_every_argument_on(scan: Scan, layout: str, groups: int, optional: bool, softplus: bool) -> None:
+    inputs = make_inputs(groups=groups, optional=optional, layout=layout, requires_grad=True)
+    assert_matches_oracle(scan, inputs, softplus)
+
+
+def test_accepts_a_bias_with_strides(scan: Scan) -> None:
+    bias = torch.rand(12)[::2].requires_grad_()
+    assert_matches_oracle(scan, make_inputs(channels=6)._replace(delta_bias=bias), True)
+
+
+def test_large_state_is_refused(scan: Scan) -> None:
+    with pytest.raises(ValueError, match=r"up to 256, got 257.*'torch'"):
+        scan(*make_inputs(1, 1, 2, 257), True)
+
+
+@pytest.mark.usefixtures("installed")
+def test_chosen_for_cuda_tensors_in_float32_when_importable() -> None:
+    assert resolve_backend("auto", torch.device("cuda")) == "mamba_ssm"
+    assert resolve_backend("auto", torch.device("cuda"), torch.float64) == "torch"
+    assert resolve_backend("mamba_ssm", torch.device("cuda")) == "mamba_ssm"
+    with pytest.raises(RuntimeError, match=r"'mamba_ssm' is not available: it computes in torch\.float32 only"):
+        resolve_backend("mamba_ssm", torch.device("cuda"), torch.float64)
+    with pytest.raises(RuntimeError, match="'mamba_ssm' is not available: it runs on cuda tensors only"):
+        resolve_backend("mamba_ssm", torch.device("cpu"))
+
+
+@pytest.mark.usefixtures("missing")
+def test_not_chosen_when_not_importable() -> None:
+    assert resolve_backend("auto", torch.device("cuda")) != "mamba_ssm"
+    with pytest.raises(RuntimeError, match="'mamba_ssm' is not available: it cannot be imported"):
+        resolve_backend("mamba_ssm", torch.device("cuda"))
+
+
+def test_signature_and_values_of_the_installed_package() -> None:
+    """The real package's own reference, where it can be imported, computes what ours does."""
+    real = pytest.importorskip(MODULE, exc_type=ImportError)
+    for groups, optional, softplus in ((1, True, True), (3, True, False), (2, False, True)):
+        inputs = make_inputs(groups=groups, optional=optional)
+        expected = selective_scan_reference(*inputs, softplus)
+        torch.testing.assert_close(real.selective_scan_ref(*inputs, softplus), expected)
