@@ -71,7 +71,7 @@ def test_a_package_offers_names_but_no_path(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["direct", "direct.nn", "direct.nn.unet", "direct.nn.hifimamba2", "direct_hifimamba", "hifimamba", "torch.nn"],
+    ["direct", "direct.nn", "direct.nn.unet", "direct.nn.hifimamba_hook", "direct_hifimamba", "hifimamba", "torch.nn"],
 )
 def test_other_names_are_not_answered(name: str) -> None:
     assert plugin.AliasFinder().find_spec(name) is None
@@ -112,6 +112,7 @@ def test_unknown_names_do_not_resolve() -> None:
         _ = direct_hifimamba.no_such_name
 
 
+@pytest.mark.slow
 def test_the_package_does_without_torch_and_the_model_without_extras() -> None:
     code = (
         "import direct_hifimamba\n"
