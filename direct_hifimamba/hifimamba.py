@@ -114,6 +114,7 @@ class HiFiMambaV2(nn.Module):
         super().__init__()
         self.config = config = HiFiMambaV2Config(**options)
         self.operator = SenseOperator(forward_operator, backward_operator)
+        self.smallest_size = max(16, 2 * config.patch_size + 1)  # three patches, for reflection in SF-Lap
 
         rates = torch.linspace(0, config.stochastic_depth, sum(config.blocks_per_stage)).tolist()
         blocks = (HiFiMambaBlock(config, moe, rate) for moe, rate in zip(build_mixtures(config), rates, strict=True))
@@ -134,7 +135,8 @@ class HiFiMambaV2(nn.Module):
         Parameters
         ----------
         masked_kspace : torch.Tensor
-            Measured k-space of shape (batch, coil, H, W, 2), zero where not sampled; H and W from 16 up.
+            Measured k-space of shape (batch, coil, H, W, 2), zero where not sampled; H and W from 16 up, and
+            more than two patches.
         sampling_mask : torch.Tensor
             Non-zero where sampled, of shape (batch or 1, 1, H or 1, W, 1), any dtype.
         sensitivity_map : torch.Tensor
@@ -152,7 +154,7 @@ class HiFiMambaV2(nn.Module):
         ValueError
             If shapes do not fit, k-space is not finite, or nothing is sampled.
         """
-        measurement = check_measurement(masked_kspace, sampling_mask, sensitivity_map)
+        measurement = check_measurement(masked_kspace, sampling_mask, sensitivity_map, self.smallest_size)
         image = self.operator.combine(measurement.masked_kspace, measurement.sensitivity_map)
         features = self.embedding(image)
         losses = []

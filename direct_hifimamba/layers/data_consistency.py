@@ -11,7 +11,6 @@ from torch import nn
 
 _COIL_DIM = 1
 _SPATIAL_DIMS = (2, 3)
-_SMALLEST_SIZE = 16
 
 
 class Measurement(NamedTuple):
@@ -23,9 +22,11 @@ class Measurement(NamedTuple):
 
 
 def check_measurement(
-    masked_kspace: torch.Tensor, sampling_mask: torch.Tensor, sensitivity_map: torch.Tensor
+    masked_kspace: torch.Tensor, sampling_mask: torch.Tensor, sensitivity_map: torch.Tensor, smallest_size: int
 ) -> Measurement:
     """Check what the host hands over; shapes as in :class:`Measurement`, the mask broadcastable to k-space.
+
+    Height and width have to be `smallest_size` at least.
 
     Raises
     ------
@@ -48,8 +49,8 @@ def check_measurement(
         )
     batch, _, height, width, _ = masked_kspace.shape
     mask_shape, full_mask_shape = tuple(sampling_mask.shape), (batch, 1, height, width, 1)
-    if min(height, width) < _SMALLEST_SIZE:
-        raise ValueError(f"masked_kspace is {height} x {width}; expected at least {_SMALLEST_SIZE} x {_SMALLEST_SIZE}.")
+    if min(height, width) < smallest_size:
+        raise ValueError(f"masked_kspace is {height} x {width}; expected at least {smallest_size} x {smallest_size}.")
     if len(mask_shape) != 5 or any(
         size not in (1, full) for size, full in zip(mask_shape, full_mask_shape, strict=True)
     ):
