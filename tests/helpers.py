@@ -61,7 +61,7 @@ def channels_last(image: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def perturb(network: nn.Module, scale: float = 0.1) -> nn.Module:
+def perturb(network: nn.Module, scale: float = 0.2) -> nn.Module:
     """Add noise to every parameter, so that no bias is zero, no norm the identity and no branch negligible."""
     for parameter in network.parameters():
         parameter.add_(scale * torch.randn_like(parameter))

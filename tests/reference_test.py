@@ -253,7 +253,7 @@ def test_every_wrong_shape_is_an_error(state_dict: dict[str, torch.Tensor], resi
     for name in living(state_dict):
         value = state_dict[name]
         wrong = value[..., None] if resize == "further axis" or value.ndim == 0 else torch.cat([value] * 3, dim=axis)
-        with pytest.raises(ValueError, match="keys of the state_dict do not fit|expected"):
+        with pytest.raises(ValueError, match=r"keys of the state_dict do not fit|expected"):
             from_reference(state_dict | {name: wrong}, fft2, ifft2)
 
 
