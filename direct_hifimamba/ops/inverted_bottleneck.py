@@ -1,0 +1,293 @@
+"""Inverted bottleneck in bands of image rows: the wide intermediate tensors stay in a CPU's cache.
+
+A bottleneck of expansion 5 makes five times wider tensors than it is given, six of them under autograd. Written to
+memory, they cost more time than the arithmetic between them and most of the memory that training takes. Here one of
+them is kept (the depthwise convolution's output) and the rest exist a few rows at a time. What makes this possible is
+that the statistics of the first normalisation follow from the covariance of its narrow input:
+
+    mean and variance of y = W x over pixels and rows of W  come from  mean and covariance of x over pixels
+
+so that this normalisation folds into W, and likewise for its gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+EPS = 1e-5
+#: Elements of a wide tensor per band: what fits a core's cache together with a few others of its size.
+_BAND_ELEMENTS = 2**19
+_BANDED_DTYPES = (torch.float32, torch.float64)
+
+
+class BottleneckWeights(NamedTuple):
+    """Parameters of a bottleneck from c to E and back to c channels."""
+
+    expand: torch.Tensor  #: (E, c)
+    expand_scale: torch.Tensor  #: (E,) of the first normalisation
+    expand_offset: torch.Tensor  #: (E,)
+    depthwise: torch.Tensor  #: (E, 1, 3, 3)
+    depthwise_scale: torch.Tensor  #: (E,) of the second normalisation
+    depthwise_offset: torch.Tensor  #: (E,)
+    project: torch.Tensor  #: (c, E)
+
+
+def _depthwise(wide: torch.Tensor, kernel: torch.Tensor, row_padding: int) -> torch.Tensor:
+    """Convolve (batch, rows, width, E), padding columns by 1 and rows as asked."""
+    convolved = F.conv2d(wide.permute(0, 3, 1, 2), kernel, padding=(row_padding, 1), groups=kernel.shape[0])
+    return convolved.permute(0, 2, 3, 1)
+
+
+def inverted_bottleneck_plain(features: torch.Tensor, weights: BottleneckWeights) -> torch.Tensor:
+    """The bottleneck as it is defined, on any device, under autocast too; see :func:`inverted_bottleneck`."""
+
+    def normalise(wide: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+        return F.group_norm(wide.permute(0, 3, 1, 2), 1, scale, offset, EPS).permute(0, 2, 3, 1)
+
+    wide = F.gelu(normalise(F.linear(features, weights.expand), weights.expand_scale, weights.expand_offset))
+    wide = _depthwise(wide, weights.depthwise, row_padding=1)
+    wide = F.gelu(normalise(wide, weights.depthwise_scale, weights.depthwise_offset))
+    return features + F.gelu(F.linear(wide, weights.project))
+
+
+def _bands(height: int, row_elements: int) -> Iterator[slice]:
+    rows = max(2, _BAND_ELEMENTS // row_elements)
+    return (slice(start, min(start + rows, height)) for start in range(0, height, rows))
+
+
+def _windows(
+    image_shape: tuple[int, int, int], like: torch.Tensor, fill: Callable[[slice, torch.Tensor], object]
+) -> Iterator[torch.Tensor]:
+    """Bands of an image (height, width, E) with one more row on either side, zeros beyond the image's border.
+
+    Every row is made once, by `fill(rows, out)`. The yielded tensor is valid until the next one is asked for.
+    """
+    height, width, channels = image_shape
+    buffer: torch.Tensor | None = None
+    for band in _bands(height, width * channels):
+        rows = band.stop - band.start
+        if buffer is None:
+            buffer = like.new_zeros(rows + 2, width, channels)
+            missing = slice(0, min(band.stop + 1, height))
+        else:
+            buffer[:2] = buffer[-2:]
+            missing = slice(band.start + 1, min(band.stop + 1, height))
+        window = buffer[: rows + 2]
+        if missing.stop > missing.start:
+            fill(missing, window[missing.start - band.start + 1 : missing.stop - band.start + 1])
+        if band.stop == height:
+            window[-1] = 0
+        yield window
+
+
+class _ExpandNorm(NamedTuple):
+    """The first normalisation of one image, from the statistics of its input x."""
+
+    mean: torch.Tensor  #: mean of W x over pixels and channels, scalar float64
+    std: torch.Tensor  #: its standard deviation, scalar float64
+    input_sum: torch.Tensor  #: (c,) float64
+    input_gram: torch.Tensor  #: sum over pixels of x x^T, (c, c) float64
+
+    @classmethod
+    def of(cls, pixels: torch.Tensor, expand: torch.Tensor) -> _ExpandNorm:
+        count = pixels.shape[0]
+        input_mean = pixels.mean(0)
+        centred = pixels - input_mean
+        covariance = (centred.t() @ centred).double() / count
+        input_mean, W = input_mean.double(), expand.double()
+        channel_means = W @ input_mean
+        # Variance within channels plus variance between their means: two sums of squares, nothing cancels.
+        variance = ((W @ covariance) * W).sum(1).mean() + channel_means.var(correction=0)
+        gram = count * (covariance + torch.outer(input_mean, input_mean))
+        return cls(channel_means.mean(), (variance + EPS).sqrt(), count * input_mean, gram)
+
+    def fold(self, weights: BottleneckWeights) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight and bias of the linear map that expands and normalises."""
+        gain = weights.expand_scale / self.std.to(weights.expand_scale.dtype)
+        return weights.expand * gain[:, None], weights.expand_offset - gain * self.mean.to(gain.dtype)
+
+
+class _Saved(NamedTuple):
+    """What the backward pass of one image needs beside its input and the weights."""
+
+    convolved: torch.Tensor  #: output of the depthwise convolution less a constant, (height, width, E)
+    projected: torch.Tensor  #: input of the last GELU, (height, width, c)
+    statistics: torch.Tensor  #: mean and standard deviation of `convolved`, (2,) float64
+
+
+def _forward_image(x: torch.Tensor, weights: BottleneckWeights, keep: bool) -> tuple[torch.Tensor, _Saved | None]:
+    height, width, channels = x.shape
+    wide = (height, width, weights.expand.shape[0])
+    folded, bias = _ExpandNorm.of(x.flatten(0, 1), weights.expand).fold(weights)
+
+    def expand(rows: slice, out: torch.Tensor) -> None:
+        torch.addmm(bias, x[rows].flatten(0, 1), folded.t(), out=out.flatten(0, 1))
+
+    convolved = x.new_empty(wide)
+    total = x.new_zeros((), dtype=torch.float64)
+    squares = torch.zeros_like(total)
+    shift: torch.Tensor | None = None
+    for band, window in zip(_bands(height, width * wide[2]), _windows(wide, x, expand), strict=True):
+        output = _depthwise(F.gelu(window).unsqueeze(0), weights.depthwise, row_padding=0).squeeze(0)
+        if shift is None:
+            # Normalisation removes any constant; without this one the sum of squares cancels less.
+            shift = output.mean()
+        flat = torch.sub(output, shift, out=convolved[band]).flatten()
+        total += flat.sum()
+        squares += torch.dot(flat, flat)
+    mean = total / convolved.numel()
+    std = (squares / convolved.numel() - mean**2).clamp(min=0).add(EPS).sqrt()
+
+    gain = weights.depthwise_scale / std.to(x.dtype)
+    bias = weights.depthwise_offset - gain * mean.to(x.dtype)
+    result = torch.empty_like(x)
+    projected = torch.empty_like(x) if keep else None
+    for band in _bands(height, width * wide[2]):
+        activated = F.gelu(torch.addcmul(bias, convolved[band], gain))
+        output = F.linear(activated, weights.project)
+        if projected is not None:
+            projected[band] = output
+        torch.add(x[band], F.gelu(output), out=result[band])
+    return result, None if projected is None else _Saved(convolved, projected, torch.stack([mean, std]))
+
+
+def _backward_image(
+    x: torch.Tensor, weights: BottleneckWeights, saved: _Saved, grad: torch.Tensor, grads: BottleneckWeights
+) -> torch.Tensor:
+    """Gradient of one image; those of the weights are added to `grads`."""
+    height, width, channels = x.shape
+    wide = (height, width, weights.expand.shape[0])
+    count = height * width * wide[2]
+    dtype = x.dtype
+    mean, std = saved.statistics.to(dtype)
+    gain = weights.depthwise_scale / std
+    bias = weights.depthwise_offset - gain * mean
+
+    # Through projection and second normalisation up to its affine part; sums over pixels on the way.
+    wide_grad = x.new_empty(wide)
+    offset_grad = x.new_zeros(wide[2])
+    product = torch.zeros_like(offset_grad)
+    for band in _bands(height, width * wide[2]):
+        convolved = saved.convolved[band].flatten(0, 1)
+        normalised = torch.addcmul(bias, convolved, gain)
+        projected_grad = torch.ops.aten.gelu_backward(grad[band], saved.projected[band]).flatten(0, 1)
+        grads.project.addmm_(projected_grad.t(), F.gelu(normalised))
+        band_grad = torch.ops.aten.gelu_backward(projected_grad @ weights.project, normalised)
+        wide_grad[band] = band_grad.view_as(wide_grad[band])
+        offset_grad += band_grad.sum(0)
+        product += torch.mul(band_grad, convolved).sum(0)
+    scale_grad = (product - mean * offset_grad) / std
+    grads.depthwise_offset.add_(offset_grad)
+    grads.depthwise_scale.add_(scale_grad)
+    # Gradient of the normalised values: gain * g - slope * convolved - level.
+    slope = (weights.depthwise_scale * scale_grad).sum() / (count * std**2)
+    level = (gain * offset_grad).sum() / count - slope * mean
+
+    norm = _ExpandNorm.of(x.flatten(0, 1), weights.expand)
+    folded, bias = norm.fold(weights)
+
+    def expand(rows: slice, out: torch.Tensor) -> None:
+        torch.addmm(bias, x[rows].flatten(0, 1), folded.t(), out=out.flatten(0, 1))
+
+    def convolved_grad(rows: slice, out: torch.Tensor) -> None:
+        torch.mul(wide_grad[rows], gain, out=out)
+        out.sub_(saved.convolved[rows] * slope + level)
+
+    # Through convolution, first GELU and expansion.
+    flipped = weights.depthwise.flip(2, 3)
+    input_grad = grad.clone()
+    offset_grad = x.new_zeros(wide[2])
+    correlation = torch.zeros_like(weights.expand)
+    for band, window, grad_window in zip(
+        _bands(height, width * wide[2]),
+        _windows(wide, x, expand),
+        _windows(wide, x, convolved_grad),
+        strict=True,
+    ):
+        _, kernel_grad, _ = torch.ops.aten.convolution_backward(
+            grad_window[1:-1].unsqueeze(0).permute(0, 3, 1, 2),
+            F.gelu(window).unsqueeze(0).permute(0, 3, 1, 2),
+            weights.depthwise,
+            None,
+            stride=[1, 1],
+            padding=[0, 1],
+            dilation=[1, 1],
+            transposed=False,
+            output_padding=[0, 0],
+            groups=wide[2],
+            output_mask=[False, True, False],
+        )
+        grads.depthwise.add_(kernel_grad)
+        activated_grad = _depthwise(grad_window.unsqueeze(0), flipped, row_padding=0).squeeze(0)
+        band_grad = torch.ops.aten.gelu_backward(activated_grad, window[1:-1]).flatten(0, 1)
+        offset_grad += band_grad.sum(0)
+        correlation.addmm_(band_grad.t(), x[band].flatten(0, 1))
+        input_grad[band].flatten(0, 1).addmm_(band_grad, folded)
+
+    # What the statistics of the first normalisation add, again from sums over pixels alone.
+    offset_grad, correlation = offset_grad.double(), correlation.double()
+    W, scale = weights.expand.double(), weights.expand_scale.double()
+    scale_grad = ((correlation * W).sum(1) - norm.mean * offset_grad) / norm.std
+    grads.expand_offset.add_(offset_grad)
+    grads.expand_scale.add_(scale_grad)
+    slope = (scale * scale_grad).sum() / (count * norm.std**2)
+    level = (scale * offset_grad).sum() / (count * norm.std) - slope * norm.mean
+    expand_grad = (scale / norm.std)[:, None] * correlation - level * norm.input_sum - slope * (W @ norm.input_gram)
+    grads.expand.add_(expand_grad)
+    input_grad.flatten(0, 1).addmm_(x.flatten(0, 1), (slope * W.t() @ W).to(dtype), alpha=-1)
+    return input_grad.sub_((level * W.sum(0)).to(dtype))
+
+
+class _BandedBottleneck(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, features: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        results, saved = zip(
+            *(_forward_image(x, BottleneckWeights(*weights), keep=True) for x in features), strict=True
+        )
+        ctx.save_for_backward(features, *weights, *(tensor for image in saved for tensor in image))
+        return torch.stack(results)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        features, *rest = ctx.saved_tensors
+        weights, rest = BottleneckWeights(*rest[:7]), rest[7:]
+        grads = BottleneckWeights(*(torch.zeros_like(weight) for weight in weights))
+        input_grads = [
+            _backward_image(x, weights, _Saved(*rest[3 * i : 3 * i + 3]), image_grad.contiguous(), grads)
+            for i, (x, image_grad) in enumerate(zip(features, grad, strict=True))
+        ]
+        return torch.stack(input_grads), *grads
+
+
+def inverted_bottleneck(features: torch.Tensor, weights: BottleneckWeights) -> torch.Tensor:
+    r"""Skip connection around expansion, 3 x 3 depthwise convolution and projection, normalised per image.
+
+    .. math::
+        x + g(P\, g(N(K * g(N(W x))))), \quad g = \mathrm{GELU}, \quad N = \mathrm{GroupNorm}(1)
+
+    In bands on a CPU (float32 or float64, without autocast), as it is defined elsewhere.
+
+    Parameters
+    ----------
+    features : torch.Tensor
+        Features of shape (batch, height, width, c).
+    weights : BottleneckWeights
+        Parameters, of the dtype of `features`.
+
+    Returns
+    -------
+    torch.Tensor
+        Features of the same shape. Can be differentiated once on a CPU.
+    """
+    if features.device.type != "cpu" or torch.is_autocast_enabled("cpu") or features.dtype not in _BANDED_DTYPES:
+        return inverted_bottleneck_plain(features, weights)
+    features = features.contiguous()
+    if torch.is_grad_enabled() and (features.requires_grad or any(weight.requires_grad for weight in weights)):
+        return _BandedBottleneck.apply(features, *weights)
+    return torch.stack([_forward_image(x, weights, keep=False)[0] for x in features])
