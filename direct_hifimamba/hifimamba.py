@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from direct.types import FFTOperator
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from direct_hifimamba.config import HiFiMambaV2Config
 from direct_hifimamba.layers.block import HiFiMambaBlock
@@ -17,6 +16,7 @@ from direct_hifimamba.layers.data_consistency import DataConsistency, Measuremen
 from direct_hifimamba.layers.initialisation import initialise
 from direct_hifimamba.layers.moe import build_mixtures
 from direct_hifimamba.layers.patch import PatchEmbedding, PatchProjection
+from direct_hifimamba.layers.recompute import recompute
 
 
 class HiFiMambaV2Output(NamedTuple):
@@ -78,10 +78,7 @@ class Stage(nn.Module):
         """Map features (batch, h, w, C) and image (batch, H, W, 2) to new ones and the mean load-balancing loss."""
         losses = []
         for block in self.blocks:
-            if self.checkpointing and torch.is_grad_enabled():
-                features, loss = checkpoint(block, features, use_reentrant=False)
-            else:
-                features, loss = block(features)
+            features, loss = recompute(block, features) if self.checkpointing else block(features)
             losses.append(loss)
         image = self.update(features, image, measurement)
         return features + self.embedding(self.activation(image)), image, torch.stack(losses).mean()

@@ -12,6 +12,7 @@ from torchvision.ops import StochasticDepth
 from direct_hifimamba.layers.attention import ChannelAttention, GlobalContext
 from direct_hifimamba.layers.bottleneck import InvertedBottleneck
 from direct_hifimamba.layers.moe import SharedRoutedMoE
+from direct_hifimamba.layers.recompute import recompute
 from direct_hifimamba.layers.selective_scan_2d import SelectiveScan2D
 from direct_hifimamba.layers.sf_lap import CrossFrequencyRouting, SFLap
 
@@ -74,7 +75,8 @@ class HiFiMambaBlock(nn.Module):
         low, detail = self.sf_lap(low)
         if detail is not None:
             combined = high + detail
-            high = combined if self.cross_frequency_routing is None else self.cross_frequency_routing(combined, detail)
+            routing = self.cross_frequency_routing
+            high = combined if routing is None else recompute(routing, combined, detail)
         high = self.steering_bottleneck(high)
         low = self.selective_scan(self.low_norm(low), self.steering_norm(high))
 

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from direct_hifimamba.layers.recompute import recompute
+
 if TYPE_CHECKING:
     from direct_hifimamba.config import HiFiMambaV2Config
 
@@ -30,7 +32,7 @@ class Expert(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Map (..., channels) to (..., channels)."""
-        return self.project(F.gelu(self.expand(features)))
+        return recompute(lambda hidden: self.project(F.gelu(hidden)), self.expand(features))
 
 
 class Routing(NamedTuple):

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from direct_hifimamba.layers.bottleneck import convolve
+from direct_hifimamba.layers.recompute import recompute
 from direct_hifimamba.ops.selective_scan import selective_scan
 
 
@@ -120,15 +121,15 @@ class SelectiveScan2D(nn.Module):
             step_size = step_size.clamp(min=floor)
             self.step_size_bias.copy_(step_size + torch.log(-torch.expm1(-step_size)))  # inverse of softplus
 
-    def _to_sequences(self, image: torch.Tensor) -> torch.Tensor:
-        """(batch, height, width, d) to (batch, height * width, directions, d), each direction in its own order."""
-        rows = image.flatten(1, 2)
+    def _to_sequences(self, maps: torch.Tensor) -> torch.Tensor:
+        """(batch, height, width, directions, d) to (batch, height * width, directions, d), each in its own order."""
+        rows = maps.flatten(1, 2)
         if self.directions == 1:
-            return rows.unsqueeze(2)
-        orders = [rows, rows.flip(1)]
+            return rows
+        orders = [rows[:, :, 0], rows[:, :, 1].flip(1)]
         if self.directions == 4:
-            columns = image.transpose(1, 2).flatten(1, 2)
-            orders += [columns, columns.flip(1)]
+            columns = maps[:, :, :, 2:].transpose(1, 2).flatten(1, 2)
+            orders += [columns[:, :, 0], columns[:, :, 1].flip(1)]
         return torch.stack(orders, dim=2)
 
     def _from_sequences(self, sequences: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -141,32 +142,36 @@ class SelectiveScan2D(nn.Module):
             image = image + columns.unflatten(1, (width, height)).transpose(1, 2)
         return image
 
-    def _matrices(
-        self, low: torch.Tensor, high: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _per_direction(self, image: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Project an image (batch, height, width, d) by weights (directions, m, d) to (..., directions, m)."""
+        return F.linear(image, weight.flatten(0, 1)).unflatten(-1, (self.directions, -1))
+
+    def _matrices(self, inner: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Step size (batch, length, directions, r), B and C (batch, length, directions, N)."""
-        matrices = torch.einsum("blki,kmi->blkm", low, self.matrix_projection)
-        step_size, B, C = matrices.split([self.step_size_rank, self.state_size, self.state_size], dim=-1)
-        if high is not None:
-            steering = torch.einsum("blki,kmi->blkm", high, self.steering_matrix_projection)
-            steering_b, steering_c = steering.chunk(2, dim=-1)
-            B = B + self.steering_gate_b(steering_b)
-            C = C + self.steering_gate_c(steering_c)
+        sizes = [self.step_size_rank, self.state_size, self.state_size]
+        matrices = self._per_direction(inner, self.matrix_projection)
+        if self.steering:
+            # Two linear maps in a row, as one: the d channels between them are never made.
+            projection = self.steering_matrix_projection @ self.steering_input_projection.weight
+            steering_b, steering_c = self._per_direction(high, projection).chunk(2, dim=-1)
+            step_size, B, C = matrices.split(sizes, dim=-1)
+            B = B + recompute(self.steering_gate_b, steering_b)
+            C = C + recompute(self.steering_gate_c, steering_c)
             matrices = torch.cat([step_size, B, C], dim=-1)
+        sequences = self._to_sequences(matrices)
         # (batch, 1, length, channels): an image of height 1
-        matrices = convolve(matrices.flatten(2).unsqueeze(1), self.sequence_convolution).squeeze(1)
-        matrices = matrices.unflatten(-1, (self.directions, -1))
-        step_size, B, C = matrices.split([self.step_size_rank, self.state_size, self.state_size], dim=-1)
+        convolved = convolve(sequences.flatten(2).unsqueeze(1), self.sequence_convolution).squeeze(1)
+        step_size, B, C = convolved.unflatten(-1, (self.directions, -1)).split(sizes, dim=-1)
         return step_size, B, C
 
     def forward(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
         """Scan `low`, steered by `high`; both, and the result, of shape (batch, height, width, channels)."""
         height, width = low.shape[1:3]
         inner, gate = self.input_projection(low).chunk(2, dim=-1)
-        inner = self._to_sequences(F.silu(convolve(inner, self.depthwise)))
-        steering = self._to_sequences(self.steering_input_projection(high)) if self.steering else None
-        step_size, B, C = self._matrices(inner, steering)
+        inner = F.silu(convolve(inner, self.depthwise))
+        step_size, B, C = self._matrices(inner, high)
         step_size = torch.einsum("blkr,kir->blki", step_size, self.step_size_projection)
+        inner = self._to_sequences(inner.unsqueeze(3).expand(-1, -1, -1, self.directions, -1))
 
         # The scan takes (batch, channels, length) and reads these transposed views in place.
         scanned = selective_scan(
@@ -176,10 +181,14 @@ class SelectiveScan2D(nn.Module):
             B.permute(0, 2, 3, 1),
             C.permute(0, 2, 3, 1),
             self.D.float(),
+            # One direction is gated inside the scan, more of them after they have been added up.
+            z=gate.flatten(1, 2).transpose(1, 2) if self.directions == 1 else None,
             delta_bias=self.step_size_bias.flatten().float(),
             delta_softplus=True,
             backend=self.backend,
         )
         scanned = scanned.transpose(1, 2).unflatten(-1, (self.directions, -1))
         merged = self._from_sequences(scanned, height, width)
-        return self.dropout(self.output_projection(merged * F.silu(gate)))
+        if self.directions > 1:
+            merged = merged * F.silu(gate)
+        return self.dropout(self.output_projection(merged))
