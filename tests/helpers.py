@@ -27,6 +27,7 @@ TINY: dict[str, Any] = {
     "bottleneck_expansion": 2,
     "state_size": 4,
     "steering_expansion": 2,
+    "scan_backend": "torch",
     "initialisation": "balanced",
 }
 
