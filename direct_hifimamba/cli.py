@@ -12,7 +12,8 @@ A feature module becomes a subcommand with one line in `COMMANDS` and two functi
 A module is imported only when its own subcommand is called, so its heavy imports need not be deferred.
 
 Subcommands of DIRECT get their arguments as they are and behave as in `direct`. They are here because this command
-registers the model by itself, even where TORCH_DEVICE_BACKEND_AUTOLOAD=0 keeps `direct` from finding it.
+registers the model by itself, even where TORCH_DEVICE_BACKEND_AUTOLOAD=0 keeps `direct` from finding it. Only `train`
+takes one option more.
 """
 
 import argparse
@@ -39,7 +40,7 @@ COMMANDS = {
 }
 
 DIRECT_COMMANDS = {
-    "train": "DIRECT's own: train a model",
+    "train": "DIRECT's own: train a model; --cosine-schedule replaces the steps of its learning rate, for any model",
     "predict": "DIRECT's own: reconstruct with a trained model",
     "upload-to-bucket": "DIRECT's own: upload a file to an S3 bucket",
 }
@@ -73,10 +74,9 @@ def _fail(message: str) -> NoReturn:
 
 
 def _run_direct(arguments: Sequence[str]) -> None:
-    from direct.cli import cli as direct_cli
+    from direct_hifimamba import direct_command
 
-    sys.argv[1:] = arguments  # DIRECT's parser takes its arguments from nowhere else
-    direct_cli.main()
+    direct_command.main(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

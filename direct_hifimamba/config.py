@@ -19,6 +19,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "data_consistency": ("hard", "soft"),
     "data_consistency_activation": ("silu", "none"),
     "initialisation": ("reference", "balanced"),
+    "learning_rate_schedule": ("steps", "cosine"),
     "scan_backend": ("auto", "reference", "torch", "native", "triton", "mamba_ssm"),
 }
 _MINIMUM: dict[str, int] = {
@@ -113,6 +114,9 @@ class HiFiMambaV2Config(ModelConfig):
         Carry the image from stage to stage, every stage predicting a correction. Default: False.
     initialisation : str
         "reference", or "balanced", with which every branch learns from the first step. Default: "reference".
+    learning_rate_schedule : str
+        "steps" (DIRECT's own) or "cosine" (:class:`direct_hifimamba.learning_rate.CosineSchedule`), set by the engine.
+        Default: "steps".
     stochastic_depth : float
         Rate, in [0, 1), at the last block, rising linearly from 0 at the first. Default: 0.3.
     activation_checkpointing : bool
@@ -150,6 +154,7 @@ class HiFiMambaV2Config(ModelConfig):
     data_consistency_activation: str = "silu"
     image_residual: bool = False
     initialisation: str = "reference"
+    learning_rate_schedule: str = "steps"
     stochastic_depth: float = 0.3
     activation_checkpointing: bool = False
 

@@ -11,16 +11,19 @@ from direct.nn.loss_keys import KeyedLossFn
 from direct.nn.mri_models import MRIModelEngine
 from direct.utils import communication
 from direct.utils.events import get_event_storage
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from direct_hifimamba.layers.moe import Router, Routing, watch_routing
+from direct_hifimamba.learning_rate import CosineSchedule
 
 
 class HiFiMambaV2Engine(MRIModelEngine):
     """Trains and evaluates :class:`direct_hifimamba.HiFiMambaV2` in DIRECT.
 
-    Adds the load-balancing loss to the configured losses, weighted by `model.load_balancing_weight`, and logs at
-    validation which share of the pixels each expert got.
+    Adds the load-balancing loss to the configured losses, weighted by `model.load_balancing_weight`, logs at validation
+    which share of the pixels each expert got, and trains with `model.learning_rate_schedule`.
     """
 
     _load_balancing_loss: torch.Tensor
@@ -49,6 +52,12 @@ class HiFiMambaV2Engine(MRIModelEngine):
         self._load_balancing_loss = output.load_balancing_loss
         coil_images = expand_operator(output.image, data["sensitivity_map"], dim=self._coil_dim)
         return output.image, self.forward_operator(coil_images, dim=self._spatial_dims)
+
+    def train(self, optimizer: Optimizer, lr_scheduler: LRScheduler, *args: Any, **kwargs: Any) -> None:
+        """Train as DIRECT does, with the configured learning rate schedule."""
+        if self.cfg.model.learning_rate_schedule == "cosine":
+            lr_scheduler = CosineSchedule(optimizer, self.cfg.training)
+        super().train(optimizer, lr_scheduler, *args, **kwargs)
 
     def build_loss(self) -> dict[str, Callable[..., torch.Tensor]]:
         """Add `load_balancing_loss` to the losses of the configuration, if the model routes."""
