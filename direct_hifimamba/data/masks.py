@@ -18,59 +18,67 @@ class MaskOptions:
     Attributes
     ----------
     name : str
-        DIRECT's name of a mask function that samples whole lines, as in its `masking` configuration:
-        `FastMRIEquispaced`, `FastMRIRandom`, `Gaussian1D`, ...
+        DIRECT's name of a mask function, as in its `masking` configuration: `FastMRIEquispaced`, `FastMRIRandom`,
+        `Gaussian1D`, `Radial`, ...
     acceleration : float
-        Columns divided by sampled columns, as asked of the mask function.
-    center_fraction : float
-        Fraction of the columns that is sampled without gaps around the centre.
+        Samples of k-space divided by those that are taken, as asked of the mask function.
+    center_fraction : float, optional
+        Fraction of the columns (of the samples, for masks that are not made of columns) that is sampled without gaps
+        around the centre. None, for mask functions that need none: whatever lies there.
     """
 
     name: str
     acceleration: float
-    center_fraction: float
+    center_fraction: float | None = None
 
     @classmethod
     def from_words(cls, words: Sequence[str]) -> Self:
-        """From name, acceleration and center fraction as they stand on a command line.
+        """From name, acceleration and, where there is one, center fraction as they stand on a command line.
 
         Raises
         ------
         ValueError
-            If acceleration or center fraction is no number.
+            If there are not two or three words or if acceleration or center fraction is no number.
         """
-        name, acceleration, center_fraction = words
         try:
-            return cls(name, float(acceleration), float(center_fraction))
-        except ValueError:
+            name, acceleration, *center_fraction = words
+            return cls(name, float(acceleration), *map(float, center_fraction))
+        except (ValueError, TypeError):
             raise ValueError(
-                f"The mask is {' '.join(words)!r}; expected a name and two numbers, as in FastMRIEquispaced 4 0.08."
+                f"The mask is {' '.join(words)!r}; expected a name and two numbers, as in FastMRIEquispaced 4 0.08. "
+                "(Masks without a centre have one number, as in Radial 16.)"
             ) from None
 
 
 @dataclass(frozen=True)
 class SamplingMask:
-    """A line mask and what it really reached.
+    """A mask and what it really reached.
 
     Attributes
     ----------
-    lines : bool array of shape (width,)
-        True where a column of k-space is sampled; DIRECT's `FastMRI` data set reads it as `mask` with
-        `pass_mask: true`.
+    samples : bool array of shape (width,) or (height, width)
+        True where k-space is sampled: one value per column if the mask takes whole columns (a line mask).
     acceleration : float
-        Columns divided by sampled columns.
-    num_center_lines : int
-        Columns that the mask function sets apart for autocalibration. DIRECT's reader takes the whole sampled run of
-        columns around the centre instead, which can be longer.
+        Samples of k-space divided by those that are taken.
+    num_center : int
+        Columns, or samples if it is no line mask, that the mask function sets apart for autocalibration. DIRECT's
+        reader of stored line masks takes the whole sampled run of columns around the centre instead, which can be
+        longer.
     """
 
-    lines: NDArray[np.bool_]
+    samples: NDArray[np.bool_]
     acceleration: float
-    num_center_lines: int
+    num_center: int
+
+    @property
+    def is_line_mask(self) -> bool:
+        """Whether the mask takes whole columns of k-space."""
+        return self.samples.ndim == 1
 
     def provenance(self) -> dict[str, float]:
         """What the mask reached, to be stored beside the options that it was drawn with."""
-        return {"acceleration": self.acceleration, "num_center_lines": self.num_center_lines}
+        center = "num_center_lines" if self.is_line_mask else "num_center_samples"
+        return {"acceleration": self.acceleration, center: self.num_center}
 
 
 def draw_mask(options: MaskOptions, shape: tuple[int, int], file_name: str, seed: int) -> SamplingMask:
@@ -92,35 +100,54 @@ def draw_mask(options: MaskOptions, shape: tuple[int, int], file_name: str, seed
     Raises
     ------
     ValueError
-        If DIRECT has no such mask function, if it refuses the options, or if its masks are no line masks.
+        If DIRECT has no such mask function, if it refuses the options, or if DIRECT's reader cannot use the mask.
     """
     mask_func = _build_mask_func(options)
     seed_material = seed_from_name(file_name, seed)
-    mask = mask_func(shape=(*shape, 1), seed=seed_material).numpy().reshape(-1, shape[1])
+    mask, center = (
+        mask_func(shape=(*shape, 1), seed=seed_material, return_acs=return_acs).numpy().reshape(-1, shape[1])
+        for return_acs in (False, True)
+    )
+    if not (mask == mask[0]).all():
+        return SamplingMask(mask, mask.size / int(mask.sum()), int(center.sum()))
     lines = mask[0]
-    if not (mask == lines).all():
-        raise ValueError(
-            f"Masks of {options.name} are no line masks; DIRECT's FastMRI data set reads one mask of shape (width,) "
-            "per file. Choose for example FastMRIEquispaced or FastMRIRandom."
-        )
-    center = mask_func(shape=(*shape, 1), seed=seed_material, return_acs=True).numpy().reshape(-1, shape[1])[0]
     middle = shape[1] // 2
     if not lines[middle] or lines[:middle].all() or lines[middle:].all():
         raise ValueError(
             f"{options} samples {lines.sum()} of {shape[1]} columns; DIRECT's FastMRI data set needs the centre column "
             "and a gap on either side of it. Choose another acceleration or center fraction."
         )
-    return SamplingMask(lines, shape[1] / int(lines.sum()), int(center.sum()))
+    return SamplingMask(lines, shape[1] / int(lines.sum()), int(center[0].sum()))
+
+
+def draw_line_mask(options: MaskOptions, shape: tuple[int, int], file_name: str, seed: int) -> SamplingMask:
+    """As :func:`draw_mask`, for DIRECT's `FastMRI` data set: with `pass_mask: true` it reads masks of whole columns.
+
+    Raises
+    ------
+    ValueError
+        As :func:`draw_mask`, and if the mask is no line mask.
+    """
+    mask = draw_mask(options, shape, file_name, seed)
+    if not mask.is_line_mask:
+        raise ValueError(
+            f"Masks of {options.name} are no line masks; DIRECT's FastMRI data set reads one mask of shape (width,) "
+            "per file. Choose for example FastMRIEquispaced or FastMRIRandom."
+        )
+    return mask
 
 
 def _build_mask_func(options: MaskOptions) -> BaseMaskFunc:
     if not options.acceleration > 1:
         raise ValueError(f"The acceleration is {options.acceleration:g}; expected a number above 1.")
-    if not 0 < options.center_fraction < 1:
-        raise ValueError(f"The center fraction is {options.center_fraction:g}; expected a number between 0 and 1.")
+    center_fractions = None if options.center_fraction is None else [options.center_fraction]
+    if center_fractions and not 0 < center_fractions[0] < 1:
+        raise ValueError(f"The center fraction is {center_fractions[0]:g}; expected a number between 0 and 1.")
     try:
-        return build_masking_function(options.name, [options.acceleration], [options.center_fraction])
+        return build_masking_function(options.name, [options.acceleration], center_fractions)
     except AttributeError as error:
         raise ValueError(
             f"DIRECT has no mask function {options.name!r}; expected for example FastMRIEquispaced or FastMRIRandom."
         ) from error
+    except TypeError as error:
+        raise ValueError(f"Masks of {options.name} need a center fraction, as in FastMRIEquispaced 4 0.08.") from error

@@ -22,7 +22,7 @@ from tqdm import tqdm
 import direct_hifimamba
 from direct_hifimamba.data.fourier import image_to_kspace
 from direct_hifimamba.data.hdf5 import read_provenance, write_volume
-from direct_hifimamba.data.masks import MaskOptions, draw_mask
+from direct_hifimamba.data.masks import MaskOptions, draw_line_mask
 from direct_hifimamba.data.seeding import seed_from_name
 from direct_hifimamba.files import PARTIAL_SUFFIX
 
@@ -351,7 +351,7 @@ def simulate_volume(
             name = source.name if options.slab is None else f"{source.name}_{indices[0]:03d}-{indices[-1]:03d}"
             path = output / f"{name}.h5"
             if not path.exists():
-                mask = draw_mask(options.mask, shape, path.name, options.seed) if options.mask else None
+                mask = draw_line_mask(options.mask, shape, path.name, options.seed) if options.mask else None
                 record = {
                     **provenance,
                     "slices": indices,
@@ -359,7 +359,7 @@ def simulate_volume(
                     "mask": mask.provenance() if mask else None,
                 }
                 kspace = simulate_slices(indices, np.random.default_rng(seed_from_name(name, options.seed)))
-                write_volume(path, kspace, record, mask.lines if mask else None)
+                write_volume(path, kspace, record, mask.samples if mask else None)
             progress.update(len(indices))
             yield path
 

@@ -19,7 +19,7 @@ def _random_complex(*shape: int) -> np.ndarray:
 @pytest.mark.parametrize("coils", [(), (3,)])
 def test_volume_comes_back_through_the_dataset_of_direct(tmp_path, coils):
     kspace = _random_complex(2, *coils, 12, 40)
-    mask = draw_mask(MaskOptions("FastMRIEquispaced", 4, 0.1), (12, 40), "a.h5", 0).lines
+    mask = draw_mask(MaskOptions("FastMRIEquispaced", 4, 0.1), (12, 40), "a.h5", 0).samples
     write_volume(tmp_path / "a.h5", iter(kspace), {"origin": "test"}, mask)
 
     dataset = FastMRIDataset(tmp_path, pass_mask=True)

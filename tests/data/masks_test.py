@@ -2,7 +2,7 @@
 
 import pytest
 
-from direct_hifimamba.data.masks import MaskOptions, draw_mask
+from direct_hifimamba.data.masks import MaskOptions, draw_line_mask, draw_mask
 
 
 @pytest.mark.parametrize(
@@ -11,18 +11,18 @@ from direct_hifimamba.data.masks import MaskOptions, draw_mask
 )
 def test_equispaced_mask_reaches_what_was_asked(acceleration, center_fraction, width, num_center_lines):
     mask = draw_mask(MaskOptions("FastMRIEquispaced", acceleration, center_fraction), (24, width), "a.h5", seed=3)
-    assert mask.lines.shape == (width,)
-    assert mask.lines.dtype == bool
-    assert mask.acceleration == width / mask.lines.sum()
+    assert mask.samples.shape == (width,)
+    assert mask.samples.dtype == bool
+    assert mask.acceleration == width / mask.samples.sum()
     assert mask.acceleration == pytest.approx(acceleration, rel=0.06)
-    assert mask.num_center_lines == num_center_lines
+    assert mask.num_center == num_center_lines
     start = (width - num_center_lines + 1) // 2
-    assert mask.lines[start : start + num_center_lines].all()
+    assert mask.samples[start : start + num_center_lines].all()
 
 
 def test_mask_depends_on_name_and_seed_alone():
     def lines(name: str = "a.h5", seed: int = 0) -> list[bool]:
-        return draw_mask(MaskOptions("FastMRIRandom", 4, 0.08), (24, 128), name, seed).lines.tolist()
+        return draw_mask(MaskOptions("FastMRIRandom", 4, 0.08), (24, 128), name, seed).samples.tolist()
 
     assert lines() == lines()
     assert lines() != lines(name="b.h5")
@@ -34,6 +34,7 @@ def test_mask_depends_on_name_and_seed_alone():
     [
         (MaskOptions("Cartoon", 4, 0.08), "no mask function 'Cartoon'"),
         (MaskOptions("Radial", 4, 0.08), "Masks of Radial are no line masks"),
+        (MaskOptions("FastMRIEquispaced", 4), "FastMRIEquispaced need a center fraction"),
         (MaskOptions("FastMRIEquispaced", 1, 0.08), "acceleration is 1; expected a number above 1"),
         (MaskOptions("FastMRIEquispaced", float("nan"), 0.08), "acceleration is nan"),
         (MaskOptions("FastMRIEquispaced", 4, 1.5), "center fraction is 1.5; expected a number between 0 and 1"),
@@ -43,10 +44,32 @@ def test_mask_depends_on_name_and_seed_alone():
 )
 def test_unusable_mask_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        draw_mask(options, (24, 64), "a.h5", seed=0)
+        draw_line_mask(options, (24, 64), "a.h5", seed=0)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_seed_out_of_range_is_refused(seed):
     with pytest.raises(ValueError, match=f"seed is {seed}; expected"):
         draw_mask(MaskOptions("FastMRIRandom", 4, 0.08), (24, 64), "a.h5", seed)
+
+
+@pytest.mark.parametrize("acceleration", [16, 32])
+def test_radial_mask_reaches_what_was_asked(acceleration):
+    mask = draw_mask(MaskOptions("Radial", acceleration), (128, 96), "a.h5", seed=3)
+    assert mask.samples.shape == (128, 96)
+    assert not mask.is_line_mask
+    assert mask.acceleration == 128 * 96 / mask.samples.sum()
+    assert mask.acceleration == pytest.approx(acceleration, rel=0.06)
+    assert mask.samples[64, 48]
+    assert mask.provenance() == {"acceleration": mask.acceleration, "num_center_samples": mask.num_center}
+
+
+@pytest.mark.parametrize("words", ["Radial", "Radial x", "Radial 16 0.1 2", "FastMRIEquispaced 4 x"])
+def test_words_that_are_no_mask_are_refused(words):
+    with pytest.raises(ValueError, match=f"The mask is '{words}'; expected a name and two numbers"):
+        MaskOptions.from_words(words.split())
+
+
+def test_words():
+    assert MaskOptions.from_words(["Radial", "16"]) == MaskOptions("Radial", 16.0)
+    assert MaskOptions.from_words(["FastMRIRandom", "4", "0.08"]) == MaskOptions("FastMRIRandom", 4.0, 0.08)
