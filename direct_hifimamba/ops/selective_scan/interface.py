@@ -25,6 +25,7 @@ _BACKENDS = MappingProxyType(
     {  # in the order that "auto" tries them
         "mamba_ssm": _Entry("mamba_ssm", device_type="cuda", dtype=torch.float32),
         "triton": _Entry("triton_kernels", device_type="cuda", dtype=torch.float32),
+        "native": _Entry("native", device_type="cpu", dtype=torch.float32),
         "torch": _Entry("chunked"),
         "reference": _Entry("reference"),
     }
