@@ -7,7 +7,6 @@ says that it is `simulated from magnitude`.
 import argparse
 import hashlib
 import json
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -16,21 +15,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage.transform import resize
 from tqdm import tqdm
 
 import direct_hifimamba
+from direct_hifimamba.data.fit import crop_or_pad, resample
 from direct_hifimamba.data.fourier import image_to_kspace
 from direct_hifimamba.data.hdf5 import read_provenance, write_volume
 from direct_hifimamba.data.masks import MaskOptions, draw_line_mask
+from direct_hifimamba.data.nifti import ORIENTATIONS, load_magnitude
 from direct_hifimamba.data.seeding import seed_from_name
 from direct_hifimamba.files import PARTIAL_SUFFIX
-
-try:
-    import nibabel
-    from nibabel.filebasedimages import ImageFileError
-except ImportError as error:
-    raise ImportError("NIfTI files are read with nibabel; install it: pip install 'direct-hifimamba[data]'") from error
 
 TEMPLATE = "icbm152"
 ORIGIN = "simulated from magnitude"
@@ -43,9 +37,6 @@ MIN_FOREGROUND = 0.01
 
 COIL_RADIUS = 1.2
 """Distance of the coils from the centre, in half widths of the image; their profiles have a standard deviation of 1."""
-
-# Axes of a volume in RAS+ order that become slices, rows and columns. Rows run from anterior or superior downwards.
-ORIENTATIONS = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
 
 
 @dataclass(frozen=True)
@@ -164,8 +155,8 @@ def find_sources(source: str) -> list[Source]:
     return sources
 
 
-def load_magnitude(path: Path, options: SimulationOptions) -> NDArray[np.float32]:
-    """Read a NIfTI magnitude volume as a stack of upright slices.
+def load_volume(path: Path, options: SimulationOptions) -> NDArray[np.float32]:
+    """Read a NIfTI magnitude volume as a stack of upright slices of the size that is asked for.
 
     Parameters
     ----------
@@ -182,48 +173,13 @@ def load_magnitude(path: Path, options: SimulationOptions) -> NDArray[np.float32
     ValueError
         If the file is unreadable or no usable magnitude volume.
     """
-    try:
-        image = nibabel.squeeze_image(nibabel.load(path))
-        voxels = np.asanyarray(image.dataobj)
-    except (ImageFileError, EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read as NIfTI: {error}") from error
-    _check_magnitude(path, voxels)
-    canonical = nibabel.as_closest_canonical(image)
-    axes = ORIENTATIONS[options.orientation]
-    volume = canonical.get_fdata(dtype=np.float32).transpose(axes)[:, ::-1]
+    volume, spacing = load_magnitude(path, options.orientation)
     if options.voxel_size is not None:
-        spacing = np.array(canonical.header.get_zooms())[list(axes)][1:]
-        height, width = np.maximum(1, np.rint(volume.shape[1:] * spacing / options.voxel_size)).astype(int)
-        volume = resize(volume, (len(volume), height, width), order=1, mode="edge", anti_aliasing=True)
+        size = np.maximum(1, np.rint(np.multiply(volume.shape[1:], spacing) / options.voxel_size)).astype(int)
+        volume = resample(volume, size)
     if options.size is not None:
-        volume = _crop_or_pad(volume, options.size)
+        volume = crop_or_pad(volume, options.size)
     return np.ascontiguousarray(volume, dtype=np.float32)
-
-
-def _check_magnitude(path: Path, voxels: NDArray[Any]) -> None:
-    if voxels.ndim != 3:
-        raise ValueError(f"{path} has the shape {voxels.shape}; expected one 3-D volume. Split a series into volumes.")
-    if voxels.dtype.kind not in "iuf":
-        raise ValueError(f"{path} holds values of type {voxels.dtype}; expected real magnitudes.")
-    if voxels.size == 0:
-        raise ValueError(f"{path} has the shape {voxels.shape} and so no voxel.")
-    if not np.isfinite(voxels).all():
-        raise ValueError(f"{path} has {np.sum(~np.isfinite(voxels))} voxels that are NaN or infinite; replace them.")
-    if voxels.min() < 0:
-        raise ValueError(f"{path} has values down to {voxels.min():g}; expected magnitudes, from 0 up.")
-    if voxels.min() == voxels.max():
-        raise ValueError(f"{path} is constant: every voxel is {voxels.max():g}; there is nothing to reconstruct.")
-
-
-def _crop_or_pad(volume: NDArray[np.float32], size: Sequence[int]) -> NDArray[np.float32]:
-    """Centre crop and zero-pad the last two axes; the centre is DIRECT's, index `length // 2`."""
-    for axis, length in zip((1, 2), size, strict=True):
-        surplus = volume.shape[axis] // 2 - length // 2
-        volume = volume.take(range(max(0, surplus), min(volume.shape[axis], surplus + length)), axis)
-        padding = [(0, 0)] * volume.ndim
-        padding[axis] = (max(0, -surplus), length - volume.shape[axis] - max(0, -surplus))
-        volume = np.pad(volume, padding)
-    return volume
 
 
 def simulate_sensitivity_map(
@@ -319,7 +275,7 @@ def simulate_volume(
     ValueError
         If the file is no usable volume or if no slice of the range has anything in it.
     """
-    volume = load_magnitude(source.path, options)
+    volume = load_volume(source.path, options)
     foreground = volume > FOREGROUND_LEVEL * volume.max()
     noise_std = 0.0 if options.snr is None else float(volume[foreground].mean(dtype=np.float64) / options.snr)
     kept = [

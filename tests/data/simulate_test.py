@@ -17,7 +17,7 @@ from direct_hifimamba.data import simulate as module
 from direct_hifimamba.data.fourier import kspace_to_image, root_sum_of_squares
 from direct_hifimamba.data.hdf5 import read_provenance
 from direct_hifimamba.data.masks import MaskOptions
-from direct_hifimamba.data.simulate import SimulationOptions, load_magnitude, simulate
+from direct_hifimamba.data.simulate import SimulationOptions, load_volume, simulate
 
 SHAPE = (20, 24, 6)
 
@@ -121,12 +121,12 @@ def test_orientation_is_anatomical(tmp_path, orientation, shape, first_corner, l
     stored = nibabel.Nifti1Image(ras, affine).as_reoriented(nibabel.orientations.ornt_transform(axes, target))
     nibabel.save(stored, tmp_path / "a.nii.gz")
 
-    volume = load_magnitude(tmp_path / "a.nii.gz", SimulationOptions(orientation=orientation))
+    volume = load_volume(tmp_path / "a.nii.gz", SimulationOptions(orientation=orientation))
     assert volume.shape == shape
     for pixel, corner in (((0, 0, 0), first_corner), ((-1, -1, -1), last_corner)):
         assert volume[pixel] == ras[tuple(-1 if far else 0 for far in corner)]
 
-    resampled = load_magnitude(tmp_path / "a.nii.gz", SimulationOptions(orientation=orientation, voxel_size=1.0))
+    resampled = load_volume(tmp_path / "a.nii.gz", SimulationOptions(orientation=orientation, voxel_size=1.0))
     in_plane = {"axial": (18, 10), "coronal": (28, 10), "sagittal": (28, 18)}[orientation]
     assert resampled.shape == (shape[0], *in_plane)
 
@@ -135,8 +135,8 @@ def test_orientation_is_anatomical(tmp_path, orientation, shape, first_corner, l
 def test_crop_and_pad_keep_the_centre(tmp_path, size):
     brain = _brain()
     source = _write_nifti(tmp_path / "a.nii", brain)
-    whole = load_magnitude(source, SimulationOptions())
-    resized = load_magnitude(source, SimulationOptions(size=size))
+    whole = load_volume(source, SimulationOptions())
+    resized = load_volume(source, SimulationOptions(size=size))
     assert resized.shape == (6, *size)
     for row in range(-13, 14):
         for column in range(-13, 14):
@@ -151,7 +151,7 @@ def test_crop_and_pad_keep_the_centre(tmp_path, size):
 def test_resampling_keeps_units_and_mean(tmp_path):
     brain = _brain((40, 48, 4))
     source = _write_nifti(tmp_path / "a.nii", brain)
-    resampled = load_magnitude(source, SimulationOptions(voxel_size=2.0))
+    resampled = load_volume(source, SimulationOptions(voxel_size=2.0))
     assert resampled.shape == (4, 24, 20)
     assert resampled.mean() == pytest.approx(brain.mean(), rel=0.02)
 
@@ -373,7 +373,7 @@ def test_command_line_reaches_every_option(tmp_path, capsys):
 def test_template_ships_with_nilearn_and_fits():
     pytest.importorskip("nilearn")
     (source,) = module.find_sources("icbm152")
-    volume = load_magnitude(source.path, SimulationOptions(voxel_size=1.5, size=(128, 128)))
+    volume = load_volume(source.path, SimulationOptions(voxel_size=1.5, size=(128, 128)))
     assert volume.shape == (189, 128, 128)
     foreground = volume > 0.1 * volume.max()
     assert not foreground[:, [0, -1]].any()
