@@ -33,10 +33,15 @@ _BACKENDS = MappingProxyType(
 BACKENDS = ("auto", *_BACKENDS)
 
 
-@cache
+_loaded: dict[str, Backend] = {}
+
+
 def _load(backend: str) -> Backend:
-    module = importlib.import_module(f"{__package__}.{_BACKENDS[backend].module}")
-    return getattr(module, f"selective_scan_{backend}")
+    # A dictionary because torch.compile would look through functools.cache and trace the import.
+    if backend not in _loaded:
+        module = importlib.import_module(f"{__package__}.{_BACKENDS[backend].module}")
+        _loaded[backend] = getattr(module, f"selective_scan_{backend}")
+    return _loaded[backend]
 
 
 @cache
@@ -54,6 +59,7 @@ def unavailable_because(backend: str, device_type: str, dtype: torch.dtype) -> s
     return None
 
 
+@torch.compiler.assume_constant_result  # torch.compile calls it instead of tracing the imports it tries
 def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
     """The backend that `backend` (a name of `BACKENDS`) stands for on `device`: "auto" is the first that runs there.
 
