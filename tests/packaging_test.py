@@ -130,6 +130,7 @@ def test_wheel_is_complete_and_nothing_else(wheel: Path) -> None:
     package = ROOT / "direct_hifimamba"
     sources = {path.relative_to(ROOT).as_posix() for path in package.rglob("*.py")}
     assert sources | {"direct_hifimamba/py.typed", "direct_hifimamba_hook.py"} <= names
+    assert not [name for name in names if name.endswith((".cpp", ".h"))]
     top_level = {name.split("/")[0] for name in names}
     assert top_level == {
         "direct_hifimamba",
