@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from direct_hifimamba.ops.selective_scan import BACKENDS, resolve_backend, selective_scan
+from direct_hifimamba.ops.selective_scan import BACKENDS, interface, resolve_backend, selective_scan
 from direct_hifimamba.ops.selective_scan.reference import selective_scan_reference
 from tests.ops.scan_cases import ScanInputs, make_inputs, relative_error
 
@@ -86,6 +86,17 @@ def test_autocast_has_no_effect(backend: str) -> None:
             y.square().sum().backward()
         results.append([y, *(t.grad for t in inputs.tensors())])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_backends_run_outside_of_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    def backend(u: torch.Tensor, *_: Any) -> torch.Tensor:
+        assert not torch.is_autocast_enabled("cpu")
+        return u
+
+    monkeypatch.setattr(interface, "_load", lambda name: backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        selective_scan(*make_inputs(), True, backend="torch")
+        assert torch.is_autocast_enabled("cpu")
 
 
 @pytest.mark.parametrize("backend", ["torch", "reference"])
