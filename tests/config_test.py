@@ -26,6 +26,7 @@ CHOICES = {
     "data_consistency": ["hard", "soft"],
     "data_consistency_activation": ["silu", "none"],
     "initialisation": ["reference", "balanced"],
+    "learning_rate_schedule": ["steps", "cosine"],
     "scan_backend": ["auto", "reference", "torch", "native", "triton", "mamba_ssm"],
 }
 POSITIVE = [
