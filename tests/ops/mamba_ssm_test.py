@@ -51,7 +51,7 @@ def selective_scan_fn(
 
 def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, ADAPTER, raising=False)
-    interface._load.cache_clear()
+    monkeypatch.setattr(interface, "_loaded", {})
     interface.unavailable_because.cache_clear()
 
 
