@@ -1,4 +1,4 @@
-"""DIRECT's centred, orthonormal Fourier transform for numpy arrays."""
+"""DIRECT's orthonormal Fourier transform for numpy arrays."""
 
 import numpy as np
 import torch
@@ -11,23 +11,26 @@ def image_to_kspace(image: NDArray[np.complex64]) -> NDArray[np.complex64]:
     return transforms.fft2(torch.from_numpy(image), dim=_spatial_dims(image), complex_input=False).numpy()
 
 
-def kspace_to_image(kspace: NDArray[np.complex64]) -> NDArray[np.complex64]:
-    """Inverse of :func:`image_to_kspace`."""
-    return transforms.ifft2(torch.from_numpy(kspace), dim=_spatial_dims(kspace), complex_input=False).numpy()
+def kspace_to_image(kspace: NDArray[np.complex64], centered: bool = True) -> NDArray[np.complex64]:
+    """Inverse of :func:`image_to_kspace`; or, if not `centered`, DIRECT's `ifft2(centered=False)`."""
+    dim = _spatial_dims(kspace)
+    return transforms.ifft2(torch.from_numpy(kspace), dim=dim, centered=centered, complex_input=False).numpy()
 
 
-def root_sum_of_squares(kspace: NDArray[np.complex64]) -> NDArray[np.float32]:
+def root_sum_of_squares(kspace: NDArray[np.complex64], centered: bool = True) -> NDArray[np.float32]:
     """Magnitude image of fully sampled k-space as DIRECT computes its target.
 
     Parameters
     ----------
     kspace : complex64 array of shape ([coil, ]height, width)
+    centered : bool
+        As in :func:`kspace_to_image`.
 
     Returns
     -------
     float32 array of shape (height, width)
     """
-    image = kspace_to_image(kspace)
+    image = kspace_to_image(kspace, centered)
     return np.abs(image) if image.ndim == 2 else np.linalg.norm(image, axis=0)
 
 

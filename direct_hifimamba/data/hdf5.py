@@ -1,7 +1,8 @@
 """K-space files in the form of the fastMRI data set, the one that DIRECT's `FastMRI` data set reads."""
 
+import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,51 +13,159 @@ from numpy.typing import NDArray
 from direct_hifimamba.data.fourier import root_sum_of_squares
 from direct_hifimamba.files import replace_when_complete
 
+HEADER = "ismrmrd_header"
+
 
 def write_volume(
     path: Path,
-    kspace: Iterable[NDArray[np.complex64]],
+    kspace: Iterable[NDArray[np.complex64]] | h5py.VirtualLayout,
     provenance: dict[str, Any],
     mask: NDArray[np.bool_] | None = None,
+    header: bytes | None = None,
 ) -> None:
     """Write one volume; the file appears when it is complete.
 
     The attributes `max` and `norm` are those of the root-sum-of-squares volume, as in fastMRI. (Without `max`, DIRECT
-    would hand all attributes to its collate function.)
+    would hand all attributes to its collate function.) The attribute `sha256` is that of :func:`hash_content`.
 
     Parameters
     ----------
     path : Path
-    kspace : iterable of complex64 arrays of shape ([coil, ]height, width)
-        The slices, at least one. Only one is held at a time.
+    kspace : iterable of complex64 arrays of shape ([coil, ]height, width), or h5py.VirtualLayout
+        The slices, at least one. Only one is held at a time. A layout links to slices in other files instead; they
+        are complex64, or float32 pairs in a last axis of length 2.
     provenance : dict
         Where the data come from; stored as JSON in the attribute `provenance`.
     mask : bool array of shape (width,), optional
         Sampling mask, for use with `pass_mask: true`.
+    header : bytes, optional
+        ISMRMRD header. DIRECT takes from it which columns are padding, and the size of the reconstruction.
     """
+    with replace_when_complete(path) as partial:
+        with h5py.File(partial, "w") as file:
+            if isinstance(kspace, h5py.VirtualLayout):
+                file.create_virtual_dataset("kspace", kspace)
+            else:
+                _write_slices(file, kspace)
+            if mask is not None:
+                file["mask"] = mask
+            if header is not None:
+                file[HEADER] = header
+        # Through a file that is open for writing, HDF5 would open those that it links to for writing, too.
+        with h5py.File(partial) as file:
+            attributes = {**_statistics(file), "sha256": hash_content(file)}
+        with h5py.File(partial, "r+") as file:
+            file.attrs.update(attributes)
+            file.attrs["provenance"] = json.dumps(provenance, indent=1, sort_keys=True)
+
+
+def _write_slices(file: h5py.File, kspace: Iterable[NDArray[np.complex64]]) -> None:
+    dataset = None
+    for index, kspace_slice in enumerate(kspace):
+        if dataset is None:
+            shape = kspace_slice.shape
+            dataset = file.create_dataset(
+                "kspace", (0, *shape), np.complex64, chunks=(1, *shape), maxshape=(None, *shape)
+            )
+        dataset.resize(index + 1, axis=0)
+        dataset[index] = kspace_slice
+
+
+def _statistics(file: h5py.File) -> dict[str, float]:
     maximum = squared_norm = 0.0
-    with replace_when_complete(path) as partial, h5py.File(partial, "w") as file:
-        dataset = None
-        for index, kspace_slice in enumerate(kspace):
-            if dataset is None:
-                shape = kspace_slice.shape
-                dataset = file.create_dataset(
-                    "kspace", (0, *shape), np.complex64, chunks=(1, *shape), maxshape=(None, *shape)
-                )
-            dataset.resize(index + 1, axis=0)
-            dataset[index] = kspace_slice
-            image = root_sum_of_squares(kspace_slice)
-            maximum = max(maximum, float(image.max()))
-            squared_norm += float(np.sum(np.square(image, dtype=np.float64)))
-        if mask is not None:
-            file["mask"] = mask
-        file.attrs["max"] = maximum
-        file.attrs["norm"] = squared_norm**0.5
+    for kspace_slice in read_slices(file):
+        image = root_sum_of_squares(kspace_slice)
+        maximum = max(maximum, float(image.max()))
+        squared_norm += float(np.sum(np.square(image, dtype=np.float64)))
+    return {"max": maximum, "norm": squared_norm**0.5}
+
+
+def kspace_shape(file: h5py.File) -> tuple[int, ...]:
+    """Shape of the k-space of a volume: (slices[, coil], height, width)."""
+    kspace = file["kspace"]
+    return kspace.shape[:-1] if kspace.dtype == np.float32 else kspace.shape
+
+
+def read_slices(file: h5py.File) -> Iterator[NDArray[np.complex64]]:
+    """The slices of a volume as :func:`write_volume` took them, one after the other."""
+    for kspace_slice in file["kspace"]:
+        if kspace_slice.dtype == np.float32:
+            kspace_slice = np.ascontiguousarray(kspace_slice).view(np.complex64)[..., 0]
+        yield kspace_slice
+
+
+def hash_content(file: h5py.File) -> str:
+    """SHA-256 of the k-space, slice by slice, and of the header: the same whether they are stored here or linked."""
+    digest = hashlib.sha256()
+    for kspace_slice in read_slices(file):
+        digest.update(repr(kspace_slice.shape).encode())
+        digest.update(np.ascontiguousarray(kspace_slice))
+    if HEADER in file:
+        digest.update(file[HEADER][()])
+    return digest.hexdigest()
+
+
+def write_view(path: Path, volume: Path, mask: NDArray[np.bool_], provenance: dict[str, Any]) -> None:
+    """Write a file that adds a sampling mask to a volume of :func:`write_volume` without storing its k-space again.
+
+    Parameters
+    ----------
+    path : Path
+    volume : Path
+        Linked relative to the folder of `path`: both can be moved together.
+    mask : bool array of shape (width,)
+        For use with `pass_mask: true`.
+    provenance : dict
+        Stored as JSON in the attribute `provenance`.
+    """
+    target = volume.relative_to(path.parent, walk_up=True).as_posix()
+    with replace_when_complete(path) as partial, h5py.File(partial, "w") as file, h5py.File(volume) as original:
+        for name in original:
+            file[name] = h5py.ExternalLink(target, name)
+        file["mask"] = mask
+        for name in ("max", "norm", "sha256"):
+            file.attrs[name] = original.attrs[name]
         file.attrs["provenance"] = json.dumps(provenance, indent=1, sort_keys=True)
 
 
+def write_cmrxrecon(path: Path, volume: Path, mask: NDArray[np.bool_], provenance: dict[str, Any]) -> None:
+    """Write a volume of :func:`write_volume` once more, in the form that DIRECT's `CMRxRecon` data set reads.
+
+    It is the only one of DIRECT's data sets that reads masks that are not made of whole columns. It wants the axes
+    (time, slice[, coil], width, height) and real and imaginary part as fields, so k-space cannot be linked.
+
+    Parameters
+    ----------
+    path : Path
+    volume : Path
+    mask : bool array of shape (height, width)
+        Sampling mask, for use with `extra_keys: [mask]` and `kspace_key: kspace`.
+    provenance : dict
+        Stored as JSON in the attribute `provenance`.
+    """
+    fields = np.dtype([("real", np.float32), ("imag", np.float32)])
+    with replace_when_complete(path) as partial, h5py.File(partial, "w") as file, h5py.File(volume) as original:
+        dataset = None
+        for index, kspace_slice in enumerate(read_slices(original)):
+            transposed = np.ascontiguousarray(np.swapaxes(kspace_slice, -1, -2))
+            if dataset is None:
+                shape = transposed.shape
+                dataset = file.create_dataset("kspace", (1, len(original["kspace"]), *shape), fields)
+            dataset[0, index] = transposed.view(fields)
+        file["mask"] = mask.T
+        file.attrs["sha256"] = original.attrs["sha256"]
+        file.attrs["provenance"] = json.dumps(provenance, indent=1, sort_keys=True)
+
+
+def read_cmrxrecon_slices(file: h5py.File) -> Iterator[NDArray[np.complex64]]:
+    """The slices that :func:`write_cmrxrecon` was given, of shape ([coil, ]height, width), one after the other."""
+    kspace = file["kspace"]
+    for index in range(kspace.shape[1]):
+        yield np.swapaxes(kspace[0, index].view(np.complex64), -1, -2)
+
+
 def read_provenance(path: Path) -> dict[str, Any] | None:
-    """What :func:`write_volume` stored with a volume, or None if `path` is no file that it wrote."""
+    """What :func:`write_volume` and its like stored with a file, or None if `path` is no file that they wrote."""
     try:
         with h5py.File(path) as file:
             return json.loads(file.attrs["provenance"])

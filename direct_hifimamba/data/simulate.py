@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import direct_hifimamba
+from direct_hifimamba.data.blank import foreground, is_blank
+from direct_hifimamba.data.data_sets import SIMULATED
 from direct_hifimamba.data.fit import crop_or_pad, resample
 from direct_hifimamba.data.fourier import image_to_kspace
 from direct_hifimamba.data.hdf5 import read_provenance, write_volume
@@ -27,13 +29,6 @@ from direct_hifimamba.data.seeding import seed_from_name
 from direct_hifimamba.files import PARTIAL_SUFFIX
 
 TEMPLATE = "icbm152"
-ORIGIN = "simulated from magnitude"
-
-FOREGROUND_LEVEL = 0.1
-"""A voxel is foreground above this fraction of the maximum of its volume."""
-
-MIN_FOREGROUND = 0.01
-"""A slice with a smaller fraction of foreground is blank. DIRECT cannot scale blank slices."""
 
 COIL_RADIUS = 1.2
 """Distance of the coils from the centre, in half widths of the image; their profiles have a standard deviation of 1."""
@@ -176,7 +171,7 @@ def load_volume(path: Path, options: SimulationOptions) -> NDArray[np.float32]:
     volume, spacing = load_magnitude(path, options.orientation)
     if options.voxel_size is not None:
         size = np.maximum(1, np.rint(np.multiply(volume.shape[1:], spacing) / options.voxel_size)).astype(int)
-        volume = resample(volume, size)
+        volume = resample(volume, size.tolist())
     if options.size is not None:
         volume = crop_or_pad(volume, options.size)
     return np.ascontiguousarray(volume, dtype=np.float32)
@@ -276,12 +271,13 @@ def simulate_volume(
         If the file is no usable volume or if no slice of the range has anything in it.
     """
     volume = load_volume(source.path, options)
-    foreground = volume > FOREGROUND_LEVEL * volume.max()
-    noise_std = 0.0 if options.snr is None else float(volume[foreground].mean(dtype=np.float64) / options.snr)
+    maximum = float(volume.max())
+    signal = volume[foreground(volume, maximum)].mean(dtype=np.float64)
+    noise_std = 0.0 if options.snr is None else float(signal / options.snr)
     kept = [
         index
         for index in range(len(volume))[slice(*(options.slices or (None,)))]
-        if foreground[index].mean() >= MIN_FOREGROUND
+        if not is_blank(volume[index], maximum)
     ]
     if not kept:
         raise ValueError(
@@ -348,7 +344,7 @@ def simulate(source: str, output: Path, options: SimulationOptions) -> list[Path
     """
     stored_options = json.loads(json.dumps(asdict(options)))  # as they come back: lists for tuples
     records = [
-        (entry, {"origin": ORIGIN, "source": entry.provenance(), "options": stored_options})
+        (entry, {"origin": SIMULATED, "source": entry.provenance(), "options": stored_options})
         for entry in find_sources(source)
     ]
     _check_output(output, [record for _, record in records])
@@ -425,4 +421,4 @@ def main(args: argparse.Namespace) -> None:
         seed=args.seed,
     )
     paths = simulate(args.source, args.output, options)
-    print(f"{len(paths)} files in {args.output}, {ORIGIN}")
+    print(f"{len(paths)} files in {args.output}, {SIMULATED}")

@@ -1,0 +1,53 @@
+"""The same work on many files, in several processes, with a progress bar."""
+
+import argparse
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+
+import torch
+from tqdm import tqdm
+
+
+def map_files[Task, Result](
+    function: Callable[[Task], Result], tasks: Sequence[Task], jobs: int, description: str
+) -> Iterator[Result]:
+    """Results in the order of the tasks. PyTorch computes on one thread, so that they do not depend on `jobs`.
+
+    Parameters
+    ----------
+    function : Callable
+        With more than one job, it and the tasks must be picklable. What it raises ends everything.
+    tasks : Sequence
+    jobs : int
+        Number of processes.
+    description : str
+        For the progress bar.
+    """
+    torch.set_num_threads(1)
+    with tqdm(total=len(tasks), desc=description, unit="file") as progress:
+        if min(jobs, len(tasks)) < 2:
+            for task in tasks:
+                yield function(task)
+                progress.update()
+            return
+        # Forking a process in which PyTorch has threads can deadlock.
+        context = multiprocessing.get_context("spawn")
+        executor = ProcessPoolExecutor(min(jobs, len(tasks)), context, torch.set_num_threads, (1,))
+        try:
+            for result in executor.map(function, tasks):
+                yield result
+                progress.update()
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+
+def add_jobs_argument(parser: argparse.ArgumentParser) -> None:
+    """The argument `--jobs`."""
+    parser.add_argument("--jobs", type=_number, default=1, metavar="N", help="number of processes (default: 1)")
+
+
+def _number(word: str) -> int:
+    if not (word.isdecimal() and int(word)):
+        raise argparse.ArgumentTypeError(f"{word!r} is no number of processes; expected 1 or more.")
+    return int(word)

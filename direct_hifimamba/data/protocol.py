@@ -1,0 +1,208 @@
+"""The protocol of a prepared data set: its settings, and `protocol.json`, which records what was done."""
+
+import json
+import re
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from direct_hifimamba.data.data_sets import DATA_SETS, MEASURED, SIMULATED, select_slices
+from direct_hifimamba.data.masks import MaskOptions
+from direct_hifimamba.data.seeding import seed_from_name
+from direct_hifimamba.files import replace_when_complete
+
+FILE_NAME = "protocol.json"
+TRAINING = "train"
+CROP, RESAMPLE = "crop", "resample"
+SINGLE_COIL, MULTI_COIL = "single", "multi"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to prepare a data set; :meth:`of` takes from the data set what is not given.
+
+    Attributes
+    ----------
+    data_set : str
+        Name in `DATA_SETS`.
+    kspace : str
+        `measured` or `simulated from magnitude`.
+    coils : str, optional
+        `single` or `multi`, where the data set has both.
+    acquisition : str, optional
+        Kind of measurement to use, where the data set has several.
+    slices : str
+        Rule for :func:`data_sets.select_slices`.
+    size : tuple of ints, optional
+        Height and width of magnitude images. None: measured k-space stays as it is.
+    fit : str, optional
+        How they get this size: `crop` (and zero-pad) about the centre, or `resample`.
+    normalise_slices : bool
+        Scale every magnitude image to [0, 1] with its own minimum and maximum.
+    masks : tuple of MaskOptions
+        To store for evaluation.
+    mask_training : bool
+        Store masks for the training split, too.
+    copy : bool
+        Copy measured k-space instead of linking it.
+    seed : int
+        Of the masks.
+    """
+
+    data_set: str
+    kspace: str
+    coils: str | None
+    acquisition: str | None
+    slices: str
+    size: tuple[int, int] | None
+    fit: str | None
+    masks: tuple[MaskOptions, ...]
+    normalise_slices: bool = False
+    mask_training: bool = False
+    copy: bool = False
+    seed: int = 0
+
+    @classmethod
+    def of(cls, name: str, **options: Any) -> Self:
+        """Settings of the data set `name`, but for the `options` that are neither None nor False.
+
+        Raises
+        ------
+        ValueError
+            If an option has no meaning for the data set, or a value none at all.
+        """
+        data_set = DATA_SETS[name]
+        given = {key: value for key, value in options.items() if value is not None and value is not False}
+        kspace = given.get("kspace", MEASURED if data_set.is_measured else SIMULATED)
+        if kspace == MEASURED and not data_set.is_measured:
+            raise ValueError(f"{name} consists of magnitude images; its k-space cannot be {MEASURED}.")
+        simulated = kspace == SIMULATED
+        meaningful = {
+            "coils": data_set.has_coil_variants,
+            "acquisition": data_set.acquisition is not None,
+            "size": simulated,
+            "fit": simulated,
+            "normalise_slices": simulated,
+            "copy": not simulated,
+        }
+        for key in given:
+            if not meaningful.get(key, True):
+                raise ValueError(f"--{key.replace('_', '-')} means nothing for {name} with {kspace} k-space; leave it.")
+        settings = cls(
+            **{
+                "data_set": name,
+                "kspace": kspace,
+                "coils": SINGLE_COIL if data_set.has_coil_variants else None,
+                "acquisition": data_set.acquisition,
+                "slices": data_set.slices,
+                "size": data_set.size if simulated else None,
+                "fit": CROP if simulated else None,
+                "masks": data_set.masks,
+                **given,
+            }
+        )
+        select_slices(settings.slices, 0)
+        seed_from_name("", settings.seed)
+        if min(settings.size or (1,)) < 1:
+            raise ValueError(f"The size is {settings.size}; expected at least 1.")
+        for folder, count in Counter(_mask_folder(TRAINING, mask) for mask in settings.masks).items():
+            if count > 1:
+                raise ValueError(f"{count} masks would go to the same folder {folder}; prepare them separately.")
+        return settings
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """Back from :meth:`to_json`."""
+        masks = tuple(MaskOptions(**mask) for mask in values["masks"])
+        return cls(**{**values, "masks": masks, "size": values["size"] and tuple(values["size"])})
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON has it, lists for tuples."""
+        return json.loads(json.dumps(asdict(self)))
+
+    def mask_folders(self, split: str) -> dict[str, MaskOptions]:
+        """The folders of a split that hold one of the masks with every file."""
+        if split == TRAINING and not self.mask_training:
+            return {}
+        return {_mask_folder(split, mask): mask for mask in self.masks}
+
+    def remarks(self) -> list[str]:
+        """What readers of results on these data have to know."""
+        paper = Settings.of(self.data_set, kspace=DATA_SETS[self.data_set].kspace_of_paper)
+        if paper.kspace == SIMULATED:
+            paper = replace(paper, normalise_slices=True)
+        here, there = self.to_json(), paper.to_json()
+        remarks = {
+            "K-space is the Fourier transform of magnitude images: Hermitian, without the phase and the noise of a "
+            "measurement. Results say nothing about measured k-space.": self.kspace == SIMULATED,
+            "Each slice was scaled to [0, 1] with its own minimum and maximum: the input knows the scale of the "
+            "target.": self.normalise_slices,
+            "A stored mask is the same for all slices of a file.": bool(self.masks),
+            "FastMRIRandom reaches its acceleration only in the mean; what it reached is with each file.": any(
+                mask.name == "FastMRIRandom" for mask in self.masks
+            ),
+            **{
+                f"Unlike in the paper, {key} is {json.dumps(here[key])}, not {json.dumps(there[key])}.": True
+                for key in ("kspace", "coils", "acquisition", "slices", "size", "fit", "masks", "normalise_slices")
+                if here[key] != there[key]
+            },
+        }
+        return [remark for remark, applies in remarks.items() if applies]
+
+
+def _mask_folder(split: str, mask: MaskOptions) -> str:
+    return f"{split}_{mask.name.removeprefix('FastMRI').lower()}_{mask.acceleration:g}x"
+
+
+def configuration_of(settings: Settings, split: str, line_masks: bool | None = None) -> dict[str, Any]:
+    """What a configuration of DIRECT needs to read a folder.
+
+    Parameters
+    ----------
+    settings : Settings
+    split : str
+        To which the folder belongs.
+    line_masks : bool, optional
+        Whether the masks in it take whole columns. None: it holds none.
+    """
+    centered = settings.kspace == SIMULATED or DATA_SETS[settings.data_set].centered
+    suffix = "" if centered else "(centered=False)"
+    dataset: dict[str, Any] = {"name": "FastMRI", "pass_mask": bool(line_masks)}
+    if line_masks is False:
+        lists = [list_name(split)]
+        dataset = {"name": "CMRxRecon", "kspace_key": "kspace", "extra_keys": ["mask"], "filenames_lists": lists}
+    return {
+        "dataset": dataset,
+        "physics": {"forward_operator": f"fft2{suffix}", "backward_operator": f"ifft2{suffix}"},
+    }
+
+
+def list_name(split: str) -> str:
+    """Name of the list of the files of a split."""
+    return f"{split}.lst"
+
+
+def read_protocol(folder: Path) -> dict[str, Any] | None:
+    """The protocol of a prepared data set; None if there is none.
+
+    Raises
+    ------
+    ValueError
+        If it is no JSON document.
+    """
+    path = folder / FILE_NAME
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}. Remove {folder} and prepare it anew.") from error
+
+
+def write_protocol(folder: Path, protocol: dict[str, Any]) -> None:
+    """Write the protocol of a prepared data set."""
+    text = json.dumps(protocol, indent=1, sort_keys=True)
+    text = re.sub(r"\[[\d\s,]+\]", lambda numbers: " ".join(numbers[0].split()), text)
+    with replace_when_complete(folder / FILE_NAME) as partial:
+        partial.write_text(f"{text}\n", encoding="utf-8")

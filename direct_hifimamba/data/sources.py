@@ -1,0 +1,190 @@
+"""Volumes as their data sets ship them, read slice by slice."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from direct_hifimamba.data.fourier import root_sum_of_squares
+from direct_hifimamba.data.hdf5 import HEADER
+
+CALGARY_CAMPINAS_SAMPLED = 0.85
+"""Fraction of the columns that Calgary-Campinas acquired; DIRECT's reader sets the others to zero."""
+
+
+class SourceError(ValueError):
+    """A file of a data set cannot be used. The message says why; whoever catches it knows which file it is."""
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what libraries raise about the file `path` into a SourceError that does not name its folder."""
+    try:
+        yield
+    except SourceError:
+        raise
+    except (OSError, KeyError, ValueError) as error:
+        message = str(error.args[0] if isinstance(error, KeyError) else error)
+        raise SourceError(message.removeprefix(f"{path} ")) from error
+
+
+class KSpaceFile:
+    """A volume of k-space of shape (slices[, coil], height, width), complex64, centred: the fastMRI data set's.
+
+    Parameters
+    ----------
+    path : Path
+
+    Raises
+    ------
+    SourceError
+        If the file is damaged or of another kind. So do the methods.
+    """
+
+    reconstructions: Sequence[str] = ("reconstruction_esc", "reconstruction_rss")
+    """Where magnitudes are looked for. The first is the reconstruction of the single-coil data."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with _reading(path):
+            self._file = h5py.File(path)
+            try:
+                self._kspace: h5py.Dataset = self._file["kspace"]
+                self._check()
+                self.num_slices = len(self._kspace)
+            except BaseException:
+                self._file.close()
+                raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def _check(self) -> None:
+        if self._kspace.dtype != np.complex64 or self._kspace.ndim not in (3, 4):
+            self._refuse("(slices[, coil], height, width), complex64")
+
+    def _refuse(self, expected: str) -> None:
+        raise SourceError(
+            f"kspace has the shape {self._kspace.shape} and the type {self._kspace.dtype}; expected {expected}"
+        )
+
+    @property
+    def acquisition(self) -> str:
+        """Name of the kind of measurement."""
+        return str(self._file.attrs.get("acquisition", "unknown"))
+
+    def header(self) -> bytes | None:
+        """The ISMRMRD header, where there is a valid one."""
+        with _reading(self._path):
+            return self._file[HEADER][()] if HEADER in self._file else None
+
+    def kspace(self, index: int) -> NDArray[np.complex64]:
+        """K-space of a slice, of shape ([coil, ]height, width)."""
+        with _reading(self._path):
+            return self._kspace[index]
+
+    def magnitude(self, index: int) -> NDArray[np.float32]:
+        """Magnitude of a slice as the data set gives it, of shape (height, width)."""
+        for name in self.reconstructions:
+            if name in self._file:
+                with _reading(self._path):
+                    return self._file[name][index].astype(np.float32)
+        raise SourceError(f"there is no {' or '.join(self.reconstructions)} to take magnitudes from")
+
+    def layout(self, slices: Sequence[int], path: str) -> h5py.VirtualLayout:
+        """Links to some of the slices, `path` being this file's name there, for :func:`hdf5.write_volume`."""
+        layout = h5py.VirtualLayout((len(slices), *self._kspace.shape[1:]), self._kspace.dtype)
+        source = h5py.VirtualSource(path, "kspace", self._kspace.shape, self._kspace.dtype)
+        for here, there in _runs(slices):
+            layout[here] = source[there]
+        return layout
+
+
+class M4Raw(KSpaceFile):
+    """As fastMRI's multi-coil data, but for the header: it is no valid ISMRMRD document, and DIRECT fails on it."""
+
+    def header(self) -> None:
+        """No header."""
+
+
+class CalgaryCampinas(KSpaceFile):
+    """K-space of shape (slices, height, width, 2 * coil), float32, real and imaginary parts taking turns.
+
+    Its centre is in the middle, but the origin of the image is in the corner: it is to be transformed uncentred.
+    """
+
+    def _check(self) -> None:
+        if self._kspace.dtype != np.float32 or self._kspace.ndim != 4 or self._kspace.shape[-1] % 2:
+            self._refuse("(slices, height, width, 2 * coil), float32")
+        self._num_sampled = math.ceil(CALGARY_CAMPINAS_SAMPLED * self._kspace.shape[2])
+
+    def kspace(self, index: int) -> NDArray[np.complex64]:
+        """K-space of a slice, of shape (coil, height, width), zero where it was not acquired."""
+        kspace = super().kspace(index).view(np.complex64)
+        kspace[:, self._num_sampled :] = 0
+        return np.ascontiguousarray(np.moveaxis(kspace, -1, 0))
+
+    def magnitude(self, index: int) -> NDArray[np.float32]:
+        """Root sum of squares of the coil images of a slice, of shape (height, width)."""
+        return root_sum_of_squares(self.kspace(index), centered=False)
+
+    def layout(self, slices: Sequence[int], path: str) -> h5py.VirtualLayout:
+        """As :meth:`KSpaceFile.layout`, rearranged to (slices, coil, height, width, real and imaginary part)."""
+        _, height, width, channels = self._kspace.shape
+        layout = h5py.VirtualLayout((len(slices), channels // 2, height, width, 2), np.float32)
+        source = h5py.VirtualSource(path, "kspace", self._kspace.shape, np.float32)
+        sampled = slice(self._num_sampled)
+        for here, there in _runs(slices):
+            for coil in range(channels // 2):
+                layout[here, coil, :, sampled] = source[there, :, sampled, 2 * coil : 2 * coil + 2]
+        return layout
+
+
+def _runs(slices: Sequence[int]) -> Iterator[tuple[slice, slice]]:
+    """Runs of neighbours among ascending numbers: their positions, and the numbers themselves."""
+    start = 0
+    for stop in range(1, len(slices) + 1):
+        if stop == len(slices) or slices[stop] != slices[stop - 1] + 1:
+            yield slice(start, stop), slice(slices[start], slices[stop - 1] + 1)
+            start = stop
+
+
+class NiftiFile:
+    """A magnitude volume whose slices are those of the third stored axis, upright.
+
+    Parameters
+    ----------
+    path : Path
+
+    Raises
+    ------
+    ImportError
+        If nibabel is not installed.
+    SourceError
+        If the file is damaged or no magnitude volume.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from direct_hifimamba.data.nifti import load_magnitude
+
+        with _reading(path):
+            self._volume, _ = load_magnitude(path)
+        self.num_slices = len(self._volume)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self._volume
+
+    def magnitude(self, index: int) -> NDArray[np.float32]:
+        """Magnitude of a slice, of shape (height, width)."""
+        return self._volume[index]

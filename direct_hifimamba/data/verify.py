@@ -1,0 +1,162 @@
+"""Compare a prepared data set with its protocol: checksums, masks drawn anew, missing and foreign files."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+
+from direct_hifimamba.data.hdf5 import (
+    hash_content,
+    kspace_shape,
+    read_cmrxrecon_slices,
+    read_provenance,
+    read_slices,
+)
+from direct_hifimamba.data.masks import MaskOptions, draw_mask
+from direct_hifimamba.data.parallel import add_jobs_argument, map_files
+from direct_hifimamba.data.protocol import FILE_NAME, Settings, list_name, read_protocol
+
+
+class Task(NamedTuple):
+    """A prepared file and what the protocol says about it."""
+
+    settings: Settings
+    dest: Path
+    split: str
+    name: str
+    record: dict[str, Any]
+
+
+def verify_file(task: Task) -> list[str]:
+    """What is wrong with a prepared file and with those that add a mask to it."""
+    problems = [f"{task.split}/{task.name} {problem}" for problem in _guard(_check_volume, task)]
+    for folder, options in task.settings.mask_folders(task.split).items():
+        problems += [f"{folder}/{task.name} {problem}" for problem in _guard(_check_mask, task, folder, options)]
+    return problems
+
+
+def _guard(check: Any, *arguments: Any) -> Iterator[str]:
+    try:
+        yield from check(*arguments)
+    except FileNotFoundError:
+        yield "is missing"
+    except (OSError, KeyError, ValueError) as error:
+        yield f"cannot be read: {error}"
+
+
+def _check_volume(task: Task) -> Iterator[str]:
+    path = task.dest / task.split / task.name
+    record = task.record
+    provenance = read_provenance(path) or {}
+    with h5py.File(path) as file:
+        links = {path.parent / link.file_name for link in _virtual_sources(file["kspace"])}
+        for link in sorted(links):
+            if not link.exists():
+                yield f"links to {link}, which is not there; put it back, or prepare with --copy"
+                return
+        if list(kspace_shape(file)) != record["shape"]:
+            yield f"has k-space of shape {kspace_shape(file)}, not {tuple(record['shape'])}"
+        elif hash_content(file) != record["sha256"]:
+            yield "has other k-space, or another header, than was prepared"
+        attributes = {name: file.attrs[name] for name in ("max", "norm", "sha256")}
+    if any(attributes[name] != record[name] for name in attributes) or any(
+        provenance.get(name) != record[name] for name in ("source", "slices", "dropped", "versions")
+    ):
+        yield f"has attributes that differ from {FILE_NAME}"
+
+
+def _virtual_sources(dataset: h5py.Dataset) -> list[Any]:
+    return dataset.virtual_sources() if dataset.is_virtual else []
+
+
+def _check_mask(task: Task, folder: str, options: MaskOptions) -> Iterator[str]:
+    shape = task.record["shape"]
+    expected = draw_mask(options, (shape[-2], shape[-1]), task.name, task.settings.seed)
+    path, volume = task.dest / folder / task.name, task.dest / task.split / task.name
+    with h5py.File(path) as file:
+        mask = file["mask"][()]
+        if not np.array_equal(mask if expected.is_line_mask else mask.T, expected.samples):
+            yield f"has another mask than {options} gives"
+        if expected.provenance() != task.record["masks"][folder]:
+            yield f"has other figures of its mask than {FILE_NAME}"
+        if expected.is_line_mask:
+            link = file.get("kspace", getlink=True)
+            is_same = isinstance(link, h5py.ExternalLink) and (path.parent / link.filename).samefile(volume)
+        else:
+            with h5py.File(volume) as original:
+                pairs = zip(read_cmrxrecon_slices(file), read_slices(original), strict=True)
+                is_same = all(np.array_equal(*pair) for pair in pairs)
+        if not is_same:
+            yield f"has not the k-space of {task.split}/{task.name}"
+
+
+def verify(dest: Path, jobs: int = 1) -> list[str]:
+    """What is wrong with a prepared data set.
+
+    Parameters
+    ----------
+    dest : Path
+    jobs : int
+        Number of processes.
+
+    Returns
+    -------
+    list of str
+        One sentence for every problem. Empty: everything is as the protocol says.
+
+    Raises
+    ------
+    ValueError
+        If the folder is no prepared data set.
+    """
+    protocol = read_protocol(dest)
+    if protocol is None:
+        raise ValueError(f"{dest} has no {FILE_NAME}; expected a folder that direct-hifimamba prepare has written.")
+    settings = Settings.from_json(protocol["settings"])
+    tasks = [
+        Task(settings, dest, split, name, record)
+        for split, content in protocol["splits"].items()
+        for name, record in content["files"].items()
+    ]
+    problems = [problem for found in map_files(verify_file, tasks, jobs, "verify") for problem in found]
+    expected = {FILE_NAME} | {
+        f"{folder}/{task.name}" for task in tasks for folder in (task.split, *settings.mask_folders(task.split))
+    }
+    for split, content in protocol["splits"].items():
+        expected.add(list_name(split))
+        path = dest / list_name(split)
+        if not path.exists() or path.read_text(encoding="utf-8").split() != list(content["files"]):
+            problems.append(f"{list_name(split)} is not the list of the files of {split}")
+        problems += [f"{name} could not be prepared: {reason}" for name, reason in content["failed"].items()]
+    found = {path.relative_to(dest).as_posix() for path in dest.rglob("*") if not path.is_dir()}
+    problems += [f"{name} is not in {FILE_NAME}" for name in sorted(found - expected)]
+    if not tasks:
+        problems.append("nothing is prepared yet; run direct-hifimamba prepare again")
+    return problems
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `direct-hifimamba verify`."""
+    parser.add_argument("dest", type=Path, help="folder that direct-hifimamba prepare has written")
+    add_jobs_argument(parser)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run `direct-hifimamba verify`.
+
+    Raises
+    ------
+    SystemExit
+        With status 1 if anything is wrong.
+    """
+    problems = verify(args.dest, args.jobs)
+    for problem in problems:
+        print(problem)
+    if problems:
+        print(f"{args.dest} is not what its {FILE_NAME} says: {len(problems)} problems.", file=sys.stderr)
+        sys.exit(1)
+    print(f"{args.dest} is what its {FILE_NAME} says.")
