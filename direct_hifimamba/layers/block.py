@@ -12,7 +12,7 @@ from torchvision.ops import StochasticDepth
 from direct_hifimamba.layers.attention import ChannelAttention, GlobalContext
 from direct_hifimamba.layers.bottleneck import InvertedBottleneck
 from direct_hifimamba.layers.moe import SharedRoutedMoE
-from direct_hifimamba.layers.recompute import recompute
+from direct_hifimamba.layers.recompute import pixelwise
 from direct_hifimamba.layers.selective_scan_2d import SelectiveScan2D
 from direct_hifimamba.layers.sf_lap import CrossFrequencyRouting, SFLap
 
@@ -76,7 +76,7 @@ class HiFiMambaBlock(nn.Module):
         if detail is not None:
             combined = high + detail
             routing = self.cross_frequency_routing
-            high = combined if routing is None else recompute(routing, combined, detail)
+            high = combined if routing is None else pixelwise(routing, combined, detail)
         high = self.steering_bottleneck(high)
         low = self.selective_scan(self.low_norm(low), self.steering_norm(high))
 

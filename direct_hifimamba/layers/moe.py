@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from direct_hifimamba.layers.recompute import recompute
+from direct_hifimamba.layers.recompute import pixelwise
 
 if TYPE_CHECKING:
     from direct_hifimamba.config import HiFiMambaV2Config
@@ -32,7 +32,7 @@ class Expert(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Map (..., channels) to (..., channels)."""
-        return recompute(lambda hidden: self.project(F.gelu(hidden)), self.expand(features))
+        return pixelwise(lambda pixels: self.project(F.gelu(self.expand(pixels))), features)
 
 
 class Routing(NamedTuple):

@@ -1,4 +1,4 @@
-"""Memory for arithmetic: intermediate values that are cheaper to compute again than to keep."""
+"""Less memory: intermediate values that are cheaper to compute again than to keep, or that need not exist at once."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 import torch
 from torch.utils.checkpoint import checkpoint
+
+#: Pixels at a time without gradients on a CPU: a few hundred channels of them fit the cache of a core.
+_PIXELS = 2048
 
 
 def recompute[Result](function: Callable[..., Result], *inputs: torch.Tensor) -> Result:
@@ -17,3 +20,29 @@ def recompute[Result](function: Callable[..., Result], *inputs: torch.Tensor) ->
     if torch.is_grad_enabled():
         return checkpoint(function, *inputs, use_reentrant=False)
     return function(*inputs)
+
+
+def pixelwise(function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
+    """Call `function`, which maps every pixel by itself, without holding its intermediate values for all of them.
+
+    With gradients they are computed again in the backward pass; without, on a CPU, some pixels follow one another.
+
+    Parameters
+    ----------
+    function : Callable
+        Maps tensors of shape (pixels, channels) to one of shape (pixels, channels).
+    *inputs : torch.Tensor
+        Of shape (..., channels), the leading axes the same.
+
+    Returns
+    -------
+    torch.Tensor
+        Of shape (..., channels).
+    """
+    flat = [tensor.reshape(-1, tensor.shape[-1]) for tensor in inputs]
+    if torch.is_grad_enabled() or inputs[0].device.type != "cpu":
+        result = recompute(function, *flat)
+    else:
+        pieces = zip(*(tensor.split(_PIXELS) for tensor in flat), strict=True)
+        result = torch.cat([function(*piece) for piece in pieces])
+    return result.reshape(*inputs[0].shape[:-1], result.shape[-1])

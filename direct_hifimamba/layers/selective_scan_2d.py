@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from direct_hifimamba.layers.bottleneck import convolve
-from direct_hifimamba.layers.recompute import recompute
+from direct_hifimamba.layers.recompute import pixelwise
 from direct_hifimamba.ops.selective_scan import selective_scan
 
 
@@ -155,8 +155,8 @@ class SelectiveScan2D(nn.Module):
             projection = self.steering_matrix_projection @ self.steering_input_projection.weight
             steering_b, steering_c = self._per_direction(high, projection).chunk(2, dim=-1)
             step_size, B, C = matrices.split(sizes, dim=-1)
-            B = B + recompute(self.steering_gate_b, steering_b)
-            C = C + recompute(self.steering_gate_c, steering_c)
+            B = B + pixelwise(self.steering_gate_b, steering_b)
+            C = C + pixelwise(self.steering_gate_c, steering_c)
             matrices = torch.cat([step_size, B, C], dim=-1)
         sequences = self._to_sequences(matrices)
         # (batch, 1, length, channels): an image of height 1
