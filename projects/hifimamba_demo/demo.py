@@ -110,7 +110,12 @@ def run(command: str) -> None:
     print(f"\n$ {command}", flush=True)
     name, *arguments = shlex.split(command)
     program = shutil.which(name, path=str(Path(sys.executable).parent)) or name
-    status = subprocess.run([program, *arguments], check=False).returncode
+    process = subprocess.Popen([program, *arguments])
+    try:
+        status = process.wait()
+    except KeyboardInterrupt:
+        process.wait()  # DIRECT writes a checkpoint
+        sys.exit("\nInterrupted; the same command goes on from here.")
     if status != 0:
         sys.exit(f"The command above ended with status {status}.")
 
@@ -122,7 +127,7 @@ def train(config_path: Path, last_iteration: int, data: Path, args: argparse.Nam
     if not last_saved.exists() or int(last_saved.read_text() or 0) < last_iteration:
         run(
             f"direct train {run_folder.parent} --cfg {config_path} --training-root {data / 'training'} "
-            f"--validation-root {data / 'validation'} --device {args.device} --num-gpus 0 --num-workers 1 --seed 0 "
+            f"--validation-root {data / 'validation'} --device {args.device} --num-gpus 0 --num-workers 0 --seed 0 "
             "--resume"
         )
     return run_folder / f"model_{last_iteration}.pt"
@@ -136,7 +141,7 @@ def predict(config_path: Path, checkpoint: Path, data: Path, args: argparse.Name
         shutil.rmtree(partial, ignore_errors=True)
         run(
             f"direct predict {partial} --cfg {config_path} --checkpoint {checkpoint} --data-root {data} "
-            f"--device {args.device} --num-gpus 0 --num-workers 1"
+            f"--device {args.device} --num-gpus 0 --num-workers 0"
         )
         partial.replace(folder)
     return folder
