@@ -71,6 +71,7 @@ def main() -> None:
     args = parser.parse_args()
 
     config = OmegaConf.load(CONFIG)
+    assert isinstance(config, DictConfig)
     if args.iterations is not None:
         shorten(config, args.iterations)
     args.output.mkdir(parents=True, exist_ok=True)
