@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import inspect
 import re
 from dataclasses import fields
 from typing import Any
@@ -152,8 +153,9 @@ def test_the_defaults_are_those_of_the_reference_at_full_size() -> None:
 
 def documented_fields() -> dict[str, str]:
     """Name -> type and description of every parameter in the class's docstring."""
-    assert HiFiMambaV2Config.__doc__ is not None
-    entries = re.split(r"^    (?=\w+ : )", HiFiMambaV2Config.__doc__, flags=re.MULTILINE)[1:]
+    docstring = inspect.getdoc(HiFiMambaV2Config)
+    assert docstring is not None
+    entries = re.split(r"^(?=\w+ : )", docstring, flags=re.MULTILINE)[1:]
     return {name: text for name, _, text in (entry.partition(" : ") for entry in entries)}
 
 
