@@ -415,6 +415,8 @@ def main(args: argparse.Namespace) -> None:
         print(f"{name}: {len(split['files'])} files with {num_slices} slices, k-space {settings.kspace}")
         if split["skipped"]:
             print(f"  left out: {_count(split['skipped'])}")
+    for name in set(DATA_SETS[args.data_set].splits).difference(protocol["splits"]):
+        print(f"{name}: not there")
     for remark in settings.remarks():
         print(f"Note: {remark}")
     print(f"Written to {args.dest}; {FILE_NAME} there says what was done and how to configure DIRECT.")

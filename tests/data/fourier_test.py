@@ -34,3 +34,11 @@ def test_root_sum_of_squares_with_and_without_coil_axis():
     expected = np.sqrt((np.abs(image) ** 2).sum(0))
     np.testing.assert_allclose(root_sum_of_squares(image_to_kspace(image)), expected, rtol=1e-5)
     np.testing.assert_allclose(root_sum_of_squares(image_to_kspace(image[0])), np.abs(image[0]), rtol=1e-4, atol=1e-6)
+
+
+def test_uncentred_transform_has_its_origins_in_the_corner():
+    image = _random_complex(3, 8, 10)
+    kspace = np.fft.fft2(image, norm="ortho").astype(np.complex64)
+    np.testing.assert_allclose(kspace_to_image(kspace, centered=False), image, atol=1e-6)
+    expected = np.linalg.norm(image, axis=0)
+    np.testing.assert_allclose(root_sum_of_squares(kspace, centered=False), expected, atol=1e-5)

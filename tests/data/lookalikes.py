@@ -5,6 +5,7 @@ width), upright, by the name of the prepared file. What the real archives hold b
 must be skipped.
 """
 
+import gzip
 from pathlib import Path
 
 import h5py
@@ -134,29 +135,20 @@ def calgary_campinas(root: Path, coils: int = 3, num_slices: int = 66, size: tup
     return content
 
 
-def _save(path: Path, stored: np.ndarray, affine: np.ndarray, slope: float | None = None) -> None:
-    """Save as NIfTI; with a slope, as 16-bit integers that have to be multiplied by it."""
-    image = nibabel.Nifti1Image(stored if slope is None else np.rint(stored / slope).astype(np.int16), affine)
+def save_nifti(
+    path: Path, images: np.ndarray, affine: np.ndarray, dtype: type = np.int16, slope: float | None = None
+) -> None:
+    """Save upright slices as DICOM converters do: columns from the left, rows from the bottom, then slices.
+
+    With a slope, what is stored has to be multiplied by it.
+    """
+    stored = (images if slope is None else images / slope)[:, ::-1].transpose(2, 1, 0)
     path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(stored.astype(dtype), affine), path)
     if slope is not None:
-        image.header.set_slope_inter(1, 0)  # so that nibabel keeps the integers
-    nibabel.save(image, path)
-    if slope is not None:
-        _set_slope(path, slope)
-
-
-def _set_slope(path: Path, slope: float) -> None:
-    """Write the slope into the header, at its place in the NIfTI-1 format."""
-    import gzip
-
-    raw = bytearray(gzip.decompress(path.read_bytes()))
-    raw[112:116] = np.float32(slope).tobytes()
-    path.write_bytes(gzip.compress(bytes(raw), mtime=0))
-
-
-def _stored(images: np.ndarray) -> np.ndarray:
-    """Upright slices as DICOM converters store them: (columns from the left, rows from the bottom, slices)."""
-    return images[:, ::-1].transpose(2, 1, 0)
+        raw = bytearray(gzip.decompress(path.read_bytes()))
+        raw[112:116] = np.float32(slope).tobytes()  # scl_slope in the header of NIfTI-1
+        path.write_bytes(gzip.compress(bytes(raw), mtime=0))
 
 
 def _oblique(spacing: tuple[float, float, float]) -> np.ndarray:
@@ -179,11 +171,11 @@ def acdc(root: Path, size: tuple[int, int] = (30, 20), num_slices: int = 3) -> d
         for frame in frames:
             name = f"patient{patient:03d}_frame{frame:02d}"
             images = np.rint(magnitude(100 * patient + frame, num_slices, *size))
-            _save(folder / f"{name}.nii.gz", _stored(images).astype(np.int16), affine)
-            _save(folder / f"{name}_gt.nii.gz", _stored(images > 60).astype(np.uint8), affine)
+            save_nifti(folder / f"{name}.nii.gz", images, affine)
+            save_nifti(folder / f"{name}_gt.nii.gz", images > 60, affine, np.uint8)
             content[f"{name}.h5"] = images
         cine = np.ones((*size[::-1], num_slices, 4), np.int16)
-        _save(folder / f"patient{patient:03d}_4d.nii.gz", cine, affine)
+        nibabel.save(nibabel.Nifti1Image(cine, affine), folder / f"patient{patient:03d}_4d.nii.gz")
         (folder / "Info.cfg").write_text("ED: 1\nES: 12\nGroup: DCM\nHeight: 184.0\nNbFrame: 30\nWeight: 95.0\n")
         (folder / "._patient_frame01.nii.gz").write_text("left by an archiver")
     (root / "database" / "MANDATORY_CITATION.md").write_text("Cite the paper.\n")
@@ -198,11 +190,11 @@ def prostate158(root: Path, size: tuple[int, int] = (27, 27), num_slices: int = 
         affine = _oblique((0.4, 0.4, 3.0))
         images = 0.25 * np.rint(magnitude(int(patient), num_slices, *size) / 0.25)
         images[0] = 0
-        _save(folder / "t2.nii.gz", _stored(images), affine, slope=0.25)
+        save_nifti(folder / "t2.nii.gz", images, affine, slope=0.25)
         for name in ("adc", "dwi"):
-            _save(folder / f"{name}.nii.gz", _stored(2 * images), affine)
+            save_nifti(folder / f"{name}.nii.gz", 2 * images, affine, np.float32)
         for name in ("t2_anatomy_reader1", "t2_tumor_reader1", "adc_tumor_reader1", "empty"):
-            _save(folder / f"{name}.nii.gz", _stored(images > 60).astype(np.uint8), affine)
+            save_nifti(folder / f"{name}.nii.gz", images > 60, affine, np.uint8)
         content[f"{patient}_t2.h5"] = images
     for table in ("train", "valid"):
         (root / "prostate158_train" / f"{table}.csv").write_text("ID,t2\n20,train/020/t2.nii.gz\n")

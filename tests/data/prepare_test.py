@@ -1,0 +1,587 @@
+"""Tests of direct_hifimamba.data.prepare, on look-alikes of the data sets."""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from direct.data.datasets import FastMRIDataset, build_dataset
+from direct.data.mri_transforms import build_mri_transforms
+from direct.data.transforms import fft2, ifft2
+
+from direct_hifimamba import cli
+from direct_hifimamba.data import prepare as module
+from direct_hifimamba.data.data_sets import SIMULATED
+from direct_hifimamba.data.fourier import kspace_to_image, root_sum_of_squares
+from direct_hifimamba.data.masks import MaskOptions
+from direct_hifimamba.data.prepare import prepare
+from direct_hifimamba.data.protocol import Settings, read_protocol
+from tests.data import lookalikes
+
+SIZE = (24, 24)
+
+
+class Case(NamedTuple):
+    """A look-alike, how it is prepared, and what its slices then look like."""
+
+    build: Callable[..., dict[str, np.ndarray]]
+    options: dict[str, Any]
+    expect: Callable[[np.ndarray], np.ndarray]
+
+
+CASES = {
+    "fastmri": Case(lookalikes.fastmri, {"slices": "central:5"}, lambda images: images[1:6]),
+    "calgary-campinas": Case(lookalikes.calgary_campinas, {}, lambda images: images[30:-30]),
+    "acdc": Case(lookalikes.acdc, {"size": SIZE}, lambda images: np.pad(images[:, 3:27], [(0, 0), (0, 0), (2, 2)])),
+    "prostate158": Case(lookalikes.prostate158, {"size": SIZE}, lambda images: images[1:, 1:25, 1:25]),
+    "m4raw": Case(lookalikes.m4raw, {}, lambda images: images),
+}
+FILES = {
+    "fastmri": {"train": ["file1000001.h5"], "val": ["file1000000.h5", "file1000017.h5"]},
+    "calgary-campinas": {"train": ["e14089s3_P53248.7.h5", "e14134s3_P06656.7.h5"], "val": ["e13992s3_P09216.7.h5"]},
+    "acdc": {
+        "train": [f"patient{name}.h5" for name in ("001_frame01", "001_frame12", "002_frame01", "002_frame10")],
+        "test": ["patient101_frame01.h5", "patient101_frame14.h5"],
+    },
+    "prostate158": {"train": ["020_t2.h5", "021_t2.h5"], "test": ["001_t2.h5"]},
+    "m4raw": {
+        "train": ["2022061003_T101.h5", "2022061003_T102.h5"],
+        "val": ["2022061401_T101.h5", "2022061401_T102.h5"],
+        "test": ["2022101401_T101.h5", "2022101401_T102.h5"],
+    },
+}
+
+
+class Prepared(NamedTuple):
+    raw: Path
+    dest: Path
+    content: dict[str, np.ndarray]
+    protocol: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Prepared]:
+    """Every look-alike, prepared once; not to be changed."""
+    cache: dict[str, Prepared] = {}
+
+    def get(name: str) -> Prepared:
+        if name not in cache:
+            folder = tmp_path_factory.mktemp(name)
+            content = CASES[name].build(folder / "raw")
+            settings = Settings.of(name, **CASES[name].options)
+            protocol = prepare(folder / "raw", folder / "out", settings)
+            cache[name] = Prepared(folder / "raw", folder / "out", content, protocol)
+        return cache[name]
+
+    return get
+
+
+def _read(dest: Path, folder: str, transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> Any:
+    """A folder through the data set of DIRECT that the protocol names, configured as the protocol says."""
+    configuration = dict(read_protocol(dest)["configurations"][folder]["dataset"])
+    lists = {"filenames_lists_root": str(dest)} if "filenames_lists" in configuration else {}
+    return build_dataset(transforms=transform, data_root=dest / folder, **configuration, **lists)
+
+
+def _hashes(dest: Path) -> dict[str, str]:
+    """Of everything that is in the files, but not of where they link to."""
+    hashes = {}
+    for path in sorted(dest.rglob("*.h5")):
+        digest = hashlib.sha256()
+        with h5py.File(path) as file:
+            for name, dataset in sorted(file.items()):
+                digest.update(f"{name}{dataset.dtype}{dataset.shape}".encode() + np.asarray(dataset[()]).tobytes())
+            digest.update(repr(sorted((name, str(value)) for name, value in file.attrs.items())).encode())
+        hashes[path.relative_to(dest).as_posix()] = digest.hexdigest()
+    return hashes
+
+
+def _skipped(protocol: dict[str, Any]) -> dict[str, str]:
+    return {name: reason for split in protocol["splits"].values() for name, reason in split["skipped"].items()}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_direct_reads_the_slices_of_the_protocol(prepared, name):
+    _, dest, content, protocol = prepared(name)
+    assert {split: sorted(part["files"]) for split, part in protocol["splits"].items()} == FILES[name]
+    for split, names in FILES[name].items():
+        assert (dest / f"{split}.lst").read_text().split() == names
+        volumes: dict[str, list[np.ndarray]] = {file_name: [] for file_name in names}
+        centered = "centered=False" not in protocol["configurations"][split]["physics"]["backward_operator"]
+        dataset = _read(dest, split)
+        for index in range(len(dataset)):
+            sample = dataset[index]
+            assert sample["kspace"].dtype == np.complex64
+            image = root_sum_of_squares(sample["kspace"], centered=centered)
+            if name == "fastmri":
+                image = image[12:-12, 5:-5]
+            volumes[Path(sample["filename"]).name].append(image)
+        for file_name, images in volumes.items():
+            expected = CASES[name].expect(content[file_name])
+            np.testing.assert_allclose(images, expected, atol=2e-4 * expected.max())
+            record = protocol["splits"][split]["files"][file_name]
+            assert len(record["slices"]) == len(images) == record["shape"][0]
+            np.testing.assert_allclose(content[file_name][record["slices"]].max(), expected.max(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_direct_reads_the_masks(prepared, name):
+    _, dest, _, protocol = prepared(name)
+    evaluation = [split for split in FILES[name] if split != "train"]
+    folders = {folder: split for split in evaluation for folder in protocol["configurations"] if f"{split}_" in folder}
+    assert len(folders) == len(protocol["settings"]["masks"]) * len(evaluation)
+    assert not any(folder.startswith("train_") for folder in protocol["configurations"])
+    for folder, split in folders.items():
+        dataset, plain = (
+            _read(dest, folder),
+            FastMRIDataset(dest / split, filenames_lists=[f"{split}.lst"], filenames_lists_root=dest),
+        )
+        assert len(dataset) == len(plain) > 0
+        order = sorted(range(len(dataset)), key=lambda index: dataset.data[index])
+        plain_order = sorted(range(len(plain)), key=lambda index: plain.data[index])
+        masks: dict[str, np.ndarray] = {}
+        for index, plain_index in zip(order, plain_order, strict=True):
+            sample, reference = dataset[index], plain[plain_index]
+            np.testing.assert_array_equal(sample["kspace"], reference["kspace"])
+            mask = sample["sampling_mask"][0, ..., 0]
+            assert mask.shape == sample["kspace"].shape[-2:]
+            file_name = Path(sample["filename"]).name
+            np.testing.assert_array_equal(mask, masks.setdefault(file_name, mask))
+            if name != "fastmri":  # there, DIRECT clears the columns that were not acquired
+                figures = protocol["splits"][split]["files"][file_name]["masks"][folder]
+                assert mask.size / mask.sum() == pytest.approx(figures["acceleration"])
+        if "equispaced" not in folder:  # of which there are few
+            assert len({mask.tobytes() for mask in masks.values()}) == len(masks), "every file has its own mask"
+
+
+@pytest.mark.filterwarnings("ignore:Estimation of sensitivity map of Single-coil")  # which `unit` does not do
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")  # of DIRECT's own broadcast mask
+@pytest.mark.parametrize(("name", "folder"), [("acdc", "test_radial_16x"), ("m4raw", "test_random_4x")])
+def test_stored_masks_pass_through_the_transforms_of_direct(prepared, name, folder):
+    transform = build_mri_transforms(
+        partial(fft2, dim=(1, 2)),
+        partial(ifft2, dim=(1, 2)),
+        mask_func=None,
+        sensitivity_maps_type="unit" if name == "acdc" else "rss_estimate",
+        padding_eps=0.0,
+        delete_kspace=False,
+    )
+    batch = next(iter(torch.utils.data.DataLoader(_read(prepared(name).dest, folder, transform), batch_size=2)))
+    mask = batch["sampling_mask"].expand(batch["kspace"].shape)
+    assert not mask.all()
+    assert torch.isfinite(batch["masked_kspace"]).all()
+    torch.testing.assert_close(batch["masked_kspace"], torch.where(mask, batch["kspace"], torch.zeros(())))
+
+
+def test_what_the_archives_hold_besides_is_skipped(prepared):
+    skipped = _skipped(prepared("acdc").protocol)
+    assert {name for name in skipped if "patient101" in name} == {
+        f"patient101/{name}"
+        for name in ("Info.cfg", "patient101_4d.nii.gz", "patient101_frame01_gt.nii.gz", "patient101_frame14_gt.nii.gz")
+    }
+    skipped = _skipped(prepared("prostate158").protocol)
+    assert {name for name in skipped if name.startswith("001/")} == {
+        f"001/{name}.nii.gz"
+        for name in ("adc", "dwi", "t2_anatomy_reader1", "t2_tumor_reader1", "adc_tumor_reader1", "empty")
+    }
+    assert _skipped(prepared("fastmri").protocol) == dict.fromkeys(
+        ("file1000002.h5", "file1000007.h5"), "its acquisition is CORPD_FBK"
+    )
+    assert set(_skipped(prepared("m4raw").protocol).values()) == {"its acquisition is T2", "its acquisition is FLAIR"}
+
+
+def test_dropped_slices_are_recorded_with_the_reason(prepared):
+    def dropped(name: str) -> dict[str, list[int]]:
+        return prepared(name).protocol["splits"]["train"]["files"][FILES[name]["train"][0]]["dropped"]
+
+    assert dropped("fastmri") == {"not central:5": [0, 6, 7], "blank": []}
+    assert dropped("calgary-campinas") == {"not inner:30": [*range(30), *range(36, 66)], "blank": []}
+    assert dropped("prostate158") == {"not all": [], "blank": [0]}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_protocol_says_how_the_data_were_made(prepared, name):
+    raw, dest, _, protocol = prepared(name)
+    stored = json.loads((dest / "protocol.json").read_text())
+    assert stored == json.loads(json.dumps(protocol))
+    measured = name in ("fastmri", "calgary-campinas", "m4raw")
+    assert stored["settings"]["kspace"] == ("measured" if measured else "simulated from magnitude")
+    assert any("nothing about measured k-space" in remark for remark in stored["remarks"]) != measured
+    unlike = {"fastmri": "kspace", "calgary-campinas": "kspace", "acdc": "size", "prostate158": "size"}.get(name)
+    assert any(f"Unlike in the paper, {unlike} is" in remark for remark in stored["remarks"]) == (unlike is not None)
+    for part in stored["splits"].values():
+        for record in part["files"].values():
+            (source,) = raw.rglob(f"{part['folder']}/{record['source']['name']}")
+            assert record["source"]["sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
+            assert {"direct-recon", "direct-hifimamba", "torch"} <= set(record["versions"])
+
+
+def test_only_valid_headers_are_kept(prepared):
+    def header(name: str) -> bytes | None:
+        with h5py.File(prepared(name).dest / "train" / FILES[name]["train"][0]) as file:
+            return file["ismrmrd_header"][()] if "ismrmrd_header" in file else None
+
+    assert header("m4raw") is None
+    with h5py.File(prepared("fastmri").raw / "singlecoil_train" / "file1000001.h5") as file:
+        assert header("fastmri") == file["ismrmrd_header"][()]
+    sample = FastMRIDataset(prepared("fastmri").dest / "train")[0]
+    assert sample["padding_left"] == lookalikes.NUM_PADDED
+    assert sample["reconstruction_size"] == (24, 24, 1)
+
+
+@pytest.mark.parametrize("coils", ["single", "multi"])
+def test_fastmri_from_magnitude_is_the_transform_of_the_reconstruction(tmp_path, coils):
+    content = lookalikes.fastmri(tmp_path / "raw", coils)
+    settings = Settings.of("fastmri", kspace=SIMULATED, coils=coils, size=(20, 30))
+    prepare(tmp_path / "raw", tmp_path / "out", settings)
+    sample = FastMRIDataset(tmp_path / "out" / "train")[2]
+    image = kspace_to_image(sample["kspace"][0])
+    np.testing.assert_allclose(image.imag, 0, atol=1e-4)
+    expected = np.pad(content["file1000001.h5"][2, 2:22], [(0, 0), (3, 3)])
+    np.testing.assert_allclose(image.real, expected, atol=1e-3)
+    assert "padding_left" not in sample, "the header is that of the measurement"
+
+
+def test_multi_coil_fastmri_keeps_its_coils(tmp_path):
+    content = lookalikes.fastmri(tmp_path / "raw", "multi", num_slices=3)
+    prepare(tmp_path / "raw", tmp_path / "out", Settings.of("fastmri", coils="multi"))
+    sample = FastMRIDataset(tmp_path / "out" / "train")[1]
+    assert sample["kspace"].shape == (3, 48, 34)
+    image = root_sum_of_squares(sample["kspace"])[12:-12, 5:-5]
+    np.testing.assert_allclose(image, content["file1000001.h5"][1], atol=1e-3)
+
+
+def test_calgary_campinas_from_magnitude_is_centred_and_of_one_coil(tmp_path):
+    content = lookalikes.calgary_campinas(tmp_path / "raw")
+    settings = Settings.of("calgary-campinas", kspace=SIMULATED, size=(24, 24), slices="inner:32")
+    protocol = prepare(tmp_path / "raw", tmp_path / "out", settings)
+    assert protocol["configurations"]["val"]["physics"]["forward_operator"] == "fft2"
+    sample = FastMRIDataset(tmp_path / "out" / "val")[0]
+    expected = np.pad(content["e13992s3_P09216.7.h5"][32], [(1, 1), (2, 2)])
+    np.testing.assert_allclose(root_sum_of_squares(sample["kspace"]), expected, atol=1e-2)
+
+
+def test_normalised_slices_reach_from_0_to_1(tmp_path):
+    lookalikes.prostate158(tmp_path / "raw")
+    settings = Settings.of("prostate158", size=SIZE, normalise_slices=True)
+    protocol = prepare(tmp_path / "raw", tmp_path / "out", settings)
+    assert any("the input knows the scale of the target" in remark for remark in protocol["remarks"])
+    for sample in FastMRIDataset(tmp_path / "out" / "train"):
+        image = root_sum_of_squares(sample["kspace"])
+        assert image.max() == pytest.approx(1, abs=1e-5)
+        assert image.min() == pytest.approx(0, abs=1e-5)
+    assert not any("scale of the target" in remark for remark in Settings.of("prostate158").remarks())
+
+
+def test_resampled_slices_keep_what_they_show(tmp_path):
+    content = lookalikes.acdc(tmp_path / "raw", size=(30, 40))
+    for fit in ("crop", "resample"):
+        prepare(tmp_path / "raw", tmp_path / fit, Settings.of("acdc", size=(15, 20), fit=fit))
+    sample = FastMRIDataset(tmp_path / "resample" / "test")[0]
+    expected = content["patient101_frame01.h5"][0].reshape(15, 2, 20, 2).mean((1, 3))
+    image = root_sum_of_squares(sample["kspace"])
+    assert np.corrcoef(image.ravel(), expected.ravel())[0, 1] > 0.9
+    cropped = root_sum_of_squares(FastMRIDataset(tmp_path / "crop" / "test")[0]["kspace"])
+    np.testing.assert_allclose(cropped, content["patient101_frame01.h5"][0, 8:23, 10:30], atol=1e-3)
+
+
+def test_training_masks_only_where_asked_for(tmp_path):
+    lookalikes.prostate158(tmp_path / "raw")
+    masks = (MaskOptions("FastMRIRandom", 4, 0.08),)
+    settings = Settings.of("prostate158", size=SIZE, masks=masks, mask_training=True)
+    prepare(tmp_path / "raw", tmp_path / "out", settings)
+    folders = {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()}
+    assert folders == {"train", "test", "train_random_4x", "test_random_4x"}
+    assert FastMRIDataset(tmp_path / "out" / "train_random_4x", pass_mask=True)[0]["sampling_mask"].any()
+
+
+@pytest.mark.parametrize(("name", "jobs"), [("m4raw", 1), pytest.param("acdc", 2, marks=pytest.mark.slow)])
+def test_result_depends_neither_on_the_folder_nor_on_the_number_of_jobs(prepared, tmp_path, name, jobs):
+    raw = tmp_path / "elsewhere" / "deeper"
+    shutil.copytree(prepared(name).raw, raw)
+    prepare(raw, tmp_path / "a" / "b", Settings.of(name, **CASES[name].options), jobs=jobs)
+    assert _hashes(tmp_path / "a" / "b") == _hashes(prepared(name).dest)
+    for other in ("protocol.json", "train.lst", "test.lst"):
+        assert (tmp_path / "a" / "b" / other).read_bytes() == (prepared(name).dest / other).read_bytes()
+
+
+def test_masks_depend_on_the_seed_and_on_the_name_of_the_file(prepared, tmp_path):
+    dest = prepared("acdc").dest
+    prepare(prepared("acdc").raw, tmp_path / "out", Settings.of("acdc", size=SIZE, seed=1), ["test"])
+
+    def mask(folder: Path, name: str) -> np.ndarray:
+        with h5py.File(folder / "test_radial_16x" / name) as file:
+            return file["mask"][()]
+
+    first, second = FILES["acdc"]["test"]
+    assert not np.array_equal(mask(dest, first), mask(dest, second))
+    assert not np.array_equal(mask(dest, first), mask(tmp_path / "out", first))
+    kspace = [FastMRIDataset(folder / "test")[0]["kspace"] for folder in (dest, tmp_path / "out")]
+    np.testing.assert_array_equal(*kspace)
+
+
+@pytest.mark.parametrize("name", ["acdc", "fastmri"])
+def test_interrupted_preparation_is_completed(prepared, tmp_path, monkeypatch, name):
+    raw, whole, _, _ = prepared(name)
+    settings = Settings.of(name, **CASES[name].options)
+    write, calls = module.write_view if name == "fastmri" else module.write_cmrxrecon, []
+
+    def fail(path: Path, *arguments: Any) -> None:
+        calls.append(path)
+        if len(calls) == 2:
+            path.with_name(f".{path.name}.partial").write_text("what a killed process leaves")
+            raise KeyboardInterrupt
+        write(path, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, write.__name__, fail)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(raw, tmp_path, settings)
+    finished = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.h5")}
+    assert finished
+    prepare(raw, tmp_path, settings)
+    assert _hashes(tmp_path) == _hashes(whole)
+    assert (tmp_path / "protocol.json").read_bytes() == (whole / "protocol.json").read_bytes()
+    assert all(path.stat().st_mtime_ns == time for path, time in finished.items())
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_second_run_does_nothing_and_splits_can_be_prepared_one_by_one(prepared, tmp_path, monkeypatch):
+    raw, whole, _, _ = prepared("prostate158")
+    settings = Settings.of("prostate158", size=SIZE)
+    for split in ("test", "train"):
+        prepare(raw, tmp_path, settings, [split])
+    assert (tmp_path / "protocol.json").read_bytes() == (whole / "protocol.json").read_bytes()
+    for name in ("write_volume", "write_view"):
+        monkeypatch.setattr(module, name, None)
+    prepare(raw, tmp_path, settings)
+    assert _hashes(tmp_path) == _hashes(whole)
+
+
+def test_linked_data_are_small_follow_a_move_and_can_be_copied(tmp_path):
+    lookalikes.m4raw(tmp_path / "raw")
+    settings = {copy: Settings.of("m4raw", copy=copy) for copy in (False, True)}
+    prepare(tmp_path / "raw", tmp_path / "links", settings[False], ["test"])
+    prepare(tmp_path / "raw", tmp_path / "copy", settings[True], ["test"])
+    before = FastMRIDataset(tmp_path / "copy" / "test_random_4x", pass_mask=True)[3]
+    raw_size = (tmp_path / "raw" / "multicoil_test" / "2022101401_T101.h5").stat().st_size
+    assert all(path.stat().st_size < raw_size / 10 for path in (tmp_path / "links").rglob("*.h5"))
+
+    (tmp_path / "moved").mkdir()
+    for name in ("raw", "links"):
+        (tmp_path / name).rename(tmp_path / "moved" / name)
+    after = FastMRIDataset(tmp_path / "moved" / "links" / "test_random_4x", pass_mask=True)[3]
+    for key in ("kspace", "sampling_mask"):
+        np.testing.assert_array_equal(before[key], after[key])
+    shutil.rmtree(tmp_path / "moved")
+    assert FastMRIDataset(tmp_path / "copy" / "test")[3]["kspace"].any()
+
+
+def _damage(path: Path, damage: str) -> None:
+    content = path.read_bytes()
+    if damage == "cut short":
+        path.write_bytes(content[: len(content) * 2 // 3])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "text":
+        path.write_text("<html>404</html>" * 100)
+    else:
+        with h5py.File(path, "r+") as file:
+            if damage == "NaN":
+                file["kspace"][2, ..., 0] = np.nan
+            elif damage == "no k-space":
+                del file["kspace"]
+            elif damage == "other type":
+                del file["kspace"]
+                file["kspace"] = np.zeros((4, 5, 6), np.float32)
+            elif damage == "blank":
+                file["kspace"][...] = 0
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("fastmri", "cut short", "truncated file"),
+        ("fastmri", "empty", "unable to|file signature not found"),
+        ("fastmri", "NaN", "it has values that are NaN or infinite"),
+        ("fastmri", "no k-space", "doesn't exist"),
+        ("fastmri", "other type", r"shape \(4, 5, 6\) and the type float32; expected \(slices"),
+        ("fastmri", "blank", "of its 8 slices, none of those asked for has anything in it"),
+        ("calgary-campinas", "other type", r"shape \(4, 5, 6\) and the type float32; expected .* 2 \* coil"),
+        ("acdc", "cut short", "cannot be read as NIfTI"),
+        ("acdc", "text", "cannot be read as NIfTI"),
+        ("m4raw", "text", "file signature not found"),
+    ],
+)
+def test_a_damaged_file_is_reported_and_stops_no_other(prepared, tmp_path, capsys, name, damage, message):
+    shutil.copytree(prepared(name).raw, tmp_path / "raw")
+    split = "val" if "val" in FILES[name] else "test"
+    bad = FILES[name][split][0]
+    (path,) = (path for path in (tmp_path / "raw").rglob(f"{Path(bad).stem}.*") if "_4d" not in path.name)
+    intact = path.read_bytes()
+    _damage(path, damage)
+    words = ["prepare", name, str(tmp_path / "raw"), str(tmp_path / "out")]
+    if "size" in CASES[name].options:
+        words += ["--size", *map(str, SIZE)]
+    if "slices" in CASES[name].options:
+        words += ["--slices", CASES[name].options["slices"]]
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(words)
+    assert exit_info.value.code == 1
+    captured = capsys.readouterr()
+    assert [line for line in captured.err.splitlines() if line.startswith("Not usable: ") and path.name in line]
+    parts = read_protocol(tmp_path / "out")["splits"]
+    assert re.search(message, next(iter(parts[split]["failed"].values())))
+    assert {key: sorted(part["files"]) for key, part in parts.items()} == {
+        key: [entry for entry in names if entry != bad] for key, names in FILES[name].items()
+    }
+    assert not list((tmp_path / "out").rglob(".*"))
+    assert not list((tmp_path / "out").rglob(bad))
+
+    path.write_bytes(intact)
+    cli.main(words)
+    assert _hashes(tmp_path / "out") == _hashes(prepared(name).dest)
+
+
+@pytest.mark.parametrize("foreign", ["file", "settings", "data set", "source"])
+def test_other_content_is_refused(prepared, tmp_path, foreign):
+    raw, whole, _, _ = prepared("acdc")
+    dest = tmp_path / "out"
+    settings = Settings.of("acdc", size=SIZE)
+    if foreign == "file":
+        dest.mkdir()
+        (dest / "thesis.tex").write_text("precious")
+        message = "is neither empty nor a prepared data set"
+    else:
+        shutil.copytree(whole, dest)
+        message = "was prepared otherwise: "
+    if foreign == "settings":
+        settings = Settings.of("acdc", size=SIZE, seed=3)
+        message += "seed was 0 and is now 3. Choose a new folder"
+    elif foreign == "data set":
+        raw, settings = prepared("prostate158").raw, Settings.of("prostate158", size=SIZE)
+        message += "data_set was acdc and is now prostate158"
+    elif foreign == "source":
+        raw = tmp_path / "raw"
+        lookalikes.acdc(raw, num_slices=2)
+        message = "is not what .* becomes with these settings"
+    before = {path: path.read_bytes() for path in dest.rglob("*") if path.is_file()}
+    with pytest.raises(FileExistsError, match=message):
+        prepare(raw, dest, settings)
+    assert {path: path.read_bytes() for path in dest.rglob("*") if path.is_file()} == before
+
+
+def test_a_foreign_file_in_the_way_is_not_overwritten(prepared, tmp_path):
+    raw, whole, _, _ = prepared("acdc")
+    for folder in ("test", "test_radial_16x"):
+        dest = tmp_path / folder
+        shutil.copytree(whole, dest)
+        path = dest / folder / "patient101_frame01.h5"
+        path.write_text("precious")
+        with pytest.raises(FileExistsError, match=f"{path} is not"):
+            prepare(raw, dest, Settings.of("acdc", size=SIZE))
+        assert path.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("acdc", {"kspace": "measured"}, "acdc consists of magnitude images; its k-space cannot be measured"),
+        ("acdc", {"coils": "multi"}, "--coils means nothing for acdc"),
+        ("acdc", {"copy": True}, "--copy means nothing for acdc with simulated from magnitude k-space"),
+        ("prostate158", {"acquisition": "T1"}, "--acquisition means nothing for prostate158"),
+        ("fastmri", {"size": (8, 8)}, "--size means nothing for fastmri with measured k-space"),
+        ("fastmri", {"fit": "crop"}, "--fit means nothing for fastmri"),
+        ("m4raw", {"normalise_slices": True}, "--normalise-slices means nothing for m4raw with measured"),
+        ("acdc", {"size": (0, 8)}, r"The size is \(0, 8\); expected at least 1"),
+        ("acdc", {"slices": "most"}, "rule for slices is 'most'; expected all, central:N or inner:N"),
+        ("acdc", {"seed": -1}, "seed is -1; expected"),
+        (
+            "m4raw",
+            {"masks": (MaskOptions("FastMRIRandom", 4, 0.08), MaskOptions("FastMRIRandom", 4, 0.04))},
+            "2 masks would go to the same folder train_random_4x",
+        ),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        Settings.of(name, **options)
+
+
+def test_downloads_that_are_not_are_refused(prepared, tmp_path):
+    settings = Settings.of("acdc", size=SIZE)
+    with pytest.raises(FileNotFoundError, match="has no folder training or testing; expected the unpacked download"):
+        prepare(tmp_path / "nowhere", tmp_path / "out", settings)
+    raw = prepared("acdc").raw
+    with pytest.raises(ValueError, match="acdc has no split val; expected some of train, test"):
+        prepare(raw, tmp_path / "out", settings, ["val"])
+    with pytest.raises(ValueError, match="lies in the download"):
+        prepare(raw, raw / "out", settings)
+    (tmp_path / "raw" / "a" / "testing").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="has no folder training;"):
+        prepare(tmp_path / "raw", tmp_path / "out", settings, ["train"])
+    (tmp_path / "raw" / "b" / "testing").mkdir(parents=True)
+    with pytest.raises(ValueError, match="holds several folders testing"):
+        prepare(tmp_path / "raw", tmp_path / "out", settings)
+    (tmp_path / "raw" / "b" / "testing").rmdir()
+    with pytest.raises(FileNotFoundError, match=r"testing has nothing to prepare\. Left out: nothing"):
+        prepare(tmp_path / "raw", tmp_path / "empty", settings)
+    for name in ("one", "two"):
+        shutil.copytree(raw / "database" / "testing", tmp_path / "raw" / "a" / "testing" / name)
+    with pytest.raises(ValueError, match=r"would both become patient101_frame01\.h5; remove one of them"):
+        prepare(tmp_path / "raw", tmp_path / "out", settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_masks_that_direct_cannot_use_are_refused(prepared, tmp_path):
+    for mask, message in (
+        (MaskOptions("FastMRIEquispaced", 4, 0.001), "needs the centre column"),
+        (MaskOptions("FastMRIRandom", 4), "need a center fraction"),
+        (MaskOptions("Cartoon", 4), "no mask function 'Cartoon'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prepare(prepared("m4raw").raw, tmp_path / mask.name, Settings.of("m4raw", masks=(mask,)), ["test"])
+
+
+def test_command_line_reaches_every_option(tmp_path, capsys):
+    lookalikes.fastmri(tmp_path / "raw", "multi", num_slices=6)
+    words = (
+        f"prepare fastmri {tmp_path / 'raw'} {tmp_path / 'out'} --split val --jobs 1 --kspace magnitude --coils multi "
+        "--acquisition CORPD_FBK --slices inner:1 --size 20 22 --fit resample --normalise-slices "
+        "--mask FastMRIRandom 3 0.2 --mask Radial 4 --mask-training --seed 7"
+    )
+    cli.main(words.split())
+    output = capsys.readouterr().out
+    assert "val: 1 files with 4 slices, k-space simulated from magnitude" in output
+    assert "left out: 2 because its acquisition is CORPDFS_FBK" in output
+    assert "Unlike in the paper" in output
+    protocol = read_protocol(tmp_path / "out")
+    assert protocol["settings"] == {
+        "data_set": "fastmri",
+        "kspace": "simulated from magnitude",
+        "coils": "multi",
+        "acquisition": "CORPD_FBK",
+        "slices": "inner:1",
+        "size": [20, 22],
+        "fit": "resample",
+        "normalise_slices": True,
+        "masks": [
+            {"name": "FastMRIRandom", "acceleration": 3.0, "center_fraction": 0.2},
+            {"name": "Radial", "acceleration": 4.0, "center_fraction": None},
+        ],
+        "mask_training": True,
+        "copy": False,
+        "seed": 7,
+    }
+    assert set(protocol["configurations"]) == {"val", "val_random_3x", "val_radial_4x"}
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*words.split()[:4], "--jobs", "0"])
+    assert "'0' is no number of processes; expected 1 or more" in capsys.readouterr().err
