@@ -35,7 +35,10 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "info": Command("info", "report versions, devices and selective scan backends of this installation"),
+    "prepare": Command("data.prepare", "bring a public data set into the form that DIRECT reads", extra="data"),
+    "verify": Command("data.verify", "compare a prepared data set with its protocol"),
     "simulate": Command("data.simulate", "write a small simulated multi-coil data set", extra="data"),
+    "config": Command("config_compose", "compose a configuration for DIRECT of several files"),
     "convert-checkpoint": Command("reference", "convert weights of the authors' code to a DIRECT checkpoint"),
 }
 
