@@ -73,7 +73,7 @@ class LaplacianPyramid(nn.Module):
 
     @staticmethod
     def _haar(image: torch.Tensor) -> torch.Tensor:
-        coarse = F.avg_pool2d(image, 2, ceil_mode=True, count_include_pad=False)
+        coarse = F.avg_pool2d(image, 2, ceil_mode=True)
         fine = F.interpolate(coarse, scale_factor=2, mode="nearest")
         return fine[..., : image.shape[2], : image.shape[3]]
 
