@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import math
 import inspect
+import math
 import re
 from dataclasses import fields
 from typing import Any
