@@ -56,7 +56,7 @@ class Run:
         masked_kspace = forward_operator(image, dim=(1, 2)).unsqueeze(1) * self.mask
         unit_map = torch.view_as_real(torch.ones(masked_kspace.shape[:-1], dtype=torch.complex64))
         for name, module in self.network.named_modules():
-            module.register_forward_hook(lambda _, __, output, name=name: self.outputs.setdefault(name, output))
+            module.register_forward_hook(lambda _, __, output, name=name: self.outputs.update({name: output}))
         with watch_routing(self.network, lambda block, routing: self.routings.update({block: routing})):
             self.output: HiFiMambaV2Output = self.network(masked_kspace, self.mask, unit_map)
         magnitude = self.output.image.norm(dim=-1)
