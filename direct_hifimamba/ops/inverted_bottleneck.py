@@ -125,15 +125,16 @@ def _forward_image(x: torch.Tensor, weights: BottleneckWeights, keep: bool) -> t
     wide = (height, width, weights.expand.shape[0])
     folded, bias = _ExpandNorm.of(x.flatten(0, 1), weights.expand).fold(weights)
 
-    def expand(rows: slice, out: torch.Tensor) -> None:
+    def expand_and_activate(rows: slice, out: torch.Tensor) -> None:
         torch.addmm(bias, x[rows].flatten(0, 1), folded.t(), out=out.flatten(0, 1))
+        torch.ops.aten.gelu_(out)
 
     convolved = x.new_empty(wide)
     total = x.new_zeros((), dtype=torch.float64)
     squares = torch.zeros_like(total)
     shift: torch.Tensor | None = None
-    for band, window in zip(_bands(height, width * wide[2]), _windows(wide, x, expand), strict=True):
-        output = _depthwise(F.gelu(window).unsqueeze(0), weights.depthwise, row_padding=0).squeeze(0)
+    for band, window in zip(_bands(height, width * wide[2]), _windows(wide, x, expand_and_activate), strict=True):
+        output = _depthwise(window.unsqueeze(0), weights.depthwise, row_padding=0).squeeze(0)
         if shift is None:
             # Normalisation removes any constant; without this one the sum of squares cancels less.
             shift = output.mean()
@@ -148,8 +149,8 @@ def _forward_image(x: torch.Tensor, weights: BottleneckWeights, keep: bool) -> t
     result = torch.empty_like(x)
     projected = torch.empty_like(x) if keep else None
     for band in _bands(height, width * wide[2]):
-        activated = F.gelu(torch.addcmul(bias, convolved[band], gain))
-        output = F.linear(activated, weights.project)
+        activated = torch.addcmul(bias, convolved[band], gain)
+        output = F.linear(torch.ops.aten.gelu_(activated), weights.project)
         if projected is not None:
             projected[band] = output
         torch.add(x[band], F.gelu(output), out=result[band])
@@ -177,8 +178,8 @@ def _backward_image(
         normalised = torch.addcmul(bias, convolved, gain)
         projected_grad = torch.ops.aten.gelu_backward(grad[band], saved.projected[band]).flatten(0, 1)
         grads.project.addmm_(projected_grad.t(), F.gelu(normalised))
-        band_grad = torch.ops.aten.gelu_backward(projected_grad @ weights.project, normalised)
-        wide_grad[band] = band_grad.view_as(wide_grad[band])
+        band_grad = wide_grad[band].flatten(0, 1)
+        torch.ops.aten.gelu_backward(projected_grad @ weights.project, normalised, grad_input=band_grad)
         offset_grad += band_grad.sum(0)
         product += torch.mul(band_grad, convolved).sum(0)
     scale_grad = (product - mean * offset_grad) / std
@@ -195,8 +196,8 @@ def _backward_image(
         torch.addmm(bias, x[rows].flatten(0, 1), folded.t(), out=out.flatten(0, 1))
 
     def convolved_grad(rows: slice, out: torch.Tensor) -> None:
-        torch.mul(wide_grad[rows], gain, out=out)
-        out.sub_(saved.convolved[rows] * slope + level)
+        torch.addcmul(-level, wide_grad[rows], gain, out=out)
+        out.sub_(saved.convolved[rows], alpha=slope.item())
 
     # Through convolution, first GELU and expansion.
     flipped = weights.depthwise.flip(2, 3)
