@@ -16,7 +16,10 @@ _STD = 0.02
 
 @torch.no_grad()
 def initialise(network: nn.Module, scheme: str) -> None:
-    """Initialise all projections and depthwise convolutions of `network`; norms and state matrices stay as built.
+    """Initialise all projections, and the bottlenecks' depthwise convolutions, of `network`.
+
+    Norms, state matrices, patch embeddings and the convolutions around the scan stay as PyTorch and their layers make
+    them.
 
     "reference" draws them from a truncated normal of standard deviation 0.02, but for the projections to step size, B
     and C and the channel attention, which stay at PyTorch's default. The state part of the selective scan then starts

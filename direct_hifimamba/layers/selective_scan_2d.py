@@ -113,12 +113,11 @@ class SelectiveScan2D(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self._initialise_step_size()
 
-    def _initialise_step_size(self, smallest: float = 1e-3, largest: float = 1e-1, floor: float = 1e-4) -> None:
+    def _initialise_step_size(self, smallest: float = 1e-3, largest: float = 1e-1) -> None:
         bound = self.step_size_rank**-0.5
         nn.init.uniform_(self.step_size_projection, -bound, bound)
         with torch.no_grad():
             step_size = torch.empty_like(self.step_size_bias).uniform_(math.log(smallest), math.log(largest)).exp()
-            step_size = step_size.clamp(min=floor)
             self.step_size_bias.copy_(step_size + torch.log(-torch.expm1(-step_size)))  # inverse of softplus
 
     def _to_sequences(self, maps: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ class Bands(NamedTuple):
 class LaplacianPyramid(nn.Module):
     """One level of a Laplacian pyramid: what a coarser grid can carry, and the rest.
 
-    Any height and width from 3 up; an odd size is that of the next even one, cropped.
+    Any height and width from 3 up; of an odd size, the last fine sample lies on a coarse one.
 
     Parameters
     ----------
