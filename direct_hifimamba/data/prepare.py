@@ -105,7 +105,8 @@ def prepare_file(task: Task) -> Outcome:
     except SourceError as error:
         return Outcome(task, failed=str(error))
     record = _record(task)
-    masks = {folder: _store_mask(task, folder, mask) for folder, mask in task.settings.mask_folders(task.split).items()}
+    folders = task.settings.mask_folders(task.split)
+    masks = {folder: _store_mask(task, record, folder, options) for folder, options in folders.items()}
     return Outcome(task, record | {"masks": masks})
 
 
@@ -185,12 +186,15 @@ def _record(task: Task) -> dict[str, Any]:
         }
 
 
-def _store_mask(task: Task, folder: str, options: MaskOptions) -> dict[str, float]:
+def _store_mask(task: Task, record: dict[str, Any], folder: str, options: MaskOptions) -> dict[str, float]:
     path = task.dest / folder / task.name
-    with h5py.File(task.path) as file:
-        height, width = kspace_shape(file)[-2:]
+    height, width = record["shape"][-2:]
     mask = draw_mask(options, (height, width), task.name, task.settings.seed)
-    provenance = {"mask": asdict(options), "seed": task.settings.seed, **mask.provenance()}
+    provenance = {
+        "mask": {"options": asdict(options), **mask.provenance()},
+        "seed": task.settings.seed,
+        "volume_sha256": record["sha256"],
+    }
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
         write = write_view if mask.is_line_mask else write_cmrxrecon

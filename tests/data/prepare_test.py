@@ -271,7 +271,8 @@ def test_calgary_campinas_from_magnitude_is_centred_and_of_one_coil(tmp_path):
 
 def test_normalised_slices_reach_from_0_to_1(tmp_path):
     lookalikes.prostate158(tmp_path / "raw")
-    settings = Settings.of("prostate158", size=SIZE, normalise_slices=True)
+    # Of this size, the slices have no background, and so no zeros before.
+    settings = Settings.of("prostate158", size=(8, 8), masks=(), normalise_slices=True)
     protocol = prepare(tmp_path / "raw", tmp_path / "out", settings)
     assert any("the input knows the scale of the target" in remark for remark in protocol["remarks"])
     for sample in FastMRIDataset(tmp_path / "out" / "train"):
@@ -385,6 +386,41 @@ def test_linked_data_are_small_follow_a_move_and_can_be_copied(tmp_path):
     assert FastMRIDataset(tmp_path / "copy" / "test")[3]["kspace"].any()
 
 
+@pytest.mark.parametrize("name", ["fastmri", "calgary-campinas", "m4raw"])
+def test_copies_and_links_have_the_same_content(prepared, tmp_path, name):
+    settings = Settings.of(name, **CASES[name].options, copy=True)
+    copied = prepare(prepared(name).raw, tmp_path, settings)["splits"]
+    linked = prepared(name).protocol["splits"]
+    assert copied == linked  # checksums of k-space and header among the rest
+
+
+@pytest.mark.parametrize(("name", "copy"), [("fastmri", False), ("fastmri", True), ("calgary-campinas", False)])
+def test_blank_slices_in_between_are_left_out(tmp_path, name, copy):
+    CASES[name].build(tmp_path / "raw", num_slices=9)
+    for path in (tmp_path / "raw").rglob("*.h5"):
+        with h5py.File(path, "r+") as file:
+            for index in (2, 5, 6):
+                file["kspace"][index] = 0
+            kspace = file["kspace"][()]
+            if path.name == FILES[name]["train"][0]:
+                expected = kspace[[0, 1, 3, 4, 7, 8]]
+    protocol = prepare(tmp_path / "raw", tmp_path / "out", Settings.of(name, slices="all", copy=copy))
+    record = protocol["splits"]["train"]["files"][FILES[name]["train"][0]]
+    assert record["slices"] == [0, 1, 3, 4, 7, 8]
+    assert record["dropped"] == {"not all": [], "blank": [2, 5, 6]}
+    dataset = FastMRIDataset(
+        tmp_path / "out" / "train", filenames_filter=[tmp_path / "out/train" / FILES[name]["train"][0]]
+    )
+    for index, kspace in enumerate(expected):
+        measured = dataset[index]["kspace"]
+        if name == "calgary-campinas":
+            measured = np.moveaxis(measured, 0, -1)
+            kspace = kspace[:, :17].view(np.complex64)
+            assert not measured[:, 17:].any()
+            measured = measured[:, :17]
+        np.testing.assert_array_equal(measured.squeeze(), kspace.squeeze())
+
+
 def _damage(path: Path, damage: str) -> None:
     content = path.read_bytes()
     if damage == "cut short":
@@ -491,6 +527,19 @@ def test_a_foreign_file_in_the_way_is_not_overwritten(prepared, tmp_path):
         assert path.read_text() == "precious"
 
 
+def test_a_file_of_another_preparation_in_the_way_is_not_taken_over(prepared, tmp_path):
+    raw, whole, _, _ = prepared("acdc")
+    shutil.copytree(whole, tmp_path / "out")
+    prepare(raw, tmp_path / "other", Settings.of("acdc", size=SIZE, normalise_slices=True))
+    for folder in ("test", "test_radial_16x"):
+        path = tmp_path / "out" / folder / "patient101_frame01.h5"
+        original = path.read_bytes()
+        shutil.copy(tmp_path / "other" / folder / path.name, path)
+        with pytest.raises(FileExistsError, match=f"{path} is not"):
+            prepare(raw, tmp_path / "out", Settings.of("acdc", size=SIZE))
+        path.write_bytes(original)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
@@ -527,7 +576,7 @@ def test_downloads_that_are_not_are_refused(prepared, tmp_path):
         prepare(raw, raw / "out", settings)
     (tmp_path / "raw" / "a" / "testing").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="has no folder training;"):
-        prepare(tmp_path / "raw", tmp_path / "out", settings, ["train"])
+        prepare(tmp_path / "raw", tmp_path / "out", settings, ["train", "test"])
     (tmp_path / "raw" / "b" / "testing").mkdir(parents=True)
     with pytest.raises(ValueError, match="holds several folders testing"):
         prepare(tmp_path / "raw", tmp_path / "out", settings)
