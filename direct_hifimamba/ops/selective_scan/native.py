@@ -74,6 +74,10 @@ def instruction_set() -> str:
     return name
 
 
+def _number_of_threads(work: int) -> int:
+    return max(1, min(torch.get_num_threads(), work // _WORK_PER_THREAD))
+
+
 def _view(tensor: torch.Tensor | None, groups: int) -> _ViewStruct:
     """(batch, channels, length) or (batch, groups, state, length) as the kernel addresses it; null for None."""
     if tensor is None:
@@ -104,7 +108,7 @@ def _run(
         **{name: _view(tensor, groups) for name, tensor in views.items()},
         **{name: None if tensor is None else tensor.data_ptr() for name, tensor in vectors.items()},
     )
-    threads = max(1, min(torch.get_num_threads(), batch * channels * state * length // _WORK_PER_THREAD))
+    threads = _number_of_threads(batch * channels * state * length)
     if getattr(_LIBRARY, function)(scan, INSTRUCTION_SETS.index(instruction_set()), threads):
         raise MemoryError("The selective scan could not allocate its working memory.")
 
@@ -157,6 +161,8 @@ def _backward(
     """Gradients of `u` to `delta_bias`; those of arguments that are None are empty."""
     grads = _backward_fake(grad_y, u, delta, A, B, C, D, z, delta_bias, states, delta_softplus)
     grad_u, grad_delta, _, grad_B, grad_C, _, grad_z, _ = grads
+    for shared in (grad_B, grad_C):  # sums over channels
+        shared.zero_()
     # Per sequence, summed below.
     grad_A = u.new_empty(len(u), *A.shape)
     grad_D, grad_delta_bias = u.new_empty(2, *u.shape[:2])

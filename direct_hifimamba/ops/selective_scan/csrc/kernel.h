@@ -104,20 +104,27 @@ inline void scatter(const float* tile, float* data, const View& v, int lanes, in
         for (int lane = 0; lane < lanes; ++lane) data[lane * v.row + t * v.time] = tile[t * kLanes + lane];
 }
 
-// Tile (step, state) of `N` states of B or C.
+// Tile (step, state) of N states of B or C.
 template <int N>
 inline void pack(float* tile, const float* data, const View& v, int steps) {
-    for (int t = 0; t < steps; ++t)
-        UNROLL for (int n = 0; n < N; ++n) tile[t * N + n] = data[n * v.row + t * v.time];
+    if (v.row == 1) {
+        for (int t = 0; t < steps; ++t) memcpy(tile + t * N, data + t * v.time, N * sizeof(float));
+        return;
+    }
+    for (int n = 0; n < N; ++n)
+        for (int t = 0; t < steps; ++t) tile[t * N + n] = data[n * v.row + t * v.time];
 }
 
+// Adds the tile to N states of grad B or grad C.
 template <int N>
-inline void unpack(const float* tile, float* data, const View& v, int steps, bool add) {
-    for (int t = 0; t < steps; ++t)
-        UNROLL for (int n = 0; n < N; ++n) {
-            float& out = data[n * v.row + t * v.time];
-            out = add ? out + tile[t * N + n] : tile[t * N + n];
-        }
+inline void unpack(const float* tile, float* data, const View& v, int steps) {
+    if (v.row == 1) {
+        for (int t = 0; t < steps; ++t)
+            UNROLL for (int n = 0; n < N; ++n) data[t * v.time + n] += tile[t * N + n];
+        return;
+    }
+    for (int n = 0; n < N; ++n)
+        for (int t = 0; t < steps; ++t) data[n * v.row + t * v.time] += tile[t * N + n];
 }
 
 // The lines of the chunk that comes next, fetched one of each tensor per step: rows are so far apart that the machine
@@ -236,7 +243,9 @@ inline void scan_chunk(const Inputs& in, int lane, const float* A, float* state)
         const Vec delta = load(in.delta + t * kLanes + lane), x = load(in.x + t * kLanes + lane);
         Vec y = load(in.y + t * kLanes + lane);
         UNROLL for (int n = 0; n < N; ++n) {
-            h[n] = exp2_product(delta, load(A + n * kLanes)) * h[n] + x * in.B[t * N + n];
+            const Power decay = power(delta, load(A + n * kLanes));
+            const Vec scaled = decay.times(h[n]);
+            h[n] = scaled * decay.fraction + (x * in.B[t * N + n] + scaled);
             y += h[n] * in.C[t * N + n];
         }
         store(in.y + t * kLanes + lane, y);
@@ -283,7 +292,7 @@ struct Adjoint {
           grad_x(scratch.take(kTile)),
           grad_log(scratch.take(kTile)),
           derivative(scratch.take(kTile)),
-          decay(scratch.take(kSteps * kMaxBlock * kWidth)),
+          loss(scratch.take(kSteps * kMaxBlock * kWidth)),
           kept(scratch.take(kSteps * kMaxBlock * kWidth)),
           grad_B(scratch.take(kSteps * kMaxBlock)),
           grad_C(scratch.take(kSteps * kMaxBlock)),
@@ -298,7 +307,7 @@ struct Adjoint {
     }
 
     float *gy, *z, *grad_x, *grad_log, *derivative;  // (step, lane); grad_log: sum of A log2(e) grad(delta A)
-    float *decay, *kept;  // (step, state of a block, lane of a vector): a_t and a_t h_{t-1}
+    float *loss, *kept;  // (step, state of a block, lane of a vector): a_t - 1 and a_t h_{t-1}
     float *grad_B, *grad_C;  // (step, state of a block)
     float *carry, *grad_A;  // (state, lane): a_{t+1} g_{t+1}
     float *grad_D, *grad_delta_bias;  // (lane)
@@ -314,9 +323,10 @@ inline void recompute_chunk(const Inputs& in, const Adjoint& adjoint, int lane, 
         Vec y = WithY ? load(in.y + t * kLanes + lane) : Vec{};
         Vec rows[N];
         UNROLL for (int n = 0; n < N; ++n) {
-            const Vec decay = exp2_product(delta, load(A + n * kLanes));
-            const Vec kept = decay * h[n];
-            store(adjoint.decay + (t * N + n) * kWidth, decay);
+            const Power decay = power(delta, load(A + n * kLanes));
+            const Vec scaled = decay.times(h[n]);
+            const Vec kept = scaled * decay.fraction + scaled;
+            store(adjoint.loss + (t * N + n) * kWidth, decay.minus_one());
             store(adjoint.kept + (t * N + n) * kWidth, kept);
             rows[n] = h[n] = kept + x * in.B[t * N + n];
             if (WithY) y += h[n] * in.C[t * N + n];
@@ -340,7 +350,7 @@ inline void walk_back(const Inputs& in, const Adjoint& adjoint, int lane, const 
             rows[n] = g[n] + gy * in.C[t * N + n];
             grad_x += rows[n] * in.B[t * N + n];
             const Vec grad = rows[n] * load(adjoint.kept + (t * N + n) * kWidth);
-            g[n] = rows[n] * load(adjoint.decay + (t * N + n) * kWidth);
+            g[n] = rows[n] * load(adjoint.loss + (t * N + n) * kWidth) + rows[n];
             grad_log += grad * load(A + n * kLanes);
             sum_A[n] += grad * delta;
         }
@@ -391,8 +401,8 @@ void backward(const Scan& s, int64_t index, float* memory, Turns& turns) {
                 in.next.clear();
             }
             if (n == 0) turns.wait(index, chunk);
-            unpack<N>(adjoint.grad_B, item.at(s.grad_B, n, in.t0), s.grad_B, in.steps, item.block > 0);
-            unpack<N>(adjoint.grad_C, item.at(s.grad_C, n, in.t0), s.grad_C, in.steps, item.block > 0);
+            unpack<N>(adjoint.grad_B, item.at(s.grad_B, n, in.t0), s.grad_B, in.steps);
+            unpack<N>(adjoint.grad_C, item.at(s.grad_C, n, in.t0), s.grad_C, in.steps);
         });
         turns.finish(index, chunk);
 
