@@ -15,6 +15,9 @@ from direct_hifimamba.files import replace_when_complete
 
 HEADER = "ismrmrd_header"
 
+CMRXRECON_SUFFIX = ".mat"
+"""DIRECT's `CMRxRecon` data set finds files of this suffix alone. They are HDF5 all the same."""
+
 
 def write_volume(
     path: Path,

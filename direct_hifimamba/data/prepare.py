@@ -5,7 +5,7 @@
     DEST/protocol.json              what was done: settings, versions; slices, masks and checksums of every file
     DEST/train/*.h5, DEST/val/*.h5  k-space, for DIRECT's `FastMRI` data set; its masks are drawn as it is read
     DEST/val_equispaced_4x/*.h5     the same k-space, linked, with an evaluation mask in every file
-    DEST/train.lst, DEST/val.lst    names of the files, for `filenames_lists`
+    DEST/train.lst, DEST/val.lst    names of the files, for `filenames_lists` (relative to the configuration file)
 
 Measured k-space is linked to the download. `FastMRI` reads masks of whole columns alone; others, such as radial ones,
 come with a copy of the k-space for DIRECT's `CMRxRecon` data set. `protocol.json` has the configuration of each folder.
@@ -32,7 +32,14 @@ from direct_hifimamba.data.blank import is_blank
 from direct_hifimamba.data.data_sets import DATA_SETS, MEASURED, SIMULATED, select_slices
 from direct_hifimamba.data.fit import crop_or_pad, resample
 from direct_hifimamba.data.fourier import image_to_kspace, root_sum_of_squares
-from direct_hifimamba.data.hdf5 import kspace_shape, read_provenance, write_cmrxrecon, write_view, write_volume
+from direct_hifimamba.data.hdf5 import (
+    CMRXRECON_SUFFIX,
+    kspace_shape,
+    read_provenance,
+    write_cmrxrecon,
+    write_view,
+    write_volume,
+)
 from direct_hifimamba.data.masks import MaskOptions, draw_mask
 from direct_hifimamba.data.parallel import add_jobs_argument, map_files
 from direct_hifimamba.data.protocol import (
@@ -186,8 +193,7 @@ def _record(task: Task) -> dict[str, Any]:
         }
 
 
-def _store_mask(task: Task, record: dict[str, Any], folder: str, options: MaskOptions) -> dict[str, float]:
-    path = task.dest / folder / task.name
+def _store_mask(task: Task, record: dict[str, Any], folder: str, options: MaskOptions) -> dict[str, Any]:
     height, width = record["shape"][-2:]
     mask = draw_mask(options, (height, width), task.name, task.settings.seed)
     provenance = {
@@ -195,13 +201,14 @@ def _store_mask(task: Task, record: dict[str, Any], folder: str, options: MaskOp
         "seed": task.settings.seed,
         "volume_sha256": record["sha256"],
     }
+    write, suffix = (write_view, ".h5") if mask.is_line_mask else (write_cmrxrecon, CMRXRECON_SUFFIX)
+    path = (task.dest / folder / task.name).with_suffix(suffix)
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
-        write = write_view if mask.is_line_mask else write_cmrxrecon
         write(path, task.path, mask.samples, provenance)
     elif read_provenance(path) != provenance:
         raise FileExistsError(f"{path} is not of this preparation; remove it, or choose another folder.")
-    return mask.provenance()
+    return {"file": path.name, **mask.provenance()}
 
 
 def find_split(source: Path, folder: str) -> Path | None:
@@ -337,10 +344,10 @@ def _open_protocol(dest: Path, settings: Settings) -> dict[str, Any]:
 
 
 def _configurations(settings: Settings, split: str, files: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    configurations = {split: configuration_of(settings, split)}
+    configurations = {split: configuration_of(settings)}
     for folder in settings.mask_folders(split):
         line_masks = all("num_center_lines" in record["masks"][folder] for record in files.values())
-        configurations[folder] = configuration_of(settings, split, line_masks)
+        configurations[folder] = configuration_of(settings, line_masks)
     return configurations
 
 

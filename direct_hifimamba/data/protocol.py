@@ -155,14 +155,12 @@ def _mask_folder(split: str, mask: MaskOptions) -> str:
     return f"{split}_{mask.name.removeprefix('FastMRI').lower()}_{mask.acceleration:g}x"
 
 
-def configuration_of(settings: Settings, split: str, line_masks: bool | None = None) -> dict[str, Any]:
+def configuration_of(settings: Settings, line_masks: bool | None = None) -> dict[str, Any]:
     """What a configuration of DIRECT needs to read a folder.
 
     Parameters
     ----------
     settings : Settings
-    split : str
-        To which the folder belongs.
     line_masks : bool, optional
         Whether the masks in it take whole columns. None: it holds none.
     """
@@ -170,8 +168,7 @@ def configuration_of(settings: Settings, split: str, line_masks: bool | None = N
     suffix = "" if centered else "(centered=False)"
     dataset: dict[str, Any] = {"name": "FastMRI", "pass_mask": bool(line_masks)}
     if line_masks is False:
-        lists = [list_name(split)]
-        dataset = {"name": "CMRxRecon", "kspace_key": "kspace", "extra_keys": ["mask"], "filenames_lists": lists}
+        dataset = {"name": "CMRxRecon", "kspace_key": "kspace", "extra_keys": ["mask"]}
     return {
         "dataset": dataset,
         "physics": {"forward_operator": f"fft2{suffix}", "backward_operator": f"ifft2{suffix}"},

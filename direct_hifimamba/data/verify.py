@@ -35,7 +35,8 @@ def verify_file(task: Task) -> list[str]:
     """What is wrong with a prepared file and with those that add a mask to it."""
     problems = [f"{task.split}/{task.name} {problem}" for problem in _guard(_check_volume, task)]
     for folder, options in task.settings.mask_folders(task.split).items():
-        problems += [f"{folder}/{task.name} {problem}" for problem in _guard(_check_mask, task, folder, options)]
+        path = task.dest / folder / task.record["masks"][folder]["file"]
+        problems += [f"{folder}/{path.name} {problem}" for problem in _guard(_check_mask, task, path, options)]
     return problems
 
 
@@ -73,15 +74,15 @@ def _virtual_sources(dataset: h5py.Dataset) -> list[Any]:
     return dataset.virtual_sources() if dataset.is_virtual else []
 
 
-def _check_mask(task: Task, folder: str, options: MaskOptions) -> Iterator[str]:
+def _check_mask(task: Task, path: Path, options: MaskOptions) -> Iterator[str]:
     shape = task.record["shape"]
     expected = draw_mask(options, (shape[-2], shape[-1]), task.name, task.settings.seed)
-    path, volume = task.dest / folder / task.name, task.dest / task.split / task.name
+    volume = task.dest / task.split / task.name
     with h5py.File(path) as file:
         mask = file["mask"][()]
         if not np.array_equal(mask if expected.is_line_mask else mask.T, expected.samples):
             yield f"has another mask than {options} gives"
-        if expected.provenance() != task.record["masks"][folder]:
+        if not expected.provenance().items() <= task.record["masks"][path.parent.name].items():
             yield f"has other figures of its mask than {FILE_NAME}"
         if expected.is_line_mask:
             link = file.get("kspace", getlink=True)
@@ -123,9 +124,10 @@ def verify(dest: Path, jobs: int = 1) -> list[str]:
         for name, record in content["files"].items()
     ]
     problems = [problem for found in map_files(verify_file, tasks, jobs, "verify") for problem in found]
-    expected = {FILE_NAME} | {
-        f"{folder}/{task.name}" for task in tasks for folder in (task.split, *settings.mask_folders(task.split))
-    }
+    expected = {FILE_NAME}
+    for task in tasks:
+        masks = task.record["masks"].items()
+        expected |= {f"{task.split}/{task.name}", *(f"{folder}/{figures['file']}" for folder, figures in masks)}
     for split, content in protocol["splits"].items():
         expected.add(list_name(split))
         path = dest / list_name(split)

@@ -87,14 +87,13 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Prepar
 def _read(dest: Path, folder: str, transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> Any:
     """A folder through the data set of DIRECT that the protocol names, configured as the protocol says."""
     configuration = dict(read_protocol(dest)["configurations"][folder]["dataset"])
-    lists = {"filenames_lists_root": str(dest)} if "filenames_lists" in configuration else {}
-    return build_dataset(transforms=transform, data_root=dest / folder, **configuration, **lists)
+    return build_dataset(transforms=transform, data_root=dest / folder, **configuration)
 
 
 def _hashes(dest: Path) -> dict[str, str]:
     """Of everything that is in the files, but not of where they link to."""
     hashes = {}
-    for path in sorted(dest.rglob("*.h5")):
+    for path in sorted((*dest.rglob("*.h5"), *dest.rglob("*.mat"))):
         digest = hashlib.sha256()
         with h5py.File(path) as file:
             for name, dataset in sorted(file.items()):
@@ -153,7 +152,7 @@ def test_direct_reads_the_masks(prepared, name):
             np.testing.assert_array_equal(sample["kspace"], reference["kspace"])
             mask = sample["sampling_mask"][0, ..., 0]
             assert mask.shape == sample["kspace"].shape[-2:]
-            file_name = Path(sample["filename"]).name
+            file_name = Path(sample["filename"]).with_suffix(".h5").name
             np.testing.assert_array_equal(mask, masks.setdefault(file_name, mask))
             if name != "fastmri":  # there, DIRECT clears the columns that were not acquired
                 figures = protocol["splits"][split]["files"][file_name]["masks"][folder]
@@ -319,7 +318,7 @@ def test_masks_depend_on_the_seed_and_on_the_name_of_the_file(prepared, tmp_path
     prepare(prepared("acdc").raw, tmp_path / "out", Settings.of("acdc", size=SIZE, seed=1), ["test"])
 
     def mask(folder: Path, name: str) -> np.ndarray:
-        with h5py.File(folder / "test_radial_16x" / name) as file:
+        with h5py.File((folder / "test_radial_16x" / name).with_suffix(".mat")) as file:
             return file["mask"][()]
 
     first, second = FILES["acdc"]["test"]
@@ -517,10 +516,10 @@ def test_other_content_is_refused(prepared, tmp_path, foreign):
 
 def test_a_foreign_file_in_the_way_is_not_overwritten(prepared, tmp_path):
     raw, whole, _, _ = prepared("acdc")
-    for folder in ("test", "test_radial_16x"):
-        dest = tmp_path / folder
-        shutil.copytree(whole, dest)
-        path = dest / folder / "patient101_frame01.h5"
+    for name in ("test/patient101_frame01.h5", "test_radial_16x/patient101_frame01.mat"):
+        dest = tmp_path / Path(name).stem
+        shutil.copytree(whole, dest, dirs_exist_ok=True)
+        path = dest / name
         path.write_text("precious")
         with pytest.raises(FileExistsError, match=f"{path} is not"):
             prepare(raw, dest, Settings.of("acdc", size=SIZE))
@@ -531,10 +530,10 @@ def test_a_file_of_another_preparation_in_the_way_is_not_taken_over(prepared, tm
     raw, whole, _, _ = prepared("acdc")
     shutil.copytree(whole, tmp_path / "out")
     prepare(raw, tmp_path / "other", Settings.of("acdc", size=SIZE, normalise_slices=True))
-    for folder in ("test", "test_radial_16x"):
-        path = tmp_path / "out" / folder / "patient101_frame01.h5"
+    for name in ("test/patient101_frame01.h5", "test_radial_16x/patient101_frame01.mat"):
+        path = tmp_path / "out" / name
         original = path.read_bytes()
-        shutil.copy(tmp_path / "other" / folder / path.name, path)
+        shutil.copy(tmp_path / "other" / name, path)
         with pytest.raises(FileExistsError, match=f"{path} is not"):
             prepare(raw, tmp_path / "out", Settings.of("acdc", size=SIZE))
         path.write_bytes(original)

@@ -94,8 +94,8 @@ def test_a_flipped_bit_in_kspace_is_found(copy_of, name, file, capsys):
 
 def test_a_flipped_bit_in_a_copy_with_a_mask_is_found(copy_of):
     out = copy_of("acdc") / "out"
-    _flip(out / "test_radial_16x" / "patient101_frame01.h5")
-    assert verify(out) == ["test_radial_16x/patient101_frame01.h5 has not the k-space of test/patient101_frame01.h5"]
+    _flip(out / "test_radial_16x" / "patient101_frame01.mat")
+    assert verify(out) == ["test_radial_16x/patient101_frame01.mat has not the k-space of test/patient101_frame01.h5"]
 
 
 def test_a_changed_header_is_found(copy_of):
@@ -110,7 +110,7 @@ def test_a_changed_header_is_found(copy_of):
 
 @pytest.mark.parametrize(
     ("name", "file"),
-    [("acdc", "test_radial_32x/patient101_frame14.h5"), ("fastmri", "val_equispaced_8x/file1000017.h5")],
+    [("acdc", "test_radial_32x/patient101_frame14.mat"), ("fastmri", "val_equispaced_8x/file1000017.h5")],
 )
 def test_a_changed_mask_is_found(copy_of, name, file):
     out = copy_of(name) / "out"
@@ -139,7 +139,7 @@ def test_changed_attributes_are_found(copy_of, key):
     assert verify(out) == ["train/patient002_frame01.h5 has attributes that differ from protocol.json"]
 
 
-@pytest.mark.parametrize("file", ["test/patient101_frame01.h5", "test_radial_16x/patient101_frame01.h5"])
+@pytest.mark.parametrize("file", ["test/patient101_frame01.h5", "test_radial_16x/patient101_frame01.mat"])
 def test_a_missing_file_is_found(copy_of, file):
     out = copy_of("acdc") / "out"
     (out / file).unlink()
