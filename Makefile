@@ -8,9 +8,10 @@ SHELL := /bin/bash
 
 # Python >= 3.12 to make the environment with: the first of these that is one.
 PYTHON := python3.13 python3.12 python3 "$$(pyenv root 2>/dev/null || echo ~/.pyenv)"/versions/3.{13,12}*/bin/python
-# Arguments for pytest and for the demo, as in: make test PYTEST_ARGS="-m 'not slow'"
+# Arguments for pytest, the demo and the benchmarks, as in: make test PYTEST_ARGS="-m 'not slow'"
 PYTEST_ARGS :=
 DEMO_ARGS :=
+BENCH_ARGS :=
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -63,7 +64,9 @@ typecheck: $(INSTALLED)
 	$(BIN)/mypy
 
 bench: $(INSTALLED)
-	$(BIN)/direct-hifimamba benchmark
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
+	$(BIN)/python benchmarks/scan.py $(BENCH_ARGS)
+	$(BIN)/python benchmarks/network.py $(BENCH_ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
