@@ -1,0 +1,306 @@
+"""Tests of projects/hifimamba: its files in every combination, in DIRECT, on look-alikes of the data sets."""
+
+import json
+import math
+import re
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import pytest
+from direct.environment import setup_training_environment
+from direct.predict import setup_inference_save_to_h5
+from direct.train import setup_train
+from omegaconf import OmegaConf
+
+from direct_hifimamba import cli
+from direct_hifimamba.config_compose import compose, to_yaml
+from direct_hifimamba.data.data_sets import SIMULATED
+from direct_hifimamba.data.hdf5 import kspace_shape
+from direct_hifimamba.data.prepare import prepare
+from direct_hifimamba.data.protocol import Settings, read_protocol
+from tests.data import lookalikes
+
+ROOT = Path(__file__).parents[2]
+PROJECT = ROOT / "projects" / "hifimamba"
+MODELS = sorted(path.stem for path in (PROJECT / "models").iterdir())
+MASKS = sorted(path.stem for path in (PROJECT / "masks").iterdir())
+
+
+class Case(NamedTuple):
+    """A way to use a data set: the files of the project that are for it alone, and where its data come from."""
+
+    configs: list[str]
+    mask: str
+    build: Callable[[Path], Any]
+    data_set: str
+    options: dict[str, Any]
+    validation: str = "val"
+    evaluation: str = "val"
+
+
+SMALL = {"kspace": SIMULATED, "size": (32, 32)}
+CASES = {
+    "fastmri_knee_singlecoil": Case(
+        ["fastmri_knee_singlecoil/configs/base"],
+        "equispaced_4x",
+        lookalikes.fastmri,
+        "fastmri",
+        {"slices": "central:2"},
+    ),
+    "fastmri_knee_singlecoil magnitude": Case(
+        ["fastmri_knee_singlecoil/configs/base", "fastmri_knee_singlecoil/configs/magnitude"],
+        "random_4x",
+        lookalikes.fastmri,
+        "fastmri",
+        {"slices": "central:2", **SMALL},
+    ),
+    "fastmri_knee_multicoil": Case(
+        ["fastmri_knee_multicoil/configs/base"],
+        "equispaced_4x",
+        lambda root: lookalikes.fastmri(root, "multi"),
+        "fastmri",
+        {"slices": "central:2", "coils": "multi"},
+    ),
+    "calgary_campinas": Case(
+        ["calgary_campinas/configs/base"],
+        "equispaced_4x",
+        lambda root: lookalikes.calgary_campinas(root, num_slices=62, size=(36, 32)),
+        "calgary-campinas",
+        {},
+    ),
+    "calgary_campinas magnitude": Case(
+        ["calgary_campinas/configs/base", "calgary_campinas/configs/magnitude"],
+        "equispaced_4x",
+        lambda root: lookalikes.calgary_campinas(root, num_slices=62),
+        "calgary-campinas",
+        SMALL,
+    ),
+    "acdc": Case(["acdc/configs/base"], "radial_16x", lookalikes.acdc, "acdc", {"size": (32, 32)}, "test", "test"),
+    "prostate158": Case(
+        ["prostate158/configs/base"],
+        "random_4x",
+        lookalikes.prostate158,
+        "prostate158",
+        {"size": (32, 32)},
+        "test",
+        "test",
+    ),
+    "m4raw": Case(
+        ["m4raw/configs/base"],
+        "equispaced_4x",
+        lookalikes.m4raw,
+        "m4raw",
+        {"slices": "central:2"},
+        "val",
+        "test",
+    ),
+}
+
+#: The variants of a data set differ in what reaches every model alike, so they are tried with ours alone.
+COMBINATIONS = [(case, model) for case in CASES for model in MODELS if " " not in case or model == "hifimamba"]
+
+#: Sizes with which a training step takes milliseconds. Our model takes configs/tiny.yaml.
+TINY = {
+    "hifimamba": [],
+    "kikinet": ["num_iter=1", "image_unet_num_filters=2", "kspace_unet_num_filters=2"],
+    "lpdnet": ["num_iter=1", "primal_unet_num_filters=2", "dual_unet_num_filters=2"],
+    "recurrentvarnet": [
+        "num_steps=2",
+        "recurrent_hidden_channels=8",
+        "initializer_channels=[4, 4, 4, 4]",
+    ],
+    "rim": ["hidden_channels=8", "length=2"],
+    "uformer": ["embedding_dim=4", "encoder_depths=[1, 1, 1, 1]", "bottleneck_depth=1"],
+    "unet": ["num_filters=2"],
+    "varnet": ["num_layers=1", "regularizer_num_filters=2"],
+    "vsharp": ["num_steps=1", "num_steps_dc_gd=1", "image_unet_num_filters=2", "initializer_channels=[4, 4, 4, 4]"],
+}
+SHORT = [
+    "training.num_iterations=6",
+    "training.lr_warmup_iter=2",
+    "training.lr_step_size=4",
+    "training.validation_steps=5",
+    "training.checkpointer.checkpoint_steps=5",
+]
+
+
+def _parts(case: str, model: str, mask: str | None = None) -> list[Path]:
+    names = ["common", *CASES[case].configs, f"masks/{mask or CASES[case].mask}", f"models/{model}"]
+    return [PROJECT / f"{name}.yaml" for name in names]
+
+
+def _tiny(case: str, model: str) -> tuple[list[Path], list[str]]:
+    paths = _parts(case, model) + ([ROOT / "configs" / "tiny.yaml"] if model == "hifimamba" else [])
+    return paths, [*SHORT, *(f"model.{override}" for override in TINY[model])]
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Keep from DIRECT what outlives a run: log files and event files that stay open, and a signal handler."""
+    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("direct.environment.setup_logging", lambda *_: None)
+    for writer in ("JSONWriter", "TensorboardWriter"):
+        monkeypatch.setattr(f"direct.engine.{writer}", lambda path: type("Writer", (), {"write": lambda self: None})())
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder with the prepared look-alike of a case, made when it is first needed."""
+    folders: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in folders:
+            case, root = CASES[name], tmp_path_factory.mktemp(name)
+            case.build(root / "download")
+            folders[name] = root / "data"
+            prepare(root / "download", folders[name], Settings.of(case.data_set, **case.options))
+        return folders[name]
+
+    return get
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_sections_state_what_direct_defaults_differently(case):
+    config = compose(_parts(case, "hifimamba"))
+    training, validation = config.training.datasets[0], config.validation.datasets[0]
+    for dataset in (training, validation, config.inference.dataset):
+        assert "padding_eps" in dataset.transforms
+        assert "sensitivity_maps_gaussian" in dataset.transforms.sensitivity_map_estimation
+        assert {"crop", "image_center_crop"} <= dataset.transforms.cropping.keys()
+    assert all("crop" in section for section in (config.training.loss, config.validation, config.inference))
+    assert len(config.training.datasets) == len(training.transforms.masking.accelerations) == 1
+    assert training.transforms.use_seed is False
+    assert validation == config.inference.dataset
+    assert validation.transforms.masking is None
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_configuration_fits_the_prepared_data(case, prepared):
+    config = compose(_parts(case, "hifimamba"))
+    folder = f"{CASES[case].evaluation}_{CASES[case].mask}"
+    expected = read_protocol(prepared(case))["configurations"][folder]
+    assert expected["dataset"].items() <= config.inference.dataset.items()
+    assert config.physics == expected["physics"]
+    with h5py.File(next((prepared(case) / "train").iterdir())) as file:
+        has_coils = len(kspace_shape(file)) == 4
+    estimation = config.training.datasets[0].transforms.sensitivity_map_estimation
+    assert estimation.sensitivity_maps_type == ("rss_estimate" if has_coils else "unit")
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_masks_are_those_that_are_stored(mask):
+    offered = {
+        folder.removeprefix("val_"): options
+        for case in CASES.values()
+        for folder, options in Settings.of(case.data_set).mask_folders("val").items()
+    }
+    assert offered.keys() == set(MASKS)
+    config = compose(_parts("m4raw", "hifimamba", mask))
+    masking = config.training.datasets[0].transforms.masking
+    assert config.inference.dataset.text_description == mask
+    assert (masking.name, masking.accelerations) == (offered[mask].name, [offered[mask].acceleration])
+    assert masking.center_fractions == (offered[mask].center_fraction and [offered[mask].center_fraction])
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_direct_builds_every_model_at_full_size(model, in_process, tmp_path):
+    paths = _parts("m4raw", model)
+    (tmp_path / "config.yaml").write_text(to_yaml(compose(paths), paths, []))
+    environment = setup_training_environment("run", tmp_path, tmp_path / "config.yaml", "cpu", 0, False)
+    assert type(environment.engine.model).__name__ == environment.cfg.model.model_name.split(".")[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Estimation of sensitivity map of Single-coil data")
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+@pytest.mark.parametrize(("case", "model"), COMBINATIONS)
+def test_direct_trains_validates_and_predicts(case, model, prepared, in_process, tmp_path):
+    data, mask = prepared(case), CASES[case].mask
+    paths, overrides = _tiny(case, model)
+    config_path = data / f"{model}.yaml"  # where DIRECT looks for lists of files
+    config_path.write_text(to_yaml(compose(paths, overrides), paths, overrides))
+    validation, evaluation = (data / f"{split}_{mask}" for split in (CASES[case].validation, CASES[case].evaluation))
+    setup_train(
+        "run",
+        data / "train",
+        validation,
+        tmp_path,
+        config_path,
+        *[False, *[None] * 4],
+        "cpu",
+        0,
+        False,
+        0,
+        False,
+        False,
+    )
+    names = sorted(path.name for path in evaluation.iterdir())
+    (metrics_path,) = (tmp_path / "run").glob(f"metrics_val_{mask}_*.json")
+    _check_metrics(metrics_path, sorted(path.name for path in validation.iterdir()))
+
+    is_line_mask = "pass_mask" in OmegaConf.load(config_path).inference.dataset
+    setup_inference_save_to_h5(
+        "",
+        evaluation,
+        tmp_path / "log",
+        tmp_path / "predicted",
+        None if is_line_mask else data / f"{CASES[case].evaluation}.lst",
+        tmp_path / "run" / "model_5.pt",
+        "cpu",
+        0,
+        0,
+        config_path,
+    )
+    _check_metrics(next(tmp_path.rglob("metrics_inference.json")), names)
+    assert sorted(path.name for path in (tmp_path / "predicted").glob("*.h5")) == names
+
+
+def _check_metrics(path: Path, names: list[str]) -> None:
+    metrics = json.loads(path.read_text())
+    assert sorted(metrics) == names
+    for values in metrics.values():
+        assert {f"fastmri_{name}_metric" for name in ("ssim", "psnr", "nmse")} <= values.keys()
+        assert all(map(math.isfinite, values.values()))
+
+
+def _commands(readme: Path) -> list[list[str]]:
+    """The commands of a README in words, as a shell sees them."""
+    blocks = re.findall(r"^```\n(.*?)^```", readme.read_text(), re.MULTILINE | re.DOTALL)
+    script = re.sub(r"^(?=direct)", "echo ", "".join(blocks), flags=re.MULTILINE)
+    output = subprocess.run(["bash", "-c", script], check=True, capture_output=True, text=True).stdout
+    return [line.split() for line in output.splitlines()]
+
+
+@pytest.mark.parametrize("readme", sorted(PROJECT.glob("*/README.md")), ids=lambda readme: readme.parent.name)
+def test_commands_of_a_readme_lead_to_each_other(readme, monkeypatch, tmp_path):
+    """The first are run, with a look-alike for the download; the others have to name what is there then."""
+    CASES[readme.parent.name].build(tmp_path / "download")
+    (tmp_path / "projects").symlink_to(ROOT / "projects")
+    monkeypatch.chdir(tmp_path)
+    later = {}
+    for words in _commands(readme):
+        if words[1] == "prepare" and ("magnitude" in words or words[2] in ("acdc", "prostate158")):
+            words += ["--size", "32", "32"]  # look-alikes are small
+        if words[1] in ("prepare", "config"):
+            cli.main(words[1:])
+        else:
+            later[words[1]] = words
+    options = {command: dict(pairwise(words)) for command, words in later.items()}
+    for option in ("--cfg", "--training-root", "--validation-root"):
+        assert Path(options["train"][option]).exists()
+    for option in ("--cfg", "--data-root"):
+        assert Path(options["predict"][option]).exists()
+    config = OmegaConf.load(options["train"]["--cfg"])
+    if "filenames_lists" in config.inference.dataset:
+        (list_name,) = config.inference.dataset.filenames_lists
+        assert Path(options["predict"]["--filenames-filter"]) == Path(options["train"]["--cfg"]).with_name(list_name)
+        assert Path(options["predict"]["--filenames-filter"]).exists()
+    run = Path(later["train"][2], Path(options["train"]["--cfg"]).stem)
+    assert Path(options["predict"]["--checkpoint"]) == run / f"model_{config.training.num_iterations - 1}.pt"
