@@ -244,5 +244,6 @@ def main(args: argparse.Namespace) -> None:
     if args.output is None:
         sys.stdout.write(text)
         return
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     with replace_when_complete(args.output) as partial:
         partial.write_text(text)

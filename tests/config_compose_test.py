@@ -185,17 +185,17 @@ def test_output_is_deterministic_says_its_parts_and_loads_in_direct(parts, capsy
     words = ["config", "compose", str(parts["base"].absolute()), "mask.yaml", "model.yaml", "training.lr=0.3"]
     cli.main(words)
     printed = capsys.readouterr().out
-    cli.main([*words, "--output", "out.yaml"])
-    assert Path("out.yaml").read_text() == printed
+    cli.main([*words, "--output", "new/folder/out.yaml"])
+    assert Path("new/folder/out.yaml").read_text() == printed
     assert capsys.readouterr().out == ""
     header = (
         "# Composed by direct-hifimamba config compose of\n# base.yaml\n# mask.yaml\n# model.yaml\n# training.lr=0.3\n"
     )
     assert printed.startswith(header)
-    assert OmegaConf.load("out.yaml") == _compose(parts, "training.lr=0.3")
+    assert OmegaConf.load("new/folder/out.yaml") == _compose(parts, "training.lr=0.3")
 
     monkeypatch.setattr("direct.environment.setup_logging", lambda *_: None)
-    environment = setup_common_environment("run", tmp_path, Path("out.yaml"), "cpu", 0, False)
+    environment = setup_common_environment("run", tmp_path, Path("new/folder/out.yaml"), "cpu", 0, False)
     assert environment.cfg.training.lr == 0.3
     assert environment.engine.model.config.hidden_channels == 8
 
