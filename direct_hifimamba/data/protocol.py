@@ -133,6 +133,9 @@ class Settings:
         if paper.kspace == SIMULATED:
             paper = replace(paper, normalise_slices=True)
         here, there = self.to_json(), paper.to_json()
+        compared = ["kspace", "coils", "acquisition", "slices", "masks"]
+        if self.kspace == paper.kspace:  # otherwise these say nothing
+            compared += ["size", "fit", "normalise_slices"]
         remarks = {
             "K-space is the Fourier transform of magnitude images: Hermitian, without the phase and the noise of a "
             "measurement. Results say nothing about measured k-space.": self.kspace == SIMULATED,
@@ -144,7 +147,7 @@ class Settings:
             ),
             **{
                 f"Unlike in the paper, {key} is {json.dumps(here[key])}, not {json.dumps(there[key])}.": True
-                for key in ("kspace", "coils", "acquisition", "slices", "size", "fit", "masks", "normalise_slices")
+                for key in compared
                 if here[key] != there[key]
             },
         }

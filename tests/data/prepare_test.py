@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -587,6 +588,16 @@ def test_downloads_that_are_not_are_refused(prepared, tmp_path):
     with pytest.raises(ValueError, match=r"would both become patient101_frame01\.h5; remove one of them"):
         prepare(tmp_path / "raw", tmp_path / "out", settings)
     assert not (tmp_path / "out").exists()
+
+
+def test_only_nifti_data_need_nibabel(prepared, tmp_path, monkeypatch, capsys):
+    raw = {name: str(prepared(name).raw) for name in ("fastmri", "acdc")}
+    monkeypatch.setitem(sys.modules, "nibabel", None)
+    monkeypatch.delitem(sys.modules, "direct_hifimamba.data.nifti", raising=False)
+    cli.main(["prepare", "fastmri", raw["fastmri"], str(tmp_path / "fastmri"), "--split", "val"])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["prepare", "acdc", raw["acdc"], str(tmp_path / "acdc")])
+    assert "pip install 'direct-hifimamba[data]'" in capsys.readouterr().err
 
 
 def test_masks_that_direct_cannot_use_are_refused(prepared, tmp_path):
