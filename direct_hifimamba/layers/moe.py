@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -107,6 +107,20 @@ def watch_routing(network: nn.Module, callback: Callable[[str, Routing], None]) 
         yield routers
 
 
+class _PermuteRows(torch.autograd.Function):
+    """Rows in another order. PyTorch's indexing does not know that a permutation's adjoint is the inverse one."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(order, inverse)
+        return rows.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        order, inverse = ctx.saved_tensors
+        return _PermuteRows.apply(grad, inverse, order), None, None
+
+
 class RoutedExperts(nn.Module):
     """Experts of which each pixel uses those its router chose: one matrix product per expert over sorted pixels.
 
@@ -128,14 +142,19 @@ class RoutedExperts(nn.Module):
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Map pixels (P, channels) to the weighted sum of their experts' outputs and the load-balancing loss."""
         routing = self.router(pixels)
-        chosen = routing.experts.flatten()
+        # Choices lie behind one another: the first choice of every pixel, then the second ...
+        chosen = routing.experts.t().flatten()
         order = chosen.argsort(stable=True)
+        inverse = order.argsort()
         sizes = torch.bincount(chosen, minlength=len(self.experts)).tolist()
 
-        segments = pixels[order // routing.experts.shape[1]].split(sizes)
+        copies = pixels.repeat(routing.experts.shape[1], 1) if routing.experts.shape[1] > 1 else pixels
+        segments = _PermuteRows.apply(copies, order, inverse).split(sizes)
         outputs = torch.cat([expert(segment) for expert, segment in zip(self.experts, segments, strict=True)])
-        outputs = outputs[order.argsort()].unflatten(0, routing.experts.shape)
-        return (outputs * routing.weights[..., None].to(outputs.dtype)).sum(dim=1), load_balancing_loss(routing)
+        outputs = _PermuteRows.apply(outputs, inverse, order)
+        weights = routing.weights.to(outputs.dtype).unsqueeze(-1).unbind(1)
+        weighted = [choice * weight for choice, weight in zip(outputs.chunk(len(weights)), weights, strict=True)]
+        return sum(weighted[1:], start=weighted[0]), load_balancing_loss(routing)
 
 
 class SharedRoutedMoE(nn.Module):
