@@ -87,11 +87,11 @@ def _view(tensor: torch.Tensor | None, groups: int) -> _ViewStruct:
     return _ViewStruct(tensor.data_ptr(), *tensor.stride())
 
 
-def _states_shape(u: torch.Tensor, B: torch.Tensor) -> tuple[int, int, int, int]:
-    """Shape of the states at the start of every chunk: (item, chunk, state, lane), see csrc/scan.h."""
+def _states_shape(u: torch.Tensor, B: torch.Tensor) -> tuple[int, ...]:
+    """Shape of the states at the start of every chunk: (batch, group, chunk, block, state, lane), see csrc/scan.h."""
     batch, groups, state, length = B.shape
     blocks = (u.shape[1] // groups + _LANES - 1) // _LANES
-    return blocks * batch * groups, (length + _STEPS - 1) // _STEPS, state, _LANES
+    return batch, groups, (length + _STEPS - 1) // _STEPS, blocks, state, _LANES
 
 
 def _run(

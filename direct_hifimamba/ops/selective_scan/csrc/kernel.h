@@ -20,6 +20,7 @@ namespace {
 using selective_scan::kLanes;
 using selective_scan::kSteps;
 using selective_scan::Scan;
+using selective_scan::Strip;
 using selective_scan::Turns;
 using selective_scan::View;
 
@@ -40,26 +41,6 @@ inline void for_each_block(int64_t state, Work&& work) {
     for (; n + 4 <= state; n += 4) work(Size<4>{}, n);
     for (; n < state; ++n) work(Size<1>{}, n);
 }
-
-struct Item {
-    int64_t index, block, batch, group;
-    int64_t first;  // channel of the group
-    int64_t channel;  // `first` counted over all groups
-    int lanes;
-
-    Item(const Scan& s, int64_t item)
-        : index(item),
-          block(item / (s.batch * s.groups)),
-          batch(item / s.groups % s.batch),
-          group(item % s.groups),
-          first(block * kLanes),
-          channel(group * s.channels + first),
-          lanes(s.channels - first < kLanes ? int(s.channels - first) : kLanes) {}
-
-    float* at(const View& v, int64_t row, int64_t t) const {
-        return v.data + batch * v.batch + group * v.group + row * v.row + t * v.time;
-    }
-};
 
 // Tile (step, lane) of a (row, time) matrix; lanes that do not exist are 0.
 inline void gather(float* tile, const float* data, const View& v, int lanes, int steps) {
@@ -115,16 +96,14 @@ inline void pack(float* tile, const float* data, const View& v, int steps) {
         for (int t = 0; t < steps; ++t) tile[t * N + n] = data[n * v.row + t * v.time];
 }
 
-// Adds the tile to N states of grad B or grad C.
 template <int N>
 inline void unpack(const float* tile, float* data, const View& v, int steps) {
     if (v.row == 1) {
-        for (int t = 0; t < steps; ++t)
-            UNROLL for (int n = 0; n < N; ++n) data[t * v.time + n] += tile[t * N + n];
+        for (int t = 0; t < steps; ++t) memcpy(data + t * v.time, tile + t * N, N * sizeof(float));
         return;
     }
     for (int n = 0; n < N; ++n)
-        for (int t = 0; t < steps; ++t) data[n * v.row + t * v.time] += tile[t * N + n];
+        for (int t = 0; t < steps; ++t) data[n * v.row + t * v.time] = tile[t * N + n];
 }
 
 // The lines of the chunk that comes next, fetched one of each tensor per step: rows are so far apart that the machine
@@ -149,12 +128,6 @@ class Prefetch {
     Lines lines_[7];
 };
 
-// One value per lane from a vector over all channels; lanes that do not exist are 0.
-inline void gather_channels(float* out, const float* vector, const Item& item, int64_t stride = 1) {
-    for (int lane = 0; lane < kLanes; ++lane)
-        out[lane] = vector && lane < item.lanes ? vector[(item.channel + lane) * stride] : 0.0f;
-}
-
 // Memory of a thread, cut into pieces.
 class Scratch {
   public:
@@ -169,61 +142,132 @@ class Scratch {
     float* memory_;
 };
 
-// What forward and backward both need of an item and of the chunk at hand.
-struct Inputs {
-    Inputs(const Scan& s, const Item& item, Scratch& scratch)
-        : scan(s),
-          item(item),
-          A(scratch.take(s.state * kLanes)),
-          h(scratch.take(s.state * kLanes)),
-          D(scratch.take(kLanes)),
-          delta_bias(scratch.take(kLanes)),
-          u(scratch.take(kTile)),
+// A block of a strip and what stays with it from chunk to chunk.
+struct Block {
+    Block(const Scan& s, const Strip& strip, int64_t index, float* memory)
+        : number(strip.first_block + index),
+          batch(strip.batch),
+          group(strip.group),
+          first(number * kLanes),
+          lanes(s.channels - first < kLanes ? int(s.channels - first) : kLanes) {
+        Scratch scratch(memory + index * floats(s));
+        for (float** rows : {&A, &h, &g, &grad_A}) *rows = scratch.take(s.state * kLanes);
+        for (float** row : {&D, &delta_bias, &grad_D, &grad_delta_bias}) *row = scratch.take(kLanes);
+    }
+    static int64_t floats(const Scan& s) { return 4 * (s.state + 1) * kLanes; }
+
+    // Before the first chunk. Lanes that do not exist get 0 everywhere, and then stay there.
+    void start(const Scan& s) const {
+        memset(A, 0, floats(s) * sizeof(float));
+        const int64_t channel = group * s.channels + first;
+        for (int lane = 0; lane < lanes; ++lane) {
+            for (int64_t n = 0; n < s.state; ++n)
+                A[n * kLanes + lane] = s.A[(channel + lane) * s.state + n] * kLog2E;
+            if (s.D) D[lane] = s.D[channel + lane];
+            if (s.delta_bias) delta_bias[lane] = s.delta_bias[channel + lane];
+        }
+    }
+
+    // After the last one: the gradients of this sequence.
+    void finish(const Scan& s) const {
+        const int64_t channel = (batch * s.groups + group) * s.channels + first;
+        for (int lane = 0; lane < lanes; ++lane) {
+            for (int64_t n = 0; n < s.state; ++n)
+                s.grad_A[(channel + lane) * s.state + n] = grad_A[n * kLanes + lane];
+            s.grad_D[channel + lane] = grad_D[lane];
+            s.grad_delta_bias[channel + lane] = grad_delta_bias[lane];
+        }
+    }
+
+    float* at(const View& v, int64_t t) const {
+        return v.data + batch * v.batch + group * v.group + first * v.row + t * v.time;
+    }
+    float* states(const Scan& s, int64_t chunk) const {
+        const int64_t sequence = batch * s.groups + group;
+        return s.states + ((sequence * s.chunks() + chunk) * s.blocks() + number) * s.state * kLanes;
+    }
+
+    int64_t number, batch, group, first;  // `first` channel within the group
+    int lanes;
+    float *A, *h, *g, *grad_A;  // (state, lane): A log2(e), the state, a_{t+1} g_{t+1}, its gradient
+    float *D, *delta_bias, *grad_D, *grad_delta_bias;  // (lane)
+};
+
+// A chunk of all states of B, C or their gradients, block by block of states (see for_each_block).
+struct StateTile {
+    StateTile(const Scan& s, Scratch& scratch) : data(scratch.take(floats(s))) {}
+    static int64_t floats(const Scan& s) { return kSteps * s.state; }
+
+    float* states_from(int64_t n) const { return data + kSteps * n; }
+
+    void read(const Scan& s, const Strip& strip, const View& v, int64_t t0, int steps) const {
+        for_each_block(s.state, [&](auto size, int64_t n) {
+            pack<decltype(size)::value>(states_from(n), at(strip, v, n, t0), v, steps);
+        });
+    }
+    void write(const Scan& s, const Strip& strip, const View& v, int64_t t0, int steps) const {
+        for_each_block(s.state, [&](auto size, int64_t n) {
+            unpack<decltype(size)::value>(states_from(n), at(strip, v, n, t0), v, steps);
+        });
+    }
+
+    float* data;
+
+  private:
+    static float* at(const Strip& strip, const View& v, int64_t n, int64_t t) {
+        return v.data + strip.batch * v.batch + strip.group * v.group + n * v.row + t * v.time;
+    }
+};
+
+// The chunk at hand: tiles (step, lane) of one block, and B and C.
+struct Chunk {
+    Chunk(const Scan& s, Scratch& scratch)
+        : u(scratch.take(kTile)),
           delta(scratch.take(kTile)),
           x(scratch.take(kTile)),
           y(scratch.take(kTile)),
-          B(scratch.take(kSteps * kMaxBlock)),
-          C(scratch.take(kSteps * kMaxBlock)) {
-        for (int64_t n = 0; n < s.state; ++n) {
-            gather_channels(A + n * kLanes, s.A + n, item, s.state);
-            for (int lane = 0; lane < kLanes; ++lane) A[n * kLanes + lane] *= kLog2E;
-        }
-        gather_channels(D, s.D, item);
-        gather_channels(delta_bias, s.delta_bias, item);
-    }
-    static int64_t floats(const Scan& s) { return 2 * s.state * kLanes + 2 * kLanes + 4 * kTile + 2 * kSteps * kMaxBlock; }
+          z(scratch.take(kTile)),
+          B(s, scratch),
+          C(s, scratch) {}
+    static int64_t floats(const Scan& s) { return 5 * kTile + 2 * StateTile::floats(s); }
 
-    // Reads a chunk: u, delta after bias and softplus, x = delta u, y = D u; the softplus' derivative if asked for.
-    void read(int64_t begin, float* derivative = nullptr) {
-        t0 = begin;
-        steps = scan.length - begin < kSteps ? int(scan.length - begin) : kSteps;
-        gather(u, item.at(scan.u, item.first, t0), scan.u, item.lanes, steps);
-        gather(delta, item.at(scan.delta, item.first, t0), scan.delta, item.lanes, steps);
+    void start(const Scan& s, const Strip& strip, int64_t chunk) {
+        t0 = chunk * kSteps;
+        steps = s.length - t0 < kSteps ? int(s.length - t0) : kSteps;
+        B.read(s, strip, s.B, t0, steps);
+        C.read(s, strip, s.C, t0, steps);
+    }
+
+    // u, delta after bias and softplus, x = delta u, y = D u, z; and the softplus' derivative if asked for.
+    void read(const Scan& s, const Block& block, float* derivative = nullptr) const {
+        gather(u, block.at(s.u, t0), s.u, block.lanes, steps);
+        gather(delta, block.at(s.delta, t0), s.delta, block.lanes, steps);
+        if (s.z.data) gather(z, block.at(s.z, t0), s.z, block.lanes, steps);
         for (int i = 0; i < steps * kLanes; i += kWidth) {
             const int lane = i % kLanes;
-            const Vec raw = load(delta + i) + load(delta_bias + lane);
-            const Vec step = scan.softplus ? softplus(raw) : raw;
+            const Vec raw = load(delta + i) + load(block.delta_bias + lane);
+            const Vec step = s.softplus ? softplus(raw) : raw;
             store(delta + i, step);
             store(x + i, step * load(u + i));
-            store(y + i, load(D + lane) * load(u + i));
-            if (derivative) store(derivative + i, scan.softplus ? sigmoid(raw) : splat(1.0f));
+            store(y + i, load(block.D + lane) * load(u + i));
+            if (derivative) store(derivative + i, s.softplus ? sigmoid(raw) : splat(1.0f));
         }
     }
 
-    // A tensor (row, time) that the chunk at `begin` will touch.
-    void expect(const View& v, int64_t begin) {
-        if (v.data && begin >= 0 && begin < scan.length) next.add(item.at(v, item.first, begin), v);
-    }
-
-    const Scan& scan;
-    const Item& item;
-    Prefetch next;
-    float *A, *h, *D, *delta_bias;  // (state, lane): A log2(e), and the state before the chunk; (lane)
-    float *u, *delta, *x, *y;  // (step, lane)
-    float *B, *C;  // (step, state of a block)
+    float *u, *delta, *x, *y, *z;
+    StateTile B, C;
     int64_t t0;
     int steps;
 };
+
+// Prefetches the parts of `views` that `block` needs from step `t0` on.
+inline Prefetch expect(const Scan& s, const Block& block, int64_t t0, std::initializer_list<const View*> views) {
+    Prefetch lines;
+    if (t0 >= 0 && t0 < s.length)
+        for (const View* v : views)
+            if (v->data) lines.add(block.at(*v, t0), *v);
+    return lines;
+}
 
 template <int N>
 inline void load_rows(Vec* rows, const float* p) {
@@ -234,93 +278,89 @@ inline void store_rows(const Vec* rows, float* p) {
     UNROLL for (int n = 0; n < N; ++n) store(p + n * kLanes, rows[n]);
 }
 
-// y += C.h over a chunk, for kWidth lanes from `lane` and N states.
+// y += C.h over a chunk, for kWidth lanes from `lane` and N states from `first`.
 template <int N>
-inline void scan_chunk(const Inputs& in, int lane, const float* A, float* state) {
+inline void scan_chunk(const Chunk& in, const Block& block, int64_t first, int lane, const Prefetch& next) {
+    const float *A = block.A + first * kLanes + lane, *B = in.B.states_from(first), *C = in.C.states_from(first);
     Vec h[N];
-    load_rows<N>(h, state);
+    load_rows<N>(h, block.h + first * kLanes + lane);
     for (int t = 0; t < in.steps; ++t) {
-        const Vec delta = load(in.delta + t * kLanes + lane), x = load(in.x + t * kLanes + lane);
-        Vec y = load(in.y + t * kLanes + lane);
+        const int i = t * kLanes + lane;
+        const Vec delta = load(in.delta + i), x = load(in.x + i);
+        Vec y = load(in.y + i);
         UNROLL for (int n = 0; n < N; ++n) {
             const Power decay = power(delta, load(A + n * kLanes));
             const Vec scaled = decay.times(h[n]);
-            h[n] = scaled * decay.fraction + (x * in.B[t * N + n] + scaled);
-            y += h[n] * in.C[t * N + n];
+            h[n] = scaled * decay.fraction + (x * B[t * N + n] + scaled);
+            y += h[n] * C[t * N + n];
         }
-        store(in.y + t * kLanes + lane, y);
-        in.next.step(t);
+        store(in.y + i, y);
+        next.step(t);
     }
-    store_rows<N>(h, state);
+    store_rows<N>(h, block.h + first * kLanes + lane);
 }
 
-void forward(const Scan& s, int64_t index, float* memory) {
-    const Item item(s, index);
+void forward(const Scan& s, const Strip& strip, float* memory) {
     Scratch scratch(memory);
-    Inputs in(s, item, scratch);
-    float* z = scratch.take(kTile);
-    const int64_t state_floats = s.state * kLanes;
-    memset(in.h, 0, state_floats * sizeof(float));
+    Chunk in(s, scratch);
+    float* blocks = scratch.take(strip.blocks * Block::floats(s));
+    for (int64_t b = 0; b < strip.blocks; ++b) Block(s, strip, b, blocks).start(s);
 
     for (int64_t chunk = 0; chunk < s.chunks(); ++chunk) {
-        if (s.states) memcpy(s.states + (index * s.chunks() + chunk) * state_floats, in.h, state_floats * sizeof(float));
-        in.read(chunk * kSteps);
-        for (const View* v : {&s.u, &s.delta, &s.z, &s.y}) in.expect(*v, in.t0 + kSteps);
-        for_each_block(s.state, [&](auto size, int64_t n) {
-            constexpr int N = decltype(size)::value;
-            pack<N>(in.B, item.at(s.B, n, in.t0), s.B, in.steps);
-            pack<N>(in.C, item.at(s.C, n, in.t0), s.C, in.steps);
-            for (int lane = 0; lane < kLanes; lane += kWidth) {
-                scan_chunk<N>(in, lane, in.A + n * kLanes + lane, in.h + n * kLanes + lane);
-                in.next.clear();
-            }
-        });
-        if (s.z.data) {
-            gather(z, item.at(s.z, item.first, in.t0), s.z, item.lanes, in.steps);
-            for (int i = 0; i < in.steps * kLanes; i += kWidth)
-                store(in.y + i, load(in.y + i) * load(z + i) * sigmoid(load(z + i)));
+        in.start(s, strip, chunk);
+        for (int64_t b = 0; b < strip.blocks; ++b) {
+            const Block block(s, strip, b, blocks);
+            const bool last = b + 1 == strip.blocks;
+            const Block after(s, strip, last ? 0 : b + 1, blocks);
+            Prefetch next = expect(s, after, in.t0 + (last ? kSteps : 0), {&s.u, &s.delta, &s.z, &s.y});
+
+            if (s.states) memcpy(block.states(s, chunk), block.h, s.state * kLanes * sizeof(float));
+            in.read(s, block);
+            for_each_block(s.state, [&](auto size, int64_t n) {
+                for (int lane = 0; lane < kLanes; lane += kWidth) {
+                    scan_chunk<decltype(size)::value>(in, block, n, lane, next);
+                    next.clear();
+                }
+            });
+            if (s.z.data)
+                for (int i = 0; i < in.steps * kLanes; i += kWidth)
+                    store(in.y + i, load(in.y + i) * load(in.z + i) * sigmoid(load(in.z + i)));
+            scatter(in.y, block.at(s.y, in.t0), s.y, block.lanes, in.steps);
         }
-        scatter(in.y, item.at(s.y, item.first, in.t0), s.y, item.lanes, in.steps);
     }
 }
 
-// What backward needs beyond the inputs.
+// What backward needs beside the chunk.
 struct Adjoint {
     Adjoint(const Scan& s, Scratch& scratch)
         : gy(scratch.take(kTile)),
-          z(scratch.take(kTile)),
           grad_x(scratch.take(kTile)),
           grad_log(scratch.take(kTile)),
           derivative(scratch.take(kTile)),
           loss(scratch.take(kSteps * kMaxBlock * kWidth)),
           kept(scratch.take(kSteps * kMaxBlock * kWidth)),
-          grad_B(scratch.take(kSteps * kMaxBlock)),
-          grad_C(scratch.take(kSteps * kMaxBlock)),
-          carry(scratch.take(s.state * kLanes)),
-          grad_A(scratch.take(s.state * kLanes)),
-          grad_D(scratch.take(kLanes)),
-          grad_delta_bias(scratch.take(kLanes)) {
-        memset(carry, 0, (2 * s.state + 2) * kLanes * sizeof(float));
-    }
+          grad_B(s, scratch),
+          grad_C(s, scratch) {}
     static int64_t floats(const Scan& s) {
-        return 5 * kTile + 2 * kSteps * kMaxBlock * (kWidth + 1) + 2 * s.state * kLanes + 2 * kLanes;
+        return 4 * kTile + 2 * kSteps * kMaxBlock * kWidth + 2 * StateTile::floats(s);
     }
 
-    float *gy, *z, *grad_x, *grad_log, *derivative;  // (step, lane); grad_log: sum of A log2(e) grad(delta A)
+    float *gy, *grad_x, *grad_log, *derivative;  // (step, lane); grad_log: sum of A log2(e) grad (delta A)
     float *loss, *kept;  // (step, state of a block, lane of a vector): a_t - 1 and a_t h_{t-1}
-    float *grad_B, *grad_C;  // (step, state of a block)
-    float *carry, *grad_A;  // (state, lane): a_{t+1} g_{t+1}
-    float *grad_D, *grad_delta_bias;  // (lane)
+    StateTile grad_B, grad_C;
 };
 
 // The states of a chunk once more, for grad C and, if there is a gate, y.
 template <int N, bool WithY>
-inline void recompute_chunk(const Inputs& in, const Adjoint& adjoint, int lane, const float* A, const float* state) {
+inline void recompute_chunk(const Chunk& in, const Block& block, const Adjoint& adjoint, int64_t first, int lane) {
+    const float *A = block.A + first * kLanes + lane, *B = in.B.states_from(first), *C = in.C.states_from(first);
+    float* grad_C = adjoint.grad_C.states_from(first);
     Vec h[N];
-    load_rows<N>(h, state);
+    load_rows<N>(h, block.h + first * kLanes + lane);
     for (int t = 0; t < in.steps; ++t) {
-        const Vec delta = load(in.delta + t * kLanes + lane), x = load(in.x + t * kLanes + lane);
-        Vec y = WithY ? load(in.y + t * kLanes + lane) : Vec{};
+        const int i = t * kLanes + lane;
+        const Vec delta = load(in.delta + i), x = load(in.x + i);
+        Vec y = WithY ? load(in.y + i) : Vec{};
         Vec rows[N];
         UNROLL for (int n = 0; n < N; ++n) {
             const Power decay = power(delta, load(A + n * kLanes));
@@ -328,18 +368,21 @@ inline void recompute_chunk(const Inputs& in, const Adjoint& adjoint, int lane, 
             const Vec kept = scaled * decay.fraction + scaled;
             store(adjoint.loss + (t * N + n) * kWidth, decay.minus_one());
             store(adjoint.kept + (t * N + n) * kWidth, kept);
-            rows[n] = h[n] = kept + x * in.B[t * N + n];
-            if (WithY) y += h[n] * in.C[t * N + n];
+            rows[n] = h[n] = kept + x * B[t * N + n];
+            if (WithY) y += h[n] * C[t * N + n];
         }
-        if (WithY) store(in.y + t * kLanes + lane, y);
-        add_lane_sums<N>(rows, load(adjoint.gy + t * kLanes + lane), adjoint.grad_C + t * N);
+        if (WithY) store(in.y + i, y);
+        add_lane_sums<N>(rows, load(adjoint.gy + i), grad_C + t * N);
     }
 }
 
 template <int N>
-inline void walk_back(const Inputs& in, const Adjoint& adjoint, int lane, const float* A, float* carry, float* grad_A) {
+inline void walk_back(
+    const Chunk& in, const Block& block, const Adjoint& adjoint, int64_t first, int lane, const Prefetch& next) {
+    const float *A = block.A + first * kLanes + lane, *B = in.B.states_from(first), *C = in.C.states_from(first);
+    float *grad_B = adjoint.grad_B.states_from(first), *grad_A = block.grad_A + first * kLanes + lane;
     Vec g[N], sum_A[N];
-    load_rows<N>(g, carry);
+    load_rows<N>(g, block.g + first * kLanes + lane);
     UNROLL for (int n = 0; n < N; ++n) sum_A[n] = Vec{};
     for (int t = in.steps - 1; t >= 0; --t) {
         const int i = t * kLanes + lane;
@@ -347,8 +390,8 @@ inline void walk_back(const Inputs& in, const Adjoint& adjoint, int lane, const 
         Vec grad_x = load(adjoint.grad_x + i), grad_log = load(adjoint.grad_log + i);
         Vec rows[N];
         UNROLL for (int n = 0; n < N; ++n) {
-            rows[n] = g[n] + gy * in.C[t * N + n];
-            grad_x += rows[n] * in.B[t * N + n];
+            rows[n] = g[n] + gy * C[t * N + n];
+            grad_x += rows[n] * B[t * N + n];
             const Vec grad = rows[n] * load(adjoint.kept + (t * N + n) * kWidth);
             g[n] = rows[n] * load(adjoint.loss + (t * N + n) * kWidth) + rows[n];
             grad_log += grad * load(A + n * kLanes);
@@ -356,87 +399,88 @@ inline void walk_back(const Inputs& in, const Adjoint& adjoint, int lane, const 
         }
         store(adjoint.grad_x + i, grad_x);
         store(adjoint.grad_log + i, grad_log);
-        in.next.step(t);
-        add_lane_sums<N>(rows, load(in.x + i), adjoint.grad_B + t * N);
+        next.step(t);
+        add_lane_sums<N>(rows, load(in.x + i), grad_B + t * N);
     }
-    store_rows<N>(g, carry);
+    store_rows<N>(g, block.g + first * kLanes + lane);
+    // The sums of chunks are added up apart from those within one, for the rounding's sake.
     UNROLL for (int n = 0; n < N; ++n) store(grad_A + n * kLanes, load(grad_A + n * kLanes) + sum_A[n]);
 }
 
-void backward(const Scan& s, int64_t index, float* memory, Turns& turns) {
-    const Item item(s, index);
+void backward(const Scan& s, const Strip& strip, float* memory, Turns& turns) {
     Scratch scratch(memory);
-    Inputs in(s, item, scratch);
+    Chunk in(s, scratch);
     const Adjoint adjoint(s, scratch);
-    const int64_t state_floats = s.state * kLanes;
+    float* blocks = scratch.take(strip.blocks * Block::floats(s));
+    for (int64_t b = 0; b < strip.blocks; ++b) Block(s, strip, b, blocks).start(s);
 
     for (int64_t chunk = s.chunks() - 1; chunk >= 0; --chunk) {
-        memcpy(in.h, s.states + (index * s.chunks() + chunk) * state_floats, state_floats * sizeof(float));
-        in.read(chunk * kSteps, adjoint.derivative);
-        for (const View* v : {&s.u, &s.delta, &s.z, &s.grad_y, &s.grad_u, &s.grad_delta, &s.grad_z})
-            in.expect(*v, in.t0 - kSteps);
+        in.start(s, strip, chunk);
         const int size = in.steps * kLanes;
-        gather(adjoint.gy, item.at(s.grad_y, item.first, in.t0), s.grad_y, item.lanes, in.steps);
-        if (s.z.data) {
-            // From here on z holds grad_y times the derivative of the gate.
-            gather(adjoint.z, item.at(s.z, item.first, in.t0), s.z, item.lanes, in.steps);
-            for (int i = 0; i < size; i += kWidth) {
-                const Vec z = load(adjoint.z + i), grad_y = load(adjoint.gy + i), sig = sigmoid(z);
-                store(adjoint.gy + i, grad_y * z * sig);
-                store(adjoint.z + i, grad_y * sig * (1.0f + z * (1.0f - sig)));
-            }
-        }
-        memset(adjoint.grad_x, 0, 2 * kTile * sizeof(float));
+        turns.wait(strip, chunk);
+        adjoint.grad_B.read(s, strip, s.grad_B, in.t0, in.steps);
+        adjoint.grad_C.read(s, strip, s.grad_C, in.t0, in.steps);
 
-        for_each_block(s.state, [&](auto block, int64_t n) {
-            constexpr int N = decltype(block)::value;
-            pack<N>(in.B, item.at(s.B, n, in.t0), s.B, in.steps);
-            pack<N>(in.C, item.at(s.C, n, in.t0), s.C, in.steps);
-            memset(adjoint.grad_B, 0, 2 * kSteps * kMaxBlock * sizeof(float));
+        for (int64_t b = 0; b < strip.blocks; ++b) {
+            const Block block(s, strip, b, blocks);
+            const bool last = b + 1 == strip.blocks;
+            const Block after(s, strip, last ? 0 : b + 1, blocks);
+            Prefetch next = expect(
+                s, after, in.t0 - (last ? kSteps : 0),
+                {&s.u, &s.delta, &s.z, &s.grad_y, &s.grad_u, &s.grad_delta, &s.grad_z});
+
+            memcpy(block.h, block.states(s, chunk), s.state * kLanes * sizeof(float));
+            in.read(s, block, adjoint.derivative);
+            gather(adjoint.gy, block.at(s.grad_y, in.t0), s.grad_y, block.lanes, in.steps);
+            if (s.z.data)
+                // From here on z holds grad_y times the derivative of the gate.
+                for (int i = 0; i < size; i += kWidth) {
+                    const Vec z = load(in.z + i), grad_y = load(adjoint.gy + i), gate = sigmoid(z);
+                    store(adjoint.gy + i, grad_y * z * gate);
+                    store(in.z + i, grad_y * gate * (1.0f + z * (1.0f - gate)));
+                }
+            memset(adjoint.grad_x, 0, size * sizeof(float));
+            memset(adjoint.grad_log, 0, size * sizeof(float));
+
+            for_each_block(s.state, [&](auto state, int64_t n) {
+                constexpr int N = decltype(state)::value;
+                for (int lane = 0; lane < kLanes; lane += kWidth) {
+                    if (s.z.data) recompute_chunk<N, true>(in, block, adjoint, n, lane);
+                    else recompute_chunk<N, false>(in, block, adjoint, n, lane);
+                    walk_back<N>(in, block, adjoint, n, lane, next);
+                    next.clear();
+                }
+            });
+
             for (int lane = 0; lane < kLanes; lane += kWidth) {
-                const int64_t first = n * kLanes + lane;
-                if (s.z.data) recompute_chunk<N, true>(in, adjoint, lane, in.A + first, in.h + first);
-                else recompute_chunk<N, false>(in, adjoint, lane, in.A + first, in.h + first);
-                walk_back<N>(in, adjoint, lane, in.A + first, adjoint.carry + first, adjoint.grad_A + first);
-                in.next.clear();
+                Vec sum_D{}, sum_delta{};
+                const Vec D = load(block.D + lane);
+                for (int i = lane; i < size; i += kLanes) {
+                    const Vec u = load(in.u + i), grad_x = load(adjoint.grad_x + i), gy = load(adjoint.gy + i);
+                    const Vec grad_delta =
+                        (grad_x * u + load(adjoint.grad_log + i) * kLn2) * load(adjoint.derivative + i);
+                    sum_D += gy * u;
+                    sum_delta += grad_delta;
+                    store(adjoint.grad_x + i, grad_x * load(in.delta + i) + gy * D);
+                    store(adjoint.grad_log + i, grad_delta);
+                    store(in.z + i, load(in.z + i) * load(in.y + i));
+                }
+                store(block.grad_D + lane, load(block.grad_D + lane) + sum_D);
+                store(block.grad_delta_bias + lane, load(block.grad_delta_bias + lane) + sum_delta);
             }
-            if (n == 0) turns.wait(index, chunk);
-            unpack<N>(adjoint.grad_B, item.at(s.grad_B, n, in.t0), s.grad_B, in.steps);
-            unpack<N>(adjoint.grad_C, item.at(s.grad_C, n, in.t0), s.grad_C, in.steps);
-        });
-        turns.finish(index, chunk);
-
-        if (s.z.data) {
-            for (int i = 0; i < size; i += kWidth) store(adjoint.z + i, load(adjoint.z + i) * load(in.y + i));
-            scatter(adjoint.z, item.at(s.grad_z, item.first, in.t0), s.grad_z, item.lanes, in.steps);
+            scatter(adjoint.grad_x, block.at(s.grad_u, in.t0), s.grad_u, block.lanes, in.steps);
+            scatter(adjoint.grad_log, block.at(s.grad_delta, in.t0), s.grad_delta, block.lanes, in.steps);
+            if (s.z.data) scatter(in.z, block.at(s.grad_z, in.t0), s.grad_z, block.lanes, in.steps);
         }
-        for (int lane = 0; lane < kLanes; lane += kWidth) {
-            Vec sum_D{}, sum_delta{};
-            const Vec D = load(in.D + lane);
-            for (int i = lane; i < size; i += kLanes) {
-                const Vec u = load(in.u + i), grad_x = load(adjoint.grad_x + i), gy = load(adjoint.gy + i);
-                const Vec grad_delta = (grad_x * u + load(adjoint.grad_log + i) * kLn2) * load(adjoint.derivative + i);
-                sum_D += gy * u;
-                sum_delta += grad_delta;
-                store(in.delta + i, grad_x * load(in.delta + i) + gy * D);
-                store(adjoint.grad_log + i, grad_delta);
-            }
-            store(adjoint.grad_D + lane, load(adjoint.grad_D + lane) + sum_D);
-            store(adjoint.grad_delta_bias + lane, load(adjoint.grad_delta_bias + lane) + sum_delta);
-        }
-        scatter(in.delta, item.at(s.grad_u, item.first, in.t0), s.grad_u, item.lanes, in.steps);
-        scatter(adjoint.grad_log, item.at(s.grad_delta, item.first, in.t0), s.grad_delta, item.lanes, in.steps);
+        adjoint.grad_B.write(s, strip, s.grad_B, in.t0, in.steps);
+        adjoint.grad_C.write(s, strip, s.grad_C, in.t0, in.steps);
+        turns.finish(strip, chunk);
     }
-
-    const int64_t channel = item.batch * s.groups * s.channels + item.channel;
-    for (int lane = 0; lane < item.lanes; ++lane) {
-        for (int64_t n = 0; n < s.state; ++n)
-            s.grad_A[(channel + lane) * s.state + n] = adjoint.grad_A[n * kLanes + lane];
-        s.grad_D[channel + lane] = adjoint.grad_D[lane];
-        s.grad_delta_bias[channel + lane] = adjoint.grad_delta_bias[lane];
-    }
+    for (int64_t b = 0; b < strip.blocks; ++b) Block(s, strip, b, blocks).finish(s);
 }
 
-int64_t scratch_floats(const Scan& s) { return Inputs::floats(s) + Adjoint::floats(s); }
+int64_t scratch_floats(const Scan& s, int64_t blocks) {
+    return Chunk::floats(s) + Adjoint::floats(s) + blocks * Block::floats(s);
+}
 
 }  // namespace

@@ -1,6 +1,7 @@
 // C interface of the scan: choice of the instruction set, threads. Python loads it through ctypes.
 #include <Python.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <new>
@@ -17,6 +18,7 @@
 
 using selective_scan::Kernel;
 using selective_scan::Scan;
+using selective_scan::Strip;
 using selective_scan::Turns;
 
 namespace {
@@ -65,47 +67,66 @@ class FlushDenormals {
 #endif
 };
 
-// For every item the chunk that it finished last, counting down. An item never waits for one that starts after it, and
-// items start in order, so whatever the number of threads somebody can go on.
-class BackwardTurns final : public Turns {
+// The strips of all groups of all sequences. Neighbouring strips belong to different groups where there are several.
+class Strips {
   public:
-    explicit BackwardTurns(const Scan& s)
-        : chunks_(s.chunks()), before_(s.batch * s.groups), last_(new Counter[s.items()]) {
-        for (int64_t i = 0; i < s.items(); ++i) last_[i].chunk.store(chunks_, std::memory_order_relaxed);
+    // As few strips as keep all threads equally busy.
+    Strips(const Scan& s, int64_t threads) : scan_(s), groups_(s.batch * s.groups), per_group_(1) {
+        while (per_group_ < s.blocks() && count() % threads != 0 && count() < 4 * threads) ++per_group_;
     }
-    ~BackwardTurns() { delete[] last_; }
-    BackwardTurns(const BackwardTurns&) = delete;
-    BackwardTurns& operator=(const BackwardTurns&) = delete;
+    int64_t count() const { return groups_ * per_group_; }
+    int64_t most_blocks() const { return (scan_.blocks() + per_group_ - 1) / per_group_; }
 
-    void wait(int64_t item, int64_t chunk) override {
-        if (item < before_) return;
-        const auto& previous = last_[item - before_].chunk;
-        while (previous.load(std::memory_order_acquire) > chunk) std::this_thread::yield();
+    Strip operator[](int64_t index) const {
+        const int64_t place = index / groups_;
+        const int64_t begin = place * scan_.blocks() / per_group_, end = (place + 1) * scan_.blocks() / per_group_;
+        return {index, index % groups_ / scan_.groups, index % scan_.groups, begin, end - begin};
     }
-    void finish(int64_t item, int64_t chunk) override { last_[item].chunk.store(chunk, std::memory_order_release); }
+    // The strip of the same group that comes before, negative for the first one.
+    int64_t before(int64_t index) const { return index - groups_; }
 
   private:
-    struct alignas(64) Counter {
-        std::atomic<int64_t> chunk;
-    };
-    int64_t chunks_, before_;
-    Counter* last_;
+    const Scan& scan_;
+    int64_t groups_, per_group_;
 };
 
-// Calls work(item, scratch) for all items, in order of their start. The threads end with the call, so a process may
-// fork at any time.
+// For every strip the chunk that it finished last, counting down. Strips are started in order and wait only for one
+// that was started before, so whatever the number of threads somebody can go on.
+class BackwardTurns final : public Turns {
+  public:
+    BackwardTurns(const Scan& s, const Strips& strips) : strips_(strips), finished_(strips.count()) {
+        for (auto& strip : finished_) strip.chunk.store(s.chunks(), std::memory_order_relaxed);
+    }
+    void wait(const Strip& strip, int64_t chunk) override {
+        const int64_t before = strips_.before(strip.index);
+        if (before < 0) return;
+        while (finished_[before].chunk.load(std::memory_order_acquire) > chunk) std::this_thread::yield();
+    }
+    void finish(const Strip& strip, int64_t chunk) override {
+        finished_[strip.index].chunk.store(chunk, std::memory_order_release);
+    }
+
+  private:
+    struct alignas(64) Finished {
+        std::atomic<int64_t> chunk;
+    };
+    const Strips& strips_;
+    std::vector<Finished> finished_;
+};
+
+// Calls work(strip, scratch) for all strips. The threads end with the call, so a process may fork at any time.
 template <typename Work>
-void for_each_item(const Scan& s, const Kernel& kernel, int64_t threads, Work work) {
-    constexpr int64_t kAlign = 64 / sizeof(float);
-    const int64_t floats = (kernel.scratch_floats(s) + kAlign - 1) / kAlign * kAlign;
-    if (threads > s.items()) threads = s.items();
-    std::vector<float> memory(threads * floats + kAlign);
-    float* aligned = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) / sizeof(float);
+void for_each_strip(const Scan& s, const Strips& strips, const Kernel& kernel, int64_t threads, Work work) {
+    constexpr int64_t line = 64 / sizeof(float);
+    const int64_t floats = (kernel.scratch_floats(s, strips.most_blocks()) + line - 1) / line * line;
+    threads = std::min(threads, strips.count());
+    std::vector<float> memory(threads * floats + line);
+    float* aligned = memory.data() + line - reinterpret_cast<uintptr_t>(memory.data()) / sizeof(float) % line;
 
     std::atomic<int64_t> next{0};
     const auto run = [&](int64_t thread) {
-        const FlushDenormals flush;
-        for (int64_t item; (item = next.fetch_add(1)) < s.items();) work(item, aligned + thread * floats);
+        [[maybe_unused]] const FlushDenormals flush;
+        for (int64_t i; (i = next.fetch_add(1)) < strips.count();) work(strips[i], aligned + thread * floats);
     };
     std::vector<std::thread> others;
     others.reserve(threads);
@@ -139,7 +160,9 @@ EXPORT const char* selective_scan_instruction_sets() {
 EXPORT int selective_scan_forward(const Scan* s, int instruction_set, int64_t threads) {
     const Kernel& kernel = *instruction_sets()[instruction_set].kernel;
     try {
-        for_each_item(*s, kernel, threads, [&](int64_t item, float* scratch) { kernel.forward(*s, item, scratch); });
+        const Strips strips(*s, threads);
+        for_each_strip(*s, strips, kernel, threads,
+                       [&](const Strip& strip, float* scratch) { kernel.forward(*s, strip, scratch); });
     } catch (const std::bad_alloc&) {
         return 1;
     }
@@ -149,9 +172,10 @@ EXPORT int selective_scan_forward(const Scan* s, int instruction_set, int64_t th
 EXPORT int selective_scan_backward(const Scan* s, int instruction_set, int64_t threads) {
     const Kernel& kernel = *instruction_sets()[instruction_set].kernel;
     try {
-        BackwardTurns turns(*s);
-        for_each_item(*s, kernel, threads,
-                      [&](int64_t item, float* scratch) { kernel.backward(*s, item, scratch, turns); });
+        const Strips strips(*s, threads);
+        BackwardTurns turns(*s, strips);
+        for_each_strip(*s, strips, kernel, threads,
+                       [&](const Strip& strip, float* scratch) { kernel.backward(*s, strip, scratch, turns); });
     } catch (const std::bad_alloc&) {
         return 1;
     }

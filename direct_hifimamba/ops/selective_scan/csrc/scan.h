@@ -5,8 +5,8 @@
 
 namespace selective_scan {
 
-// An item is what one thread works on at a time: up to kLanes channels of one group and one sequence. Sixteen floats
-// are one cache line, so items never write to the same line of a channels-last tensor.
+// Channels that are scanned side by side, a block. Sixteen floats are one cache line, so blocks never share a line of a
+// channels-last tensor.
 constexpr int kLanes = 16;
 // Steps of a chunk. Forward keeps the state at the start of every chunk, backward starts from there.
 constexpr int kSteps = 64;
@@ -24,30 +24,35 @@ struct Scan {
     View u, delta, B, C, z;
     const float *A, *D, *delta_bias;  // (groups * channels, state), (groups * channels), (groups * channels)
     View y;
-    float* states;  // (item, chunk, state, kLanes)
+    float* states;  // (batch, group, chunk, block, state, kLanes)
     View grad_y, grad_u, grad_delta, grad_B, grad_C, grad_z;
     float *grad_A, *grad_D, *grad_delta_bias;  // (batch, groups * channels[, state])
 
     int64_t blocks() const { return (channels + kLanes - 1) / kLanes; }
     int64_t chunks() const { return (length + kSteps - 1) / kSteps; }
-    int64_t items() const { return blocks() * batch * groups; }
 };
 
-// Items of one group add to the same grad_B and grad_C. They do so in the order of their blocks, chunk by chunk, which
-// makes the sum independent of the number of threads. Neighbouring items belong to different groups where possible.
+// What one thread works on: some neighbouring blocks of one group of one sequence, taken through the chunks together so
+// that they read whole rows of channels-last tensors, and B and C once.
+struct Strip {
+    int64_t index, batch, group, first_block, blocks;
+};
+
+// The strips of a group add to the same grad_B and grad_C. They do so in order, chunk by chunk, which makes the sum
+// independent of the number of strips and threads.
 class Turns {
   public:
-    virtual void wait(int64_t item, int64_t chunk) = 0;  // until the previous block has finished `chunk`
-    virtual void finish(int64_t item, int64_t chunk) = 0;
+    virtual void wait(const Strip&, int64_t chunk) = 0;  // until the previous strip has finished `chunk`
+    virtual void finish(const Strip&, int64_t chunk) = 0;
 
   protected:
     ~Turns() = default;
 };
 
 struct Kernel {
-    int64_t (*scratch_floats)(const Scan&);  // per thread
-    void (*forward)(const Scan&, int64_t item, float* scratch);
-    void (*backward)(const Scan&, int64_t item, float* scratch, Turns&);
+    int64_t (*scratch_floats)(const Scan&, int64_t blocks);  // per thread, for strips of so many blocks
+    void (*forward)(const Scan&, const Strip&, float* scratch);
+    void (*backward)(const Scan&, const Strip&, float* scratch, Turns&);
 };
 
 extern const Kernel kPortable;

@@ -34,7 +34,7 @@ constexpr int kWidth = SELECTIVE_SCAN_WIDTH;
 
 typedef float Vec __attribute__((vector_size(kWidth * 4)));
 typedef int32_t IntVec __attribute__((vector_size(kWidth * 4)));
-typedef float UnalignedVec __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
+typedef float UnalignedVec __attribute__((vector_size(kWidth * 4), aligned(4)));
 
 inline Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
 inline void store(float* p, Vec x) { *reinterpret_cast<UnalignedVec*>(p) = x; }
