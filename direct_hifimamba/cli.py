@@ -38,6 +38,7 @@ COMMANDS = {
     "prepare": Command("data.prepare", "bring a public data set into the form that DIRECT reads", extra="data"),
     "verify": Command("data.verify", "compare a prepared data set with its protocol"),
     "simulate": Command("data.simulate", "write a small simulated multi-coil data set", extra="data"),
+    "reconstruct": Command("reconstruct", "reconstruct undersampled k-space of one file as images", extra="data"),
     "config": Command("config_compose", "compose a configuration for DIRECT of several files"),
     "convert-checkpoint": Command("reference", "convert weights of the authors' code to a DIRECT checkpoint"),
 }

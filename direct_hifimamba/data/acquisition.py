@@ -35,9 +35,11 @@ def read_acquisition(path: Path, mask_path: Path | None = None) -> tuple[NDArray
         If the file is of another kind, or has no k-space or no mask.
     """
     kspace = _read_array(path, "kspace")
-    mask = _read_array(path if mask_path is None else mask_path, "mask")
     if kspace is None:
         raise ValueError(f"{path} has no k-space; expected a data set named 'kspace'.")
+    mask = None
+    if mask_path is not None or path.suffix != ".npy":
+        mask = _read_array(mask_path or path, "mask")
     if mask is None:
         raise ValueError(f"{mask_path or path} has no mask; store one as 'mask', or give a file with --mask.")
     return kspace, mask
@@ -48,9 +50,9 @@ def _read_array(path: Path, name: str) -> NDArray[Any] | None:
         if path.suffix in (".npy", ".npz"):
             stored = np.load(path)
             if isinstance(stored, np.ndarray):
-                return stored if name == "kspace" or stored.ndim <= 2 else None
+                return stored
             with stored:
-                return stored[name] if name in stored else None
+                return stored.get(name)
         with h5py.File(path) as file:
             if name not in file:
                 return None
@@ -110,7 +112,7 @@ def check_acquisition(kspace: NDArray[Any], mask: NDArray[Any]) -> NDArray[np.bo
 
 def _wrong_mask_shape(kspace: tuple[int, ...], mask: tuple[int, ...]) -> str:
     message = f"The mask has the shape {mask} and k-space {kspace}; expected a mask ({kspace[-1]},) or {kspace[-2:]}. "
-    if len(kspace) == 4 and mask in (kspace[2:3], kspace[1:3]):
+    if len(kspace) == 4 and kspace[-1] < kspace[1] and mask in (kspace[2:3], kspace[1:3]):
         return f"{message}Are coils the last axis? np.moveaxis(kspace, -1, 1) makes them the second."
     if mask == kspace[-2:-1]:
         return f"{message}If it takes whole rows, give it as np.repeat(mask[:, None], {kspace[-1]}, axis=1)."

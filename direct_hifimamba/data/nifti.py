@@ -1,17 +1,21 @@
-"""Magnitude volumes from NIfTI files, as stacks of upright slices."""
+"""Volumes from and to NIfTI files, as stacks of upright slices."""
 
+import gzip
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from direct_hifimamba.files import replace_when_complete
+
 try:
     import nibabel
     from nibabel.filebasedimages import ImageFileError
 except ImportError as error:
-    raise ImportError("NIfTI files are read with nibabel; install it: pip install 'direct-hifimamba[data]'") from error
+    raise ImportError("NIfTI files need nibabel; install it: pip install 'direct-hifimamba[data]'") from error
 
 # Axes of a volume in RAS+ order that become slices, rows and columns. Rows run from anterior or superior downwards.
 ORIENTATIONS = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
@@ -53,6 +57,27 @@ def load_magnitude(path: Path, orientation: str | None = None) -> tuple[NDArray[
     axes = ORIENTATIONS[orientation]
     zooms = canonical.header.get_zooms()
     return canonical.get_fdata(dtype=np.float32).transpose(axes)[:, ::-1], (zooms[axes[1]], zooms[axes[2]])
+
+
+def save_slices(path: Path, volume: NDArray[np.float32], voxel_size: Sequence[float] | None = None) -> None:
+    """Write a stack of upright slices; :func:`load_magnitude` reads a magnitude back as it was.
+
+    Nothing is known of the patient's position: slices are written as axial ones from below, rows from anterior and
+    columns from the side that RAS+ counts from, so that viewers show them upright.
+
+    Parameters
+    ----------
+    path : Path
+        Ends in `.nii.gz`.
+    volume : float32 array of shape (slices, height, width)
+    voxel_size : sequence of 3 floats, optional
+        Distances of slices, rows and columns in mm. None: the affine is the identity.
+    """
+    affine = np.diag([*reversed(voxel_size or (1, 1, 1)), 1])
+    image = nibabel.Nifti1Image(np.ascontiguousarray(volume[:, ::-1].transpose(2, 1, 0)), affine)
+    image.header.set_xyzt_units("unknown" if voxel_size is None else "mm")
+    with replace_when_complete(path) as partial:
+        partial.write_bytes(gzip.compress(image.to_bytes(), mtime=0))
 
 
 def _check_magnitude(path: Path, voxels: NDArray[Any]) -> None:
