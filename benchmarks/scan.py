@@ -1,0 +1,270 @@
+"""The selective scan on a CPU: time, memory and error of our backends and of others' code, beside the machine's limits.
+
+Run `python benchmarks/scan.py --output docs/benchmarks` (`--quick` for minutes instead of an hour). Arguments are laid
+out as in the network, (batch, length, channels), with batch 1, a skip, a bias and softplus. Times are medians of rounds
+that go through all implementations; whoever takes over a second has fewer rounds, as the table says. Memory is what one
+call adds to the largest resident size of a fresh process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from common import (
+    extra_megabytes,
+    in_fresh_process,
+    interleaved_medians,
+    machine,
+    markdown_table,
+    write_results,
+)
+
+from direct_hifimamba.ops.selective_scan import selective_scan
+from direct_hifimamba.ops.selective_scan.native import instruction_set
+
+Scan = Callable[..., torch.Tensor]
+
+SIZES = ((128, 16), (64, 8))  # channels, state
+LENGTHS = (1024, 4096, 25600)
+THREADS = (1, 2)
+KINDS = ("forward", "forward + backward")
+ROUNDS = 15
+SLOW_SECONDS, SLOW_ROUNDS = 1.0, 2
+#: Backward of mamba-ssm's reference takes time and memory quadratic in the length.
+LONGEST_QUADRATIC = 1024
+SOURCE = Path(__file__).parents[1] / "direct_hifimamba/ops/selective_scan/csrc"
+#: Instruction set -> floats in a vector and compiler flags, as in setup.py.
+VECTORS = {
+    "avx512": (16, ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"]),
+    "avx2": (8, ["-mavx2", "-mfma"]),
+    "portable": (4, []),
+}
+
+
+def implementations() -> dict[str, Scan]:
+    """Name -> function with the arguments of `selective_scan` up to `delta_softplus`."""
+    found: dict[str, Scan] = {name: partial(selective_scan, backend=name) for name in ("native", "torch", "reference")}
+    try:
+        from mambapy.pscan import pscan
+    except ImportError:
+        pass
+    else:
+
+        def mambapy(u, delta, A, B, C, D, z, delta_bias, delta_softplus):  # type: ignore[no-untyped-def]
+            step = F.softplus(delta + delta_bias[:, None]).mT[..., None]
+            inputs = step * u.mT[..., None] * B[:, 0].mT[:, :, None]
+            states = pscan(torch.exp(step * A), inputs)
+            return (states @ C[:, 0].mT[..., None]).squeeze(-1).mT + D[:, None] * u
+
+        found["mambapy"] = mambapy
+    try:
+        from mamba_ssm.ops.selective_scan_interface import selective_scan_ref
+    except ImportError:
+        pass
+    else:
+        found["mamba-ssm ref"] = selective_scan_ref
+    return found
+
+
+def make_arguments(channels: int, state: int, length: int, dtype: torch.dtype = torch.float32) -> list[Any]:
+    """Arguments with step sizes and decays as a network has them at initialisation."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    step = torch.rand(channels, generator=generator).mul(4.6).sub(6.9).exp()  # log-uniform in [1e-3, 1e-1]
+    return [
+        normal(1, length, channels).mT,
+        normal(1, length, channels).mul_(0.1).mT,
+        -torch.arange(1.0, state + 1, dtype=dtype).repeat(channels, 1),
+        normal(1, length, 1, state).permute(0, 2, 3, 1),
+        normal(1, length, 1, state).permute(0, 2, 3, 1),
+        normal(channels),
+        None,
+        step.expm1().log().to(dtype),
+    ]
+
+
+def make_call(scan: Scan, kind: str, arguments: Sequence[Any]) -> Callable[[], list[torch.Tensor]]:
+    """A call that returns the output, or the output and all gradients."""
+    if kind == "forward":
+
+        def forward() -> list[torch.Tensor]:
+            with torch.no_grad():
+                return [scan(*arguments, True)]
+
+        return forward
+
+    leaves = [None if t is None else t.detach().requires_grad_() for t in arguments]
+    grad_y = torch.randn(arguments[0].mT.shape, generator=torch.Generator().manual_seed(1)).to(arguments[0].dtype).mT
+
+    def both() -> list[torch.Tensor]:
+        y = scan(*leaves, True)
+        return [y.detach(), *torch.autograd.grad(y, [t for t in leaves if t is not None], grad_y)]
+
+    return both
+
+
+def measured_calls(kind: str, channels: int, state: int, length: int) -> dict[str, Callable[[], list[torch.Tensor]]]:
+    """Name -> call of every implementation that is measured at this length."""
+    arguments = make_arguments(channels, state, length)
+    return {
+        name: make_call(scan, kind, arguments)
+        for name, scan in implementations().items()
+        if name != "mamba-ssm ref" or kind == "forward" or length <= LONGEST_QUADRATIC
+    }
+
+
+def measure_times(kind: str, channels: int, state: int, length: int, rounds: int) -> dict[str, list[float]]:
+    """Name -> seconds of every round."""
+    fast, slow = {}, {}
+    for name, call in measured_calls(kind, channels, state, length).items():
+        start = time.perf_counter()
+        call()
+        (fast if time.perf_counter() - start < SLOW_SECONDS else slow)[name] = call
+    return interleaved_medians(fast, rounds) | interleaved_medians(slow, min(rounds, SLOW_ROUNDS))
+
+
+def measure_errors(kind: str, channels: int, state: int, length: int) -> dict[str, float]:
+    """Name -> largest difference from the reference in float64, in units of the largest value of that result."""
+    reference = partial(selective_scan, backend="reference")
+    exact = make_call(reference, kind, make_arguments(channels, state, length, torch.float64))()
+    return {
+        name: max(((a.double() - b).abs().max() / b.abs().max()).item() for a, b in zip(call(), exact, strict=True))
+        for name, call in measured_calls(kind, channels, state, length).items()
+    }
+
+
+def measure_memory(name: str, kind: str, channels: int, state: int, length: int) -> float:
+    """Megabytes that one call adds, after one at length 1 that loads what there is to load."""
+    scan = implementations()[name]
+    make_call(scan, kind, make_arguments(channels, state, 1))()
+    return extra_megabytes(make_call(scan, kind, make_arguments(channels, state, length)))
+
+
+def measure_limits(threads: int) -> dict[str, float]:
+    """Bytes per second of a copy, seconds of an exponential and of a multiply-add, with all `threads`."""
+    source = torch.ones(64 << 20)
+    target = torch.empty_like(source)
+    copies = interleaved_medians({"copy": lambda: target.copy_(source)}, ROUNDS)["copy"]
+    width, flags = VECTORS[instruction_set()]
+    with tempfile.TemporaryDirectory() as folder:
+        program = f"{folder}/limits"
+        command = ["c++", "-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", *flags]
+        command += [f"-DSELECTIVE_SCAN_WIDTH={width}", f"-I{SOURCE}", str(Path(__file__).with_name("limits.cpp"))]
+        subprocess.run([*command, "-o", program], check=True)
+        exponential, multiply_add = map(float, subprocess.check_output([program], text=True).split()[1:3])
+    return {
+        "bytes per second": 2 * source.nbytes / statistics.median(copies),
+        "exponential": exponential * 1e-9 / width / threads,
+        "multiply-add": multiply_add * 1e-9 / width / threads,
+    }
+
+
+def bounds(limits: dict[str, float], kind: str, channels: int, state: int, length: int) -> tuple[float, float]:
+    """Seconds that the arithmetic and the memory traffic take at least.
+
+    Forward is one exponential, two products and two sums per channel, state and step, three multiply-adds; backward
+    recomputes the state and adds ten. Every argument and result passes the memory once, in backward the inputs again.
+    """
+    both = kind != "forward"
+    arithmetic = (2 if both else 1) * limits["exponential"] + (13 if both else 3) * limits["multiply-add"]
+    numbers = (8 if both else 3) * channels + (6 if both else 2) * state
+    return channels * state * length * arithmetic, 4 * numbers * length / limits["bytes per second"]
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path(), help="folder for scan.json and scan.md")
+    parser.add_argument("--quick", action="store_true", help="one size, the two shorter lengths, 5 rounds")
+    parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def work(task: str, *arguments: str) -> Any:
+    """What a fresh process is asked for."""
+    if task == "limits":
+        return measure_limits(int(arguments[0]))
+    if task == "memory":
+        name, kind, *sizes = arguments
+        return measure_memory(name, kind, *map(int, sizes))
+    measure = {"times": measure_times, "errors": measure_errors}[task]
+    kind, *sizes = arguments
+    return measure(kind, *map(int, sizes))
+
+
+def measure_case(
+    limits: dict[int, dict[str, float]], kind: str, sizes: tuple[int, int, int], rounds: int
+) -> dict[str, Any]:
+    """Everything about one kind of call at one size, each figure from a process of its own."""
+    texts = [kind, *map(str, sizes)]
+    case: dict[str, Any] = {"kind": kind, "channels, state, length": sizes, "threads": {}}
+    for threads in THREADS:
+        arithmetic, memory = bounds(limits[threads], kind, *sizes)
+        seconds = in_fresh_process(__file__, ["--worker", "times", *texts, str(rounds)], threads)
+        case["threads"][threads] = {"arithmetic limit": arithmetic, "memory limit": memory, "seconds": seconds}
+    case["error"] = in_fresh_process(__file__, ["--worker", "errors", *texts], 1)
+    case["extra MB"] = {
+        name: in_fresh_process(__file__, ["--worker", "memory", name, *texts], 1) for name in case["error"]
+    }
+    return case
+
+
+def tabulate(case: dict[str, Any]) -> str:
+    """A case in Markdown."""
+    channels, state, length = case["channels, state, length"]
+    header, limits = ["implementation"], []
+    for threads, measured in case["threads"].items():
+        header += [f"ms, {threads} thread(s)", "rounds", "of the limit", "times native"]
+        arithmetic, memory = 1e3 * measured["arithmetic limit"], 1e3 * measured["memory limit"]
+        limits.append(f"{threads} thread(s) arithmetic {arithmetic:.3g} ms, memory {memory:.3g} ms")
+    rows = []
+    for name, error in case["error"].items():
+        row: list[object] = [name]
+        for measured in case["threads"].values():
+            medians = {other: statistics.median(values) for other, values in measured["seconds"].items()}
+            bound = max(measured["arithmetic limit"], measured["memory limit"]) / medians[name]
+            row += [1e3 * medians[name], len(measured["seconds"][name]), f"{100 * bound:.0f} %"]
+            row.append(medians[name] / medians["native"])
+        rows.append([*row, case["extra MB"][name], f"{error:.0e}"])
+    title = f"## {channels} channels, state {state}, length {length}: {case['kind']}"
+    table = markdown_table([*header, "extra MB", "error"], rows)
+    return f"{title}\n\nLimits: {'; '.join(limits)}.\n\n{table}"
+
+
+def main() -> None:
+    """Measure everything and write the results."""
+    options = parse_arguments()
+    if options.worker:
+        print(json.dumps(work(*options.worker)))
+        return
+    all_sizes = itertools.product(SIZES[:1] if options.quick else SIZES, LENGTHS[:2] if options.quick else LENGTHS)
+    rounds = 5 if options.quick else ROUNDS
+    description = machine() | {"instruction set": instruction_set()}
+    limits = {threads: in_fresh_process(__file__, ["--worker", "limits", str(threads)], threads) for threads in THREADS}
+    cases = [
+        measure_case(limits, kind, (*size, length), rounds)
+        for (size, length), kind in itertools.product(all_sizes, KINDS)
+    ]
+    command = "python benchmarks/scan.py" + (" --quick" if options.quick else "")
+    head = f"`{command}` on " + ", ".join(f"{key} {value}" for key, value in description.items()) + "."
+    markdown = "\n\n".join(["# Selective scan", head, *map(tabulate, cases)])
+    write_results(options.output, "scan", {"machine": description, "limits": limits, "cases": cases}, markdown)
+
+
+if __name__ == "__main__":
+    main()
