@@ -1,4 +1,4 @@
-// The scan of one item, compiled once per instruction set.
+// The scan of one strip, compiled once per instruction set.
 //
 // Lanes are channels, the states of a channel sit in as many vector registers, time runs sequentially. So the sum over
 // states is vertical, and B and C, which all channels of a group share, are broadcast operands. A chunk of the sequence
@@ -46,7 +46,8 @@ inline void for_each_block(int64_t state, Work&& work) {
 inline void gather(float* tile, const float* data, const View& v, int lanes, int steps) {
     if (v.row == 1 && lanes == kLanes) {
         for (int t = 0; t < steps; ++t)
-            for (int lane = 0; lane < kLanes; lane += kWidth) store(tile + t * kLanes + lane, load(data + t * v.time + lane));
+            for (int lane = 0; lane < kLanes; lane += kWidth)
+                store(tile + t * kLanes + lane, load(data + t * v.time + lane));
         return;
     }
     int t = 0;
@@ -68,7 +69,8 @@ inline void gather(float* tile, const float* data, const View& v, int lanes, int
 inline void scatter(const float* tile, float* data, const View& v, int lanes, int steps) {
     if (v.row == 1 && lanes == kLanes) {
         for (int t = 0; t < steps; ++t)
-            for (int lane = 0; lane < kLanes; lane += kWidth) store(data + t * v.time + lane, load(tile + t * kLanes + lane));
+            for (int lane = 0; lane < kLanes; lane += kWidth)
+                store(data + t * v.time + lane, load(tile + t * kLanes + lane));
         return;
     }
     int t = 0;
@@ -106,8 +108,8 @@ inline void unpack(const float* tile, float* data, const View& v, int steps) {
         for (int t = 0; t < steps; ++t) data[n * v.row + t * v.time] = tile[t * N + n];
 }
 
-// The lines of the chunk that comes next, fetched one of each tensor per step: rows are so far apart that the machine
-// does not foresee them.
+// The lines of what is scanned next, fetched one of each tensor per step: they are so far apart that the machine does
+// not foresee them.
 class Prefetch {
   public:
     void clear() { count_ = 0; }
@@ -432,8 +434,7 @@ void backward(const Scan& s, const Strip& strip, float* memory, Turns& turns) {
             memcpy(block.h, block.states(s, chunk), s.state * kLanes * sizeof(float));
             in.read(s, block, adjoint.derivative);
             gather(adjoint.gy, block.at(s.grad_y, in.t0), s.grad_y, block.lanes, in.steps);
-            if (s.z.data)
-                // From here on z holds grad_y times the derivative of the gate.
+            if (s.z.data)  // from here on z holds grad_y times the derivative of the gate
                 for (int i = 0; i < size; i += kWidth) {
                     const Vec z = load(in.z + i), grad_y = load(adjoint.gy + i), gate = sigmoid(z);
                     store(adjoint.gy + i, grad_y * z * gate);
@@ -463,14 +464,16 @@ void backward(const Scan& s, const Strip& strip, float* memory, Turns& turns) {
                     sum_delta += grad_delta;
                     store(adjoint.grad_x + i, grad_x * load(in.delta + i) + gy * D);
                     store(adjoint.grad_log + i, grad_delta);
-                    store(in.z + i, load(in.z + i) * load(in.y + i));
                 }
                 store(block.grad_D + lane, load(block.grad_D + lane) + sum_D);
                 store(block.grad_delta_bias + lane, load(block.grad_delta_bias + lane) + sum_delta);
             }
             scatter(adjoint.grad_x, block.at(s.grad_u, in.t0), s.grad_u, block.lanes, in.steps);
             scatter(adjoint.grad_log, block.at(s.grad_delta, in.t0), s.grad_delta, block.lanes, in.steps);
-            if (s.z.data) scatter(in.z, block.at(s.grad_z, in.t0), s.grad_z, block.lanes, in.steps);
+            if (s.z.data) {
+                for (int i = 0; i < size; i += kWidth) store(in.z + i, load(in.z + i) * load(in.y + i));
+                scatter(in.z, block.at(s.grad_z, in.t0), s.grad_z, block.lanes, in.steps);
+            }
         }
         adjoint.grad_B.write(s, strip, s.grad_B, in.t0, in.steps);
         adjoint.grad_C.write(s, strip, s.grad_C, in.t0, in.steps);

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <new>
 #include <string>
 #include <system_error>
@@ -120,8 +121,8 @@ void for_each_strip(const Scan& s, const Strips& strips, const Kernel& kernel, i
     constexpr int64_t line = 64 / sizeof(float);
     const int64_t floats = (kernel.scratch_floats(s, strips.most_blocks()) + line - 1) / line * line;
     threads = std::min(threads, strips.count());
-    std::vector<float> memory(threads * floats + line);
-    float* aligned = memory.data() + line - reinterpret_cast<uintptr_t>(memory.data()) / sizeof(float) % line;
+    const std::unique_ptr<float[]> memory(new float[threads * floats + line]);
+    float* aligned = memory.get() + line - reinterpret_cast<uintptr_t>(memory.get()) / sizeof(float) % line;
 
     std::atomic<int64_t> next{0};
     const auto run = [&](int64_t thread) {
@@ -146,7 +147,7 @@ void for_each_strip(const Scan& s, const Strips& strips, const Kernel& kernel, i
 EXPORT int selective_scan_lanes() { return selective_scan::kLanes; }
 EXPORT int selective_scan_steps() { return selective_scan::kSteps; }
 
-// Names of the instruction sets that run here, fastest first, between blanks. Below they go by their place in this list.
+// Names of the instruction sets that run here, fastest first, between blanks. Below they go by their place in it.
 EXPORT const char* selective_scan_instruction_sets() {
     static const std::string names = [] {
         std::string joined;
@@ -183,6 +184,7 @@ EXPORT int selective_scan_backward(const Scan* s, int instruction_set, int64_t t
 }
 
 // An extension module only so that wheels carry it; there is nothing to import.
-static PyModuleDef module_definition = {PyModuleDef_HEAD_INIT, "_native", nullptr, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
+static PyModuleDef module_definition = {
+    PyModuleDef_HEAD_INIT, "_native", nullptr, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
 
 PyMODINIT_FUNC PyInit__native(void) { return PyModule_Create(&module_definition); }

@@ -137,13 +137,12 @@ inline void add_lane_sums(Vec* rows, Vec weight, float* out) {
 constexpr float kLog2E = 1.44269504f;
 constexpr float kLn2 = 0.693147182f;
 
-// 2^(x * y) in two factors: times(v) multiplies v by the power of two, `fraction` is what has to be added of the product.
-// So v 2^(x y) = w + w fraction with w = times(v), which keeps the full precision of slow decays: 2^(x y) itself, close
-// to 1, would be rounded to 3e-8, and many equal steps add up equal errors.
+// 2^(x * y), so split that v 2^(x y) = w + w fraction with w = times(v). This keeps the full precision of slow decays:
+// 2^(x y) itself, close to 1, would be rounded to 3e-8, and many equal steps add up equal errors.
 //
 // Measured against double precision: error at most 1.9e-7 of 2^(x y) (2.3 ulp) beside that of x * y in float; exactly 1
-// at 0; 0 or a denormal number below 2^-126, 0 below 2^-150, infinite from 2^128; NaN stays NaN. |x * y| must stay
-// below 5e14.
+// at 0; 0 or a denormal number below 2^-126, 0 below 2^-150, infinite from 2^128 (without SCALEF from 2^127.5); NaN
+// stays NaN. |x * y| must stay below 5e14.
 struct Power {
     Vec whole, fraction;  // the power of two, or its exponent for SCALEF; 2^f - 1 for the rest f of the exponent
 
