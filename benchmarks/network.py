@@ -11,6 +11,7 @@ import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from common import (
@@ -29,10 +30,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from direct_hifimamba import HiFiMambaV2
 from direct_hifimamba.ops.inverted_bottleneck import inverted_bottleneck_plain
 
-FORWARD_SIZES = (64, 128, 256, 320, 640)
-TRAINING_SIZES = (64, 128, 256)
 #: What is measured: kind of call -> options of the network.
-KINDS = {
+KINDS: dict[str, dict[str, bool]] = {
     "forward": {},
     "training step": {},
     "training step, checkpointing": {"activation_checkpointing": True},
@@ -92,71 +91,76 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/benchmarks"), help="folder (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds (default: %(default)s)")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads (default: 1 2)")
-    parser.add_argument("--quick", action="store_true", help="two rounds of the two smallest sizes")
+    parser.add_argument("--forward-sizes", type=int, nargs="+", default=[64, 128, 256, 320, 640], help="image sizes")
+    parser.add_argument("--training-sizes", type=int, nargs="+", default=[64, 128, 256], help="image sizes")
     parser.add_argument("--memory-of", nargs=2, metavar=("KIND", "SIZE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.memory_of:
         measure_memory(args.memory_of[0], int(args.memory_of[1]))
         return
 
-    rounds = 2 if args.quick else args.rounds
     cases = [
-        (kind, size)
-        for kind in KINDS
-        for size in (FORWARD_SIZES if kind == "forward" else TRAINING_SIZES)[: 2 if args.quick else None]
+        (kind, size) for kind in KINDS for size in (args.forward_sizes if kind == "forward" else args.training_sizes)
     ]
     memory = {
         (kind, size): in_fresh_process(__file__, ["--memory-of", kind, str(size)], threads=max(args.threads))
         for kind, size in cases
     }
-    macs = {size: multiply_accumulates(size) for size in FORWARD_SIZES[: 2 if args.quick else None]}
-    rows, records = [], []
-    rates = {}
+    results: dict[str, Any] = {
+        "machine": machine(),
+        "rounds": args.rounds,
+        "multiply_accumulates": {size: multiply_accumulates(size) for size in args.forward_sizes},
+        "matmul_rate": {},
+        "records": [],
+    }
     for threads in args.threads:
         torch.set_num_threads(threads)
-        rates[threads] = matmul_rate()
-        calls = {f"{kind} {size}": make_call(kind, size) for kind, size in cases}
-        seconds = interleaved_medians(calls, rounds)
+        results["matmul_rate"][threads] = matmul_rate()
+        calls = {case: make_call(*case) for case in cases}
+        seconds = interleaved_medians({f"{kind} {size}": call for (kind, size), call in calls.items()}, args.rounds)
         for kind, size in cases:
-            median = statistics.median(seconds[f"{kind} {size}"])
             extra, base = memory[kind, size]
-            share = macs[size] / median / rates[threads] if kind == "forward" else None
-            records.append(
-                {
-                    "kind": kind,
-                    "size": size,
-                    "threads": threads,
-                    "seconds": seconds[f"{kind} {size}"],
-                    "extra_megabytes": extra,
-                    "base_megabytes": base,
-                    "multiply_accumulates": macs[size] if kind == "forward" else None,
-                }
-            )
-            rows.append(
-                [
-                    kind,
-                    f"{size} x {size}",
-                    threads,
-                    median,
-                    median / size**2 * 1e6,
-                    f"{extra:.0f} ({base:.0f})",
-                    "" if share is None else f"{share:.0%}",
-                ]
-            )
+            record = {"kind": kind, "size": size, "threads": threads, "seconds": seconds[f"{kind} {size}"]}
+            results["records"].append(record | {"extra_megabytes": extra, "base_megabytes": base})
+        # After each number of threads: what has been measured is kept, come what may.
+        write_results(args.output, "network", results, to_markdown(results))
 
-    table = markdown_table(
-        ["call", "image", "threads", "median, s", "per pixel, us", "extra memory, MB", "of the matrix product rate"],
-        rows,
-    )
-    description = "\n".join(f"- {key}: {value}" for key, value in machine().items())
-    rate = ", ".join(f"{rates[threads] / 1e9:.1f} G with {threads}" for threads in args.threads)
-    markdown = (
-        f"{description}\n- multiply-accumulates per second of a 1024 x 1024 float32 matrix product: {rate} threads\n"
-        f"- multiply-accumulates of a forward pass: {', '.join(f'{n / 1e9:.1f} G at {s}' for s, n in macs.items())}\n"
-        f"- {rounds} rounds\n\n{table}"
-    )
-    results = {"machine": machine(), "rounds": rounds, "matmul_rate": rates, "records": records}
-    write_results(args.output, "network", results, markdown)
+
+def to_markdown(results: dict[str, Any]) -> str:
+    """The results as a list of circumstances and a table."""
+    macs, rates = results["multiply_accumulates"], results["matmul_rate"]
+    lines = [f"- {key}: {value}" for key, value in results["machine"].items()]
+    lines += [
+        f"- float32 matrix product, 1024 x 1024, {threads} threads: {rate / 1e9:.1f} G multiply-accumulates per second"
+        for threads, rate in rates.items()
+    ]
+    lines += [f"- forward pass at {size}: {count / 1e9:.1f} G multiply-accumulates" for size, count in macs.items()]
+    lines += [f"- {results['rounds']} rounds", ""]
+    rows = []
+    for record in results["records"]:
+        size, threads, median = record["size"], record["threads"], statistics.median(record["seconds"])
+        is_forward = record["kind"] == "forward"
+        rows.append(
+            [
+                record["kind"],
+                f"{size} x {size}",
+                threads,
+                median,
+                median / size**2 * 1e6,
+                f"{record['extra_megabytes']:.0f} ({record['base_megabytes']:.0f})",
+                f"{macs[size] / median / rates[threads]:.0%}" if is_forward else "",
+            ]
+        )
+    header = [
+        "call",
+        "image",
+        "threads",
+        "median, s",
+        "per pixel, us",
+        "extra memory, MB",
+        "of the matrix product rate",
+    ]
+    return "\n".join(lines) + "\n" + markdown_table(header, rows)
 
 
 if __name__ == "__main__":
