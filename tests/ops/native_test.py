@@ -276,3 +276,12 @@ def test_missing_extension_is_an_import_error_and_one_log_line(
         native._load_library()
     assert len(caplog.records) == 1
     assert os.linesep not in caplog.text.rstrip()
+
+
+def test_a_library_of_another_version_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OtherLibrary:
+        """Has none of the functions."""
+
+    monkeypatch.setattr(native.ctypes, "CDLL", lambda path: OtherLibrary())
+    with pytest.raises(ImportError, match="selective_scan_instruction_sets"):
+        native._load_library()

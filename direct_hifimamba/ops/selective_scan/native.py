@@ -42,14 +42,14 @@ def _load_library() -> ctypes.CDLL:
         if spec is None or spec.origin is None:
             raise ImportError("the C++ extension was not built; reinstall the package with gcc or clang at hand")
         library = ctypes.CDLL(spec.origin)
-    except (ImportError, OSError) as error:
+        library.selective_scan_instruction_sets.restype = ctypes.c_char_p
+        for function in (library.selective_scan_forward, library.selective_scan_backward):
+            function.argtypes = (ctypes.POINTER(_ScanStruct), ctypes.c_int, ctypes.c_int64)
+    except (ImportError, OSError, AttributeError) as error:  # the last: a library of another version
         logger.warning(
             "No fused selective scan on the CPU, PyTorch takes its place and several times as long: %s", error
         )
         raise ImportError(str(error)) from error
-    library.selective_scan_instruction_sets.restype = ctypes.c_char_p
-    for function in (library.selective_scan_forward, library.selective_scan_backward):
-        function.argtypes = (ctypes.POINTER(_ScanStruct), ctypes.c_int, ctypes.c_int64)
     return library
 
 
