@@ -1,0 +1,1 @@
+"""Models of DIRECT compared on the same files, masks, losses and budget."""

@@ -1,0 +1,122 @@
+"""Where a benchmark keeps what it writes."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+
+def slug(label: str) -> str:
+    """The label of a model as a file name: lower case, with an underscore for everything but letters, digits and dots.
+
+    >>> slug("HiFi-MambaV2")
+    'hifi_mambav2'
+    """
+    return re.sub(r"[^a-z0-9.]", "_", label.lower())
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One training with its predictions: a cell of the benchmark, or a trial of the learning-rate search."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The composed configuration. DIRECT names the run after the stem of this file."""
+        return self.path / "config_input.yaml"
+
+    @property
+    def initialisation(self) -> Path:
+        """Checkpoint of the initial weights."""
+        return self.path / "initialisation.pt"
+
+    @property
+    def log(self) -> Path:
+        """What the processes of DIRECT print."""
+        return self.path / "train.log"
+
+    @property
+    def failure(self) -> Path:
+        """Why the run failed; only there if it did."""
+        return self.path / "failure.txt"
+
+    @property
+    def experiment(self) -> Path:
+        """Where `direct train` is told to write."""
+        return self.path / "run"
+
+    @property
+    def run(self) -> Path:
+        """What `direct train` makes below that: checkpoints, metrics and its own copy of the configuration."""
+        return self.experiment / self.config.stem
+
+    def checkpoint(self, iteration: int) -> Path:
+        """The checkpoint that DIRECT writes after the iteration with this index."""
+        return self.run / f"model_{iteration}.pt"
+
+    def predictions(self, acceleration: str) -> Path:
+        """One file per volume, with `reconstruction` and `sampling_mask`, and metrics_inference.json."""
+        return self.path / "predictions" / acceleration
+
+
+@dataclass(frozen=True)
+class BenchmarkFolder:
+    """The output folder of a benchmark."""
+
+    path: Path
+
+    @property
+    def specification(self) -> Path:
+        """The specification with every default written out."""
+        return self.path / "specification.yaml"
+
+    @property
+    def inputs(self) -> Path:
+        """Hashes of the data, and the parts of the configurations that are equal for all models."""
+        return self.path / "inputs.json"
+
+    @property
+    def cost(self) -> Path:
+        """Parameters, operations, times and memory of every model."""
+        return self.path / "cost.json"
+
+    def trial(self, label: str, learning_rate: float) -> RunFolder:
+        """The run of the learning-rate search of a model with this learning rate."""
+        return RunFolder(self.path / "search" / slug(label) / f"lr_{learning_rate:g}")
+
+    def cell(self, label: str, seed: int) -> RunFolder:
+        """The run of a model with this seed."""
+        return RunFolder(self.path / "cells" / slug(label) / f"seed_{seed}")
+
+    @property
+    def results_json(self) -> Path:
+        """Everything that was found, see results.schema.json."""
+        return self.path / "results.json"
+
+    @property
+    def results_csv(self) -> Path:
+        """One line per number."""
+        return self.path / "results.csv"
+
+    @property
+    def results_markdown(self) -> Path:
+        """The tables."""
+        return self.path / "results.md"
+
+    @property
+    def model_zoo(self) -> Path:
+        """The rows for DIRECT's model zoo."""
+        return self.path / "model_zoo.rst"
+
+    @property
+    def report(self) -> Path:
+        """The page with the pictures."""
+        return self.path / "report" / "index.html"
+
+    def model(self, label: str) -> Path:
+        """What the model zoo expects of a model: checkpoint, config.yaml, metrics_inference.json."""
+        return self.path / "models" / slug(label)
+
+    def model_archive(self, label: str) -> Path:
+        """The same, zipped."""
+        return self.path / "models" / f"{slug(label)}.zip"
