@@ -1,0 +1,216 @@
+"""What a benchmark has found: `results.json`, described field by field in results.schema.json."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from importlib import resources
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+
+import jsonschema
+
+from direct_hifimamba.benchmark.statistics import Difference
+from direct_hifimamba.files import replace_when_complete
+
+SCHEMA_VERSION = 1
+SCHEMA: dict[str, Any] = json.loads(resources.files(__package__).joinpath("results.schema.json").read_text("utf-8"))
+
+
+def digest(values: Any) -> str:
+    """SHA-256 of anything that JSON can hold; the order of keys does not matter."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data, by hashes of their content."""
+
+    origin: str
+    files: dict[str, str]
+    slices: int
+    masks: dict[str, str]
+    training: str
+    validation: str
+    protocol: str | None
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What was asked of all models alike; `hash` covers what has to be equal in one table."""
+
+    data: Data
+    accelerations: list[str]
+    budget: dict[str, float]
+    schedule: str
+    seeds: list[int]
+    metrics: dict[str, str]
+    spectrum_edges: list[float]
+    hash: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hash", digest(self.comparable))
+
+    @property
+    def comparable(self) -> dict[str, Any]:
+        """What two results must share to stand in one table: neither models nor budget."""
+        return {
+            "test files": self.data.files,
+            "slices": self.data.slices,
+            "masks": self.data.masks,
+            "training data": self.data.training,
+            "validation data": self.data.validation,
+            "accelerations": sorted(self.accelerations),
+            "metrics": self.metrics,
+            "bands of the error spectrum": self.spectrum_edges,
+        }
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What is needed to repeat the benchmark."""
+
+    versions: dict[str, str]
+    host: str
+    threads: int
+    git_revision: str | None
+    commands: list[str]
+    specification: str
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Repeated measurement of a cost."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A learning rate that was tried on the validation split; `score` is None where training failed."""
+
+    learning_rate: float
+    score: float | None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A row of the tables: what was compared and what it costs."""
+
+    label: str
+    slug: str
+    kind: Literal["trained", "classical"]
+    model_name: str | None = None
+    config: str | None = None
+    parameters: int | None = None
+    active_parameters: float | None = None
+    macs: float | None = None
+    seconds_per_iteration: Spread | None = None
+    seconds_per_slice: Spread | None = None
+    peak_memory_bytes: Spread | None = None
+    iterations: int | None = None
+    learning_rate: float | None = None
+    search: list[Trial] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one model and seed at one acceleration. None stands for a score that is not defined."""
+
+    model: str
+    acceleration: str
+    seed: int | None
+    status: Literal["finished", "failed"]
+    error: str | None = None
+    volumes: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    slices: dict[str, list[dict[str, float | None]]] = field(default_factory=dict)
+    spectrum: dict[str, list[float | None]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One metric of one model at one acceleration, over all volumes and seeds."""
+
+    model: str
+    acceleration: str
+    metric: str
+    unit: Literal["volume", "slice"]
+    volumes: int
+    slices: int
+    mean: float
+    std: float | None
+    low: float
+    high: float
+    seed_std: float | None
+    difference: Difference | None
+    difference_to_best: Difference | None
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that one benchmark has found."""
+
+    name: str
+    description: str
+    created: str
+    baseline: str
+    protocol: Protocol
+    provenance: Provenance
+    models: list[Model]
+    scores: list[Scores]
+    summary: list[SummaryRow]
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read and check a file that :meth:`save` has written.
+
+        Raises
+        ------
+        OSError
+            If it cannot be read.
+        ValueError
+            If it is no such file, or was changed in a way that its protocol's hash shows.
+        """
+        try:
+            values = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is no JSON: {error}; expected results.json of a benchmark.") from error
+        _validate(values, str(path))
+        results = _build(cls, values)
+        if results.protocol.hash != values["protocol"]["hash"]:
+            raise ValueError(
+                f"The protocol in {path} does not have the hash {values['protocol']['hash']} that is given with it: "
+                "the file was changed. Run the benchmark again to write it anew."
+            )
+        return results
+
+    def save(self, path: Path) -> None:
+        """Write `results.json`; the file appears when it is complete."""
+        values = {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        _validate(values, str(path))
+        with replace_when_complete(path) as partial:
+            partial.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", "utf-8")
+
+
+def _validate(values: Any, name: str) -> None:
+    errors = jsonschema.Draft202012Validator(SCHEMA).iter_errors(values)
+    error = jsonschema.exceptions.best_match(errors)
+    if error is not None:
+        raise ValueError(f"{name} is no results.json of version {SCHEMA_VERSION}: {error.json_path}: {error.message}")
+
+
+def _build(kind: Any, value: Any) -> Any:
+    """Dataclasses again of what `asdict` made of them."""
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(**{item.name: _build(hints[item.name], value[item.name]) for item in fields(kind) if item.init})
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is list:
+        return [_build(arguments[0], item) for item in value]
+    if origin is dict:
+        return {key: _build(arguments[1], item) for key, item in value.items()}
+    if origin is UnionType:  # with None
+        return None if value is None else _build(arguments[0], value)
+    return value
