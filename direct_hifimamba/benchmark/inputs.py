@@ -1,0 +1,187 @@
+"""What all models of a benchmark are trained and tested on, as hashes."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from direct_hifimamba.benchmark.configurations import find_difference, shared_sections
+from direct_hifimamba.benchmark.folder import BenchmarkFolder
+from direct_hifimamba.benchmark.specification import Specification
+from direct_hifimamba.data.hdf5 import CMRXRECON_SUFFIX, hash_content, read_provenance
+from direct_hifimamba.data.protocol import FILE_NAME as PROTOCOL
+from direct_hifimamba.files import replace_when_complete
+
+
+def list_files(folder: Path) -> list[Path]:
+    """The volumes in a folder, by name."""
+    return sorted(path for path in folder.iterdir() if path.suffix in (".h5", CMRXRECON_SUFFIX))
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Hash of the k-space, number of slices, and hash of the sampling mask, None without one."""
+    with h5py.File(path) as file:
+        kspace = file["kspace"]
+        mask = np.asarray(file["mask"], dtype=np.uint8) if "mask" in file else None
+        return {
+            "sha256": hash_content(file),
+            "slices": int(kspace.shape[1] if path.suffix == CMRXRECON_SUFFIX else kspace.shape[0]),
+            "mask": None if mask is None else hashlib.sha256(repr(mask.shape).encode() + mask.tobytes()).hexdigest(),
+        }
+
+
+def describe_data(specification: Specification) -> dict[str, dict[str, dict[str, Any]]]:
+    """By folder and file, what :func:`describe_file` says of the data of a benchmark.
+
+    Raises
+    ------
+    OSError
+        If a folder is missing.
+    ValueError
+        If a folder is empty, if a file lacks its mask or is damaged, or if the test split shares k-space with the
+        training split.
+    """
+    splits = specification.splits
+    folders = {splits.training: specification.data / splits.training}
+    for split in dict.fromkeys((splits.validation, splits.test) if specification.search else (splits.test,)):
+        for acceleration in specification.accelerations:
+            folder = specification.folder(split, acceleration)
+            folders[folder.name] = folder
+    for name, folder in folders.items():
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"The folder {folder} is missing; expected {name} in the prepared folder, see splits and accelerations "
+                "of the specification."
+            )
+        if not list_files(folder):
+            raise ValueError(f"The folder {folder} holds no .h5 file; prepare the data anew.")
+    paths = [path for folder in folders.values() for path in list_files(folder)]
+    data: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in folders}
+    for path in tqdm(paths, "verify data", unit="file"):
+        try:
+            data[path.parent.name][path.name] = describe_file(path)
+        except (OSError, KeyError) as error:
+            raise ValueError(f"{path} is damaged ({error}); prepare the data anew.") from error
+    _check_masks(data, splits.training)
+    _check_overlap(data, splits.training, [name for name in data if name.startswith(f"{splits.test}_")])
+    return data
+
+
+def _check_masks(data: Mapping[str, Mapping[str, Any]], training: str) -> None:
+    for folder, files in data.items():
+        for name, described in files.items():
+            if folder != training and described["mask"] is None:
+                raise ValueError(
+                    f"{folder}/{name} has no sampling mask; masks of the validation and the test split have to be "
+                    "stored, as direct-hifimamba prepare and simulate --mask do."
+                )
+
+
+def _check_overlap(data: Mapping[str, Mapping[str, Any]], training: str, tests: Iterable[str]) -> None:
+    trained = {described["sha256"]: name for name, described in data[training].items()}
+    for folder in tests:
+        for name, described in data[folder].items():
+            if described["sha256"] in trained:
+                raise ValueError(
+                    f"{folder}/{name} has the k-space of {training}/{trained[described['sha256']]}; training and test "
+                    "have to be different volumes."
+                )
+
+
+def describe_inputs(
+    specification: Specification, composed: Mapping[str, Mapping[str, DictConfig]]
+) -> dict[str, Any]:
+    """Everything that all models share, and the configurations of all, as JSON has it.
+
+    Raises
+    ------
+    OSError, ValueError
+        As :func:`describe_data`.
+    """
+    data = describe_data(specification)
+    protocol = specification.data / PROTOCOL
+    origins = {
+        str((read_provenance(path) or {}).get("origin", "unknown"))
+        for acceleration in specification.accelerations
+        for path in list_files(specification.folder(specification.splits.test, acceleration))
+    }
+    return {
+        "data": data,
+        "protocol": hashlib.sha256(protocol.read_bytes()).hexdigest() if protocol.exists() else None,
+        "origin": ", ".join(sorted(origins)),
+        "shared": shared_sections(next(iter(composed.values()))),
+        "models": {
+            label: {acceleration: OmegaConf.to_container(config) for acceleration, config in configs.items()}
+            for label, configs in composed.items()
+        },
+    }
+
+
+def record(folder: BenchmarkFolder, specification: Specification, inputs: Mapping[str, Any]) -> None:
+    """Write specification and inputs, or make sure that they are those that the folder was begun with.
+
+    Raises
+    ------
+    ValueError
+        If they are not; the first difference is named.
+    """
+    text = specification.to_yaml(folder.path)
+    inputs = json.loads(json.dumps(inputs))
+    if folder.inputs.exists() and folder.specification.exists():
+        stored = OmegaConf.to_container(OmegaConf.load(folder.specification))
+        difference = find_difference(stored, OmegaConf.to_container(OmegaConf.create(text)))
+        source = "the specification"
+        if difference is None:
+            difference = find_difference(json.loads(folder.inputs.read_text(encoding="utf-8")), inputs)
+            source = "the data and configurations"
+        if difference is not None:
+            path, before, now = difference
+            raise ValueError(
+                f"{folder.path} was begun with others: in {source}, {path} was {_short(before)} and is {_short(now)}. "
+                "Choose another --output, or remove the folder."
+            )
+        return
+    if folder.path.exists() and any(not path.name.startswith(".") for path in folder.path.iterdir()):
+        raise ValueError(f"{folder.path} holds something else; choose an empty or new folder as --output.")
+    folder.path.mkdir(parents=True, exist_ok=True)
+    for path, content in ((folder.inputs, json.dumps(inputs, indent=1)), (folder.specification, text)):
+        with replace_when_complete(path) as partial:
+            partial.write_text(f"{content.rstrip()}\n", encoding="utf-8")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def check_predictions(predictions: Path, data: Path) -> None:
+    """Make sure that the reconstructions of a folder are those of all files of `data`, finite, and with their masks.
+
+    Raises
+    ------
+    ValueError
+        If not.
+    """
+    for path in list_files(data):
+        with h5py.File(path) as measured, h5py.File(predictions / path.name) as predicted:
+            images = predicted["reconstruction"][()]
+            used = predicted["sampling_mask"][()] != 0
+            mask = measured["mask"][()] != 0
+        if path.suffix == CMRXRECON_SUFFIX:
+            mask = mask.T
+        if not np.isfinite(images).all():
+            raise ValueError(f"The reconstruction of {path.name} is not finite: {_count_bad(images)} of its pixels.")
+        # DIRECT stores (slices, height or 1, width, 1).
+        used = used.reshape(len(images), -1, mask.shape[-1])
+        if not (used == mask.reshape(-1, mask.shape[-1])).all():
+            raise ValueError(f"{path.name} was reconstructed from another mask than the stored one.")
+
+
+def _count_bad(images: np.ndarray) -> str:
+    return f"{int((~np.isfinite(images)).sum())} of {images.size}"
