@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from types import SimpleNamespace
-from typing import Any, Self, cast
+from typing import Any, NamedTuple, Self, cast
 
 import h5py
 import numpy as np
@@ -32,6 +32,7 @@ from direct.environment import (
 )
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 from torch.utils.data import default_collate
 from torchvision.utils import save_image
 from tqdm import tqdm
@@ -118,6 +119,11 @@ class Reconstructor:
         engine = _build_engine(config, device)
         _load_weights(engine, path, config_path)
         return cls(engine, config.inference.dataset)
+
+    @property
+    def network(self) -> torch.nn.Module:
+        """The model itself."""
+        return self._engine.model
 
     @torch.no_grad()
     def __call__(
@@ -237,7 +243,17 @@ def _load_config(path: Path) -> DictConfig:
     return config
 
 
-def _build_engine(config: DictConfig, device: str) -> Engine:
+class Networks(NamedTuple):
+    """What DIRECT builds of a configuration: itself completed, the networks, and the Fourier transforms they use."""
+
+    config: DictConfig
+    model: nn.Module
+    additional_models: dict[str, nn.Module]
+    operators: tuple[Any, Any]
+
+
+def build_networks(config: DictConfig, device: str = "cpu") -> Networks:
+    """Build the model of a configuration, and those that train with it, as `direct train` does."""
     cfg = OmegaConf.structured(DefaultConfig)
     models, model_configs = load_models_into_environment_config(config)
     cfg.model = model_configs.pop("model")
@@ -245,6 +261,11 @@ def _build_engine(config: DictConfig, device: str) -> Engine:
     cfg.physics = OmegaConf.merge(cfg.physics, config.get("physics") or {})
     operators = build_operators(cfg.physics)
     model, additional_models = initialize_models_from_config(cfg, models, *operators, device)
+    return Networks(cfg, model, additional_models, operators)
+
+
+def _build_engine(config: DictConfig, device: str) -> Engine:
+    cfg, model, additional_models, operators = build_networks(config, device)
     on_interrupt = signal.getsignal(signal.SIGINT)
     engine = setup_engine(cfg, device, model, additional_models, *operators)
     signal.signal(signal.SIGINT, on_interrupt)  # which the engine has replaced by one that suits a training

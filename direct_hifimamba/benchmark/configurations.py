@@ -11,7 +11,7 @@ from direct_hifimamba.config_compose import compose
 SHARED = ("physics", "training.datasets", "training.loss", "training.batch_size", "validation", "inference")
 """What has to be the same for all models."""
 
-_OF_THE_MASK = ("training.datasets", "validation.datasets", "inference.dataset")
+_OF_THE_MASK = ("training.datasets", "validation.datasets", "inference.dataset.text_description")
 _CHECKPOINTS = 4
 _LOG_ENTRIES = 50
 
@@ -48,8 +48,8 @@ def compose_models(specification: Specification) -> dict[str, dict[str, DictConf
     for label, configs in composed.items():
         (first, reference), *rest = ((name, _without_masks(config)) for name, config in configs.items())
         for acceleration, config in rest:
-            for section in reference.keys() | config.keys():
-                _check_equal(str(section), {f"{label} at {first}": reference, f"{label} at {acceleration}": config})
+            for section in map(str, {**reference, **config}):
+                _check_equal(section, {f"{label} at {first}": reference, f"{label} at {acceleration}": config})
     return composed
 
 
@@ -128,7 +128,7 @@ def _check_completeness(config: DictConfig, name: str, has_search: bool) -> None
 def _without_masks(config: DictConfig) -> DictConfig:
     config = config.copy()
     for key in _OF_THE_MASK:
-        OmegaConf.update(config, key, None, merge=False)
+        OmegaConf.update(config, key, None, merge=False, force_add=True)
     return config
 
 

@@ -44,12 +44,12 @@ def describe_data(specification: Specification) -> dict[str, dict[str, dict[str,
     OSError
         If a folder is missing.
     ValueError
-        If a folder is empty, if a file lacks its mask or is damaged, or if the test split shares k-space with the
-        training split.
+        If a folder is empty, if a file lacks its mask or is damaged, if accelerations differ in their volumes, or if
+        the test split shares k-space with the training split.
     """
     splits = specification.splits
     folders = {splits.training: specification.data / splits.training}
-    for split in dict.fromkeys((splits.validation, splits.test) if specification.search else (splits.test,)):
+    for split in (splits.validation, splits.test):
         for acceleration in specification.accelerations:
             folder = specification.folder(split, acceleration)
             folders[folder.name] = folder
@@ -69,7 +69,9 @@ def describe_data(specification: Specification) -> dict[str, dict[str, dict[str,
         except (OSError, KeyError) as error:
             raise ValueError(f"{path} is damaged ({error}); prepare the data anew.") from error
     _check_masks(data, splits.training)
-    _check_overlap(data, splits.training, [name for name in data if name.startswith(f"{splits.test}_")])
+    for split in (splits.validation, splits.test):
+        _check_volumes({name: data[name] for name in (f"{split}_{suffix}" for suffix in specification.accelerations)})
+    _check_overlap(data, splits.training, [f"{splits.test}_{suffix}" for suffix in specification.accelerations])
     return data
 
 
@@ -83,6 +85,20 @@ def _check_masks(data: Mapping[str, Mapping[str, Any]], training: str) -> None:
                 )
 
 
+def _check_volumes(folders: Mapping[str, Mapping[str, Any]]) -> None:
+    """Make sure that folders that differ in their masks do not differ in their k-space."""
+    (first, reference), *others = (
+        (folder, {name: described["sha256"] for name, described in files.items()}) for folder, files in folders.items()
+    )
+    for folder, files in others:
+        difference = find_difference(reference, files)
+        if difference is not None:
+            raise ValueError(
+                f"{difference[0]} has not the same k-space in {first} and {folder}, or is in one of them only; "
+                "accelerations are compared on the same volumes. Prepare the data anew."
+            )
+
+
 def _check_overlap(data: Mapping[str, Mapping[str, Any]], training: str, tests: Iterable[str]) -> None:
     trained = {described["sha256"]: name for name, described in data[training].items()}
     for folder in tests:
@@ -94,9 +110,7 @@ def _check_overlap(data: Mapping[str, Mapping[str, Any]], training: str, tests: 
                 )
 
 
-def describe_inputs(
-    specification: Specification, composed: Mapping[str, Mapping[str, DictConfig]]
-) -> dict[str, Any]:
+def describe_inputs(specification: Specification, composed: Mapping[str, Mapping[str, DictConfig]]) -> dict[str, Any]:
     """Everything that all models share, and the configurations of all, as JSON has it.
 
     Raises
@@ -141,9 +155,9 @@ def record(folder: BenchmarkFolder, specification: Specification, inputs: Mappin
             difference = find_difference(json.loads(folder.inputs.read_text(encoding="utf-8")), inputs)
             source = "the data and configurations"
         if difference is not None:
-            path, before, now = difference
+            key, before, now = difference
             raise ValueError(
-                f"{folder.path} was begun with others: in {source}, {path} was {_short(before)} and is {_short(now)}. "
+                f"{folder.path} was begun with others: in {source}, {key} was {_short(before)} and is {_short(now)}. "
                 "Choose another --output, or remove the folder."
             )
         return

@@ -1,0 +1,207 @@
+"""Everything that a benchmark has found, put together."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from direct_hifimamba.benchmark import provenance
+from direct_hifimamba.benchmark.cost import Cost
+from direct_hifimamba.benchmark.folder import slug
+from direct_hifimamba.benchmark.inputs import list_files
+from direct_hifimamba.benchmark.matrix import Benchmark
+from direct_hifimamba.benchmark.results import (
+    Data,
+    Model,
+    Protocol,
+    Provenance,
+    Results,
+    Scores,
+    Spread,
+    Trial,
+    digest,
+    summarise_scores,
+)
+from direct_hifimamba.benchmark.runner import THREADS, Run
+from direct_hifimamba.benchmark.scores import METRICS, SPECTRUM_EDGES, VolumeScores
+from direct_hifimamba.benchmark.scoring import Volume, score_volumes, volumes_of
+
+ZERO_FILLED = "zero-filled"
+
+
+def collect(
+    benchmark: Benchmark,
+    inputs: Mapping[str, Any],
+    costs: Mapping[str, Cost],
+    trials: Mapping[str, list[Trial]],
+    cells: Mapping[tuple[str, int], Run],
+    command: Sequence[str],
+    jobs: int,
+) -> Results:
+    """Score the test split and describe everything.
+
+    Parameters
+    ----------
+    benchmark : Benchmark
+    inputs : dict
+        See :func:`direct_hifimamba.benchmark.inputs.describe_inputs`.
+    costs : dict
+        By label.
+    trials : dict
+        By label, what the search has tried.
+    cells : dict
+        By label and seed, the final runs that could be made.
+    command : sequence of str
+        Arguments of `direct-hifimamba`.
+    jobs : int
+        Number of processes.
+    """
+    specification = benchmark.specification
+    scores = _score(benchmark, cells, jobs)
+    runs = list(cells.values())
+    commands = [provenance.as_typed(command)]
+    for run in runs:
+        commands.append(provenance.as_typed(run.training_command()))
+        commands += [provenance.as_typed(run.prediction_command(name)) for name in run.prediction_data]
+    budget = {key: float(value) for key, value in asdict(specification.budget).items() if value is not None}
+    return Results(
+        name=specification.name,
+        description=specification.description,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        baseline=specification.baseline,
+        protocol=Protocol(
+            data=_describe_data(benchmark, inputs),
+            accelerations=list(specification.accelerations),
+            budget=budget,
+            schedule=specification.schedule,
+            seeds=list(specification.seeds),
+            metrics={name: metric.definition for name, metric in METRICS.items()},
+            spectrum_edges=list(SPECTRUM_EDGES),
+        ),
+        provenance=Provenance(
+            versions=provenance.find_versions(),
+            host=provenance.describe_host(specification.device),
+            threads=THREADS,
+            git_revision=provenance.git_revision(),
+            commands=commands,
+            specification=specification.to_yaml(benchmark.folder.path),
+        ),
+        models=[
+            *(
+                _describe_model(
+                    label, costs[label], trials[label], [run for (name, _), run in cells.items() if name == label]
+                )
+                for label in benchmark.configs
+            ),
+            Model(ZERO_FILLED, slug(ZERO_FILLED), "classical"),
+        ],
+        scores=scores,
+        summary=summarise_scores(scores, specification.baseline),
+    )
+
+
+def _score(benchmark: Benchmark, cells: Mapping[tuple[str, int], Run], jobs: int) -> list[Scores]:
+    specification = benchmark.specification
+    is_centered = benchmark.is_centered()
+    volumes: dict[tuple[str, int | None], list[Volume]] = {
+        key: volumes_of(run, is_centered) for key, run in cells.items() if run.is_finished
+    }
+    some_run = next((run for run in cells.values() if run.is_finished), None)
+    volumes[ZERO_FILLED, None] = [
+        Volume(
+            name,
+            path,
+            None,
+            some_run.folder.predictions(name) / path.name if some_run else None,
+            is_centered,
+        )
+        for name in specification.accelerations
+        for path in list_files(specification.folder(specification.splits.test, name))
+    ]
+    scored = iter(score_volumes([volume for group in volumes.values() for volume in group], jobs, "score"))
+    found = {key: [(volume, next(scored)) for volume in group] for key, group in volumes.items()}
+    rows: list[tuple[str, int | None]] = [(label, seed) for label in benchmark.configs for seed in specification.seeds]
+    return [
+        _describe_scores(benchmark, label, seed, acceleration, found.get((label, seed)))
+        for label, seed in [*rows, (ZERO_FILLED, None)]
+        for acceleration in specification.accelerations
+    ]
+
+
+def _describe_scores(
+    benchmark: Benchmark,
+    label: str,
+    seed: int | None,
+    acceleration: str,
+    found: Sequence[tuple[Volume, VolumeScores]] | None,
+) -> Scores:
+    if found is None:
+        assert seed is not None
+        error = benchmark.folder.cell(label, seed).failure.read_text(encoding="utf-8")
+        return Scores(label, acceleration, seed, "failed", error)
+    scores = {volume.data.name: score for volume, score in found if volume.acceleration == acceleration}
+    return Scores(
+        label,
+        acceleration,
+        seed,
+        "finished",
+        volumes={name: score.volume for name, score in scores.items()},
+        slices={name: score.slices for name, score in scores.items()},
+        spectrum={name: score.spectrum for name, score in scores.items()},
+    )
+
+
+def _describe_data(benchmark: Benchmark, inputs: Mapping[str, Any]) -> Data:
+    specification = benchmark.specification
+    splits, data = specification.splits, inputs["data"]
+    tests = {name: data[specification.folder(splits.test, name).name] for name in specification.accelerations}
+    volumes = next(iter(tests.values()))
+    return Data(
+        origin=inputs["origin"],
+        files={name: described["sha256"] for name, described in volumes.items()},
+        slices=sum(described["slices"] for described in volumes.values()),
+        masks={
+            acceleration: digest({name: described["mask"] for name, described in files.items()})
+            for acceleration, files in tests.items()
+        },
+        training=digest(data[splits.training]),
+        validation=digest(
+            {name: data[specification.folder(splits.validation, name).name] for name in specification.accelerations}
+        ),
+        protocol=inputs["protocol"],
+    )
+
+
+def _describe_model(label: str, cost: Cost, trials: list[Trial], runs: Sequence[Run]) -> Model:
+    described = Model(
+        label,
+        slug(label),
+        "trained",
+        parameters=cost.parameters,
+        active_parameters=cost.active_parameters,
+        macs=cost.macs,
+        seconds_per_iteration=_spread(cost.seconds_per_iteration),
+        seconds_per_slice=_spread(cost.seconds_per_slice),
+        peak_memory_bytes=_spread(cost.peak_memory_bytes),
+        search=trials,
+    )
+    if not runs:
+        return described
+    config = runs[0].config
+    return replace(
+        described,
+        model_name=config.model.model_name,
+        config=OmegaConf.to_yaml(config),
+        iterations=runs[0].iterations,
+        learning_rate=config.training.lr,
+    )
+
+
+def _spread(measured: Any) -> Spread | None:
+    if measured is None:
+        return None
+    if isinstance(measured, int):
+        return Spread(measured, measured, measured)
+    return Spread(measured.median, measured.low, measured.high)

@@ -1,0 +1,163 @@
+"""Compare models of DIRECT on the same files, masks, losses and budget.
+
+Every model is trained by DIRECT in a process of its own, once per seed, on the masks of all accelerations in equal
+shares, and evaluated at each. Interrupted, the same command goes on where it was; a model that fails is reported in its
+place, and tried again by the next run, while the others go on.
+"""
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from direct_hifimamba.benchmark.archive import write_archive
+from direct_hifimamba.benchmark.collect import collect
+from direct_hifimamba.benchmark.configurations import compose_models, training_config
+from direct_hifimamba.benchmark.cost import Cost, measure_costs
+from direct_hifimamba.benchmark.folder import BenchmarkFolder
+from direct_hifimamba.benchmark.inputs import describe_inputs, list_files, record
+from direct_hifimamba.benchmark.matrix import Benchmark, make_cells, search
+from direct_hifimamba.benchmark.report import write_report
+from direct_hifimamba.benchmark.results import Results
+from direct_hifimamba.benchmark.runner import Run, Runner, lock_folder
+from direct_hifimamba.benchmark.scores import METRICS
+from direct_hifimamba.benchmark.specification import MIN_ITERATIONS, Specification
+from direct_hifimamba.benchmark.tables import write_csv, write_markdown, write_model_zoo
+from direct_hifimamba.data.parallel import add_jobs_argument
+from direct_hifimamba.files import replace_when_complete
+
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit status, as shells have it."""
+
+_COST_ROUNDS = 5
+
+
+def run_benchmark(specification: Specification, output: Path, jobs: int, command: Sequence[str]) -> Results:
+    """Do all that is left to do of a benchmark, and write its results.
+
+    Parameters
+    ----------
+    specification : Specification
+    output : Path
+        New or empty folder, or that of the same benchmark.
+    jobs : int
+        Number of runs side by side.
+    command : sequence of str
+        Arguments of `direct-hifimamba`, for the record.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be read.
+    ValueError
+        If the specification, its configurations or its data are of no use, or others than `output` was begun with.
+    KeyboardInterrupt
+        After the processes of DIRECT have ended.
+    """
+    _check_metric(specification)
+    configs = compose_models(specification)
+    folder = BenchmarkFolder(output)
+    benchmark = Benchmark(specification, configs, folder)
+    with lock_folder(output) as lock:
+        inputs = describe_inputs(specification, configs)
+        record(folder, specification, inputs)
+        costs = _measure_costs(benchmark)
+        runner = Runner(jobs, lock)
+        trials = search(benchmark, costs, runner, jobs)
+        cells = make_cells(benchmark, costs, trials)
+        runner.run(list(cells.values()), "train and predict")
+        results = collect(benchmark, inputs, costs, trials, cells, command, jobs)
+        _write(folder, results, cells)
+    return results
+
+
+def _check_metric(specification: Specification) -> None:
+    search = specification.search
+    if search is not None and search.metric not in METRICS:
+        raise ValueError(f"search.metric is {search.metric!r}; expected one of {', '.join(METRICS)}.")
+
+
+def _measure_costs(benchmark: Benchmark) -> dict[str, Cost]:
+    """Costs by label: as they were measured when the benchmark was begun, for budgets of time depend on them."""
+    path = benchmark.folder.cost
+    if not path.exists():
+        specification = benchmark.specification
+        configs = {label: _cost_config(specification, configs) for label, configs in benchmark.configs.items()}
+        test = specification.folder(specification.splits.test, next(iter(specification.accelerations)))
+        costs = measure_costs(configs, list_files(test)[0], _COST_ROUNDS, specification.device)
+        with replace_when_complete(path) as partial:
+            text = json.dumps({label: asdict(cost) for label, cost in costs.items()}, indent=1)
+            partial.write_text(f"{text}\n", encoding="utf-8")
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return {label: Cost.from_dict(cost) for label, cost in values.items()}
+
+
+def _cost_config(specification: Specification, configs: Mapping[str, DictConfig]) -> DictConfig:
+    """The configuration to measure a model with: that of its training, with any learning rate."""
+    learning_rate = specification.search.learning_rates[0] if specification.search else None
+    return training_config(configs, MIN_ITERATIONS, specification.warm_up, learning_rate)
+
+
+def _write(folder: BenchmarkFolder, results: Results, cells: Mapping[tuple[str, int], Run]) -> None:
+    results.save(folder.results_json)
+    write_csv(folder.results_csv, results)
+    write_markdown(folder.results_markdown, results)
+    write_model_zoo(folder.model_zoo, results)
+    first: dict[str, Run] = {}
+    for (label, _), run in cells.items():
+        if run.is_finished:
+            first.setdefault(label, run)
+    for label, run in first.items():
+        write_archive(folder.model(label), folder.model_archive(label), run)
+    write_report(folder, results)
+
+
+@contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """Let the signal of `kill` do what Ctrl-C does."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `direct-hifimamba benchmark`."""
+    parser.description = __doc__
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("specification", type=Path, metavar="SPEC.yaml", help="what to compare, and how")
+    parser.add_argument("--output", type=Path, required=True, help="folder: new, empty, or of the same benchmark")
+    add_jobs_argument(parser)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run `direct-hifimamba benchmark`.
+
+    Raises
+    ------
+    SystemExit
+        With status 130 if it was interrupted.
+    """
+    command = ["benchmark", str(args.specification), "--output", str(args.output), "--jobs", str(args.jobs)]
+    try:
+        with _termination_as_interrupt():
+            results = run_benchmark(Specification.load(args.specification), args.output, args.jobs, command)
+    except KeyboardInterrupt:
+        print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    failed = dict.fromkeys((score.model, score.seed) for score in results.scores if score.status == "failed")
+    for label, seed in failed:
+        print(f"{label} with seed {seed} failed: {BenchmarkFolder(args.output).cell(label, seed or 0).failure}")
+    print(f"Results in {args.output}; begin with {BenchmarkFolder(args.output).report}")
