@@ -46,7 +46,7 @@ $(INSTALLED): pyproject.toml $(EXTENSION)
 	fi
 	echo "Making .venv with $$("$$python" --version): PyTorch, DIRECT and tools, several GB, takes minutes ..."
 	"$$python" -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[data,report,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[benchmark,data,report,dev]'
 	touch $@
 	echo "Installed. Activate with: source .venv/bin/activate"
 

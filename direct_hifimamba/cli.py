@@ -39,6 +39,8 @@ COMMANDS = {
     "verify": Command("data.verify", "compare a prepared data set with its protocol"),
     "simulate": Command("data.simulate", "write a small simulated multi-coil data set", extra="data"),
     "reconstruct": Command("reconstruct", "reconstruct undersampled k-space of one file as images", extra="data"),
+    "benchmark": Command("benchmark.command", "compare models on the same files, masks and budget", extra="benchmark"),
+    "leaderboard": Command("benchmark.leaderboard", "merge results of benchmarks into one table", extra="benchmark"),
     "config": Command("config_compose", "compose a configuration for DIRECT of several files"),
     "convert-checkpoint": Command("reference", "convert weights of the authors' code to a DIRECT checkpoint"),
 }
