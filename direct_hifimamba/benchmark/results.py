@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
@@ -9,9 +10,14 @@ from types import UnionType
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 import jsonschema
+import numpy as np
 
-from direct_hifimamba.benchmark.statistics import Difference
+from direct_hifimamba.benchmark.scores import METRICS
+from direct_hifimamba.benchmark.statistics import Difference, Values, compare, summarise
 from direct_hifimamba.files import replace_when_complete
+
+FEW_VOLUMES = 8
+"""With fewer of them, uncertainty is that over slices, grouped by volume."""
 
 SCHEMA_VERSION = 1
 SCHEMA: dict[str, Any] = json.loads(resources.files(__package__).joinpath("results.schema.json").read_text("utf-8"))
@@ -136,6 +142,7 @@ class SummaryRow:
     model: str
     acceleration: str
     metric: str
+    seeds: int
     unit: Literal["volume", "slice"]
     volumes: int
     slices: int
@@ -194,6 +201,76 @@ class Results:
             partial.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", "utf-8")
 
 
+def summarise_scores(scores: Sequence[Scores], baseline: str) -> list[SummaryRow]:
+    """Summarise what was scored: a row per acceleration, metric and model, in the order in which `scores` has them.
+
+    Parameters
+    ----------
+    scores : sequence of Scores
+        Those that failed are left out; of a model, the seeds that finished are averaged.
+    baseline : str
+        Label of the model to which differences are taken.
+    """
+    rows: list[SummaryRow] = []
+    for acceleration in dict.fromkeys(score.acceleration for score in scores):
+        finished = [score for score in scores if score.acceleration == acceleration and score.status == "finished"]
+        by_model = {
+            model: [s for s in finished if s.model == model] for model in dict.fromkeys(s.model for s in finished)
+        }
+        for metric in METRICS:
+            rows += _summarise_metric(by_model, acceleration, metric, baseline)
+    return rows
+
+
+def _summarise_metric(
+    scores: dict[str, list[Scores]], acceleration: str, name: str, baseline: str
+) -> Iterable[SummaryRow]:
+    metric = METRICS[name]
+    values = {model: _values(seeds, name) for model, seeds in scores.items()}
+    summaries = {model: summarise(values[model], metric.combine) for model in scores}
+    means = {model: summary.mean for model, summary in summaries.items() if summary is not None}
+    if not means:
+        return
+    best = (max if metric.higher_is_better else min)(means, key=means.__getitem__)
+
+    def difference_to(model: str, other: str) -> Difference | None:
+        return None if model == other or other not in means else compare(values[model], values[other], metric.combine)
+
+    for model, seeds in scores.items():
+        summary = summaries[model]
+        if summary is not None:
+            yield SummaryRow(
+                model=model,
+                acceleration=acceleration,
+                metric=name,
+                seeds=len(seeds),
+                unit="slice" if _is_few(seeds) else "volume",
+                volumes=sum(seeds[0].volumes[file][name] is not None for file in seeds[0].volumes),
+                slices=sum(scored[name] is not None for slices in seeds[0].slices.values() for scored in slices),
+                mean=summary.mean,
+                std=summary.std,
+                low=summary.low,
+                high=summary.high,
+                seed_std=summary.seed_std,
+                difference=difference_to(model, baseline),
+                difference_to_best=difference_to(model, best),
+            )
+
+
+def _is_few(seeds: Sequence[Scores]) -> bool:
+    return len(seeds[0].volumes) < FEW_VOLUMES
+
+
+def _values(seeds: Sequence[Scores], metric: str) -> Values:
+    """Scores of a model in one metric, per volume of shape (seeds, slices), or (seeds, 1) if volumes are not few."""
+    if _is_few(seeds):
+        return {
+            file: np.array([[scored[metric] for scored in seed.slices[file]] for seed in seeds], np.float64)
+            for file in seeds[0].slices
+        }
+    return {file: np.array([[seed.volumes[file][metric]] for seed in seeds], np.float64) for file in seeds[0].volumes}
+
+
 def _validate(values: Any, name: str) -> None:
     errors = jsonschema.Draft202012Validator(SCHEMA).iter_errors(values)
     error = jsonschema.exceptions.best_match(errors)
@@ -203,7 +280,7 @@ def _validate(values: Any, name: str) -> None:
 
 def _build(kind: Any, value: Any) -> Any:
     """Dataclasses again of what `asdict` made of them."""
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         hints = get_type_hints(kind)
         return kind(**{item.name: _build(hints[item.name], value[item.name]) for item in fields(kind) if item.init})
     origin, arguments = get_origin(kind), get_args(kind)

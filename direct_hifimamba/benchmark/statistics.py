@@ -11,6 +11,7 @@ how the mean would vary with other test volumes.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +21,8 @@ Array = NDArray[np.float64]
 Values = Mapping[str, Array]
 """Per volume an array of shape (seeds, slices); NaN: no score."""
 
-Combine = Callable[[Array], Array]
-"""Makes of the slices in the last axis the score of their volume."""
+Combine = Callable[..., Any]
+"""Makes of the slices along `axis` the score of their volume, such as `numpy.mean`."""
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -40,12 +41,15 @@ class Summary:
         Of the volumes; of the slices, where there is more than one per volume. None for a single one.
     low, high : float
         Ends of the 95 % interval of the mean.
+    seed_std : float, optional
+        Standard deviation of the mean from seed to seed. None for a single seed.
     """
 
     mean: float
     std: float | None
     low: float
     high: float
+    seed_std: float | None
 
 
 @dataclass(frozen=True)
@@ -82,16 +86,19 @@ def summarise(values: Values, combine: Combine = np.mean, seed: int = 0) -> Summ
     ----------
     values : Values
     combine : Combine
-        Called with ``axis=-1``.
     seed : int
         Of the bootstrap.
     """
     (scores,) = _common(values)
     if not scores:
         return None
-    pooled = np.concatenate([score.mean(axis=0) for score in scores])
-    std = float(pooled.std(ddof=1)) if len(pooled) > 1 else None
-    return Summary(_mean(scores, combine), std, *_interval(_resample(scores, combine, seed)))
+    seed_means = _seed_means(scores, combine)
+    return Summary(
+        float(seed_means.mean()),
+        _std(np.concatenate([score.mean(axis=0) for score in scores])),
+        *_interval(_resample(scores, combine, seed)),
+        _std(seed_means),
+    )
 
 
 def compare(values: Values, others: Values, combine: Combine = np.mean, seed: int = 0) -> Difference | None:
@@ -102,7 +109,6 @@ def compare(values: Values, others: Values, combine: Combine = np.mean, seed: in
     values, others : Values
         The numbers of seeds may differ. Volumes that are in one of the two alone are left out.
     combine : Combine
-        Called with ``axis=-1``.
     seed : int
         Of the bootstrap.
     """
@@ -112,9 +118,8 @@ def compare(values: Values, others: Values, combine: Combine = np.mean, seed: in
     # The same seed draws the same volumes and slices for both.
     differences = _resample(scores, combine, seed) - _resample(other_scores, combine, seed)
     pairs = np.concatenate([a.mean(axis=0) - b.mean(axis=0) for a, b in zip(scores, other_scores, strict=True)])
-    return Difference(
-        _mean(scores, combine) - _mean(other_scores, combine), *_interval(differences), _signed_rank(pairs)
-    )
+    mean = _seed_means(scores, combine).mean() - _seed_means(other_scores, combine).mean()
+    return Difference(float(mean), *_interval(differences), _signed_rank(pairs))
 
 
 def _common(*groups: Values) -> tuple[list[Array], ...]:
@@ -128,8 +133,13 @@ def _common(*groups: Values) -> tuple[list[Array], ...]:
     return kept
 
 
-def _mean(scores: list[Array], combine: Combine) -> float:
-    return float(np.mean([combine(score, axis=-1).mean() for score in scores]))  # type: ignore[call-arg]
+def _seed_means(scores: list[Array], combine: Combine) -> Array:
+    """The mean over volumes, for every seed."""
+    return np.mean([combine(score, axis=-1) for score in scores], axis=0)
+
+
+def _std(values: Array) -> float | None:
+    return float(values.std(ddof=1)) if len(values) > 1 else None
 
 
 def _resample(scores: list[Array], combine: Combine, seed: int) -> Array:
@@ -141,7 +151,7 @@ def _resample(scores: list[Array], combine: Combine, seed: int) -> Array:
         is_drawn = drawn == index
         count = score.shape[-1]
         slices = generator.integers(count, size=(np.count_nonzero(is_drawn), count))
-        volumes[is_drawn] = combine(score[:, slices], axis=-1).mean(axis=0)  # type: ignore[call-arg]
+        volumes[is_drawn] = combine(score[:, slices], axis=-1).mean(axis=0)
     return volumes.mean(axis=-1)
 
 

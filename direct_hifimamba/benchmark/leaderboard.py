@@ -1,0 +1,214 @@
+"""One table of the models of several benchmarks that used the same data, masks and metrics."""
+
+import argparse
+import math
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+
+from direct_hifimamba.benchmark.results import Model, Results, Scores, SummaryRow, summarise_scores
+from direct_hifimamba.benchmark.scores import METRICS, metric_definitions
+from direct_hifimamba.benchmark.tables import (
+    NOTHING,
+    csv_text,
+    format_budget,
+    format_score,
+    join_sections,
+    markdown_table,
+    score_sections,
+)
+from direct_hifimamba.files import replace_when_complete
+
+RANKED_BY = "fastmri_ssim"
+SHOWN = ("fastmri_ssim", "fastmri_psnr", "fastmri_nmse")
+SAME_SCORE = 1e-3
+"""Relative difference between machines that a classical reconstruction may have."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the leaderboard: a model, its scores, and the name and budget of the benchmark that they come from."""
+
+    model: Model
+    scores: list[Scores]
+    source: str
+    budget: str
+
+
+def merge(results: dict[str, Results]) -> list[Entry]:
+    """Put the models of several benchmarks side by side.
+
+    A classical reconstruction that has the same scores everywhere stays one row. Other models that have a label in
+    common get the name of their results behind it.
+
+    Parameters
+    ----------
+    results : dict
+        By a name of each, such as its path.
+
+    Raises
+    ------
+    ValueError
+        If they do not have the same protocol, or not the metrics of this version.
+    """
+    _check_protocols(results)
+    entries: list[Entry] = []
+    for source, result in results.items():
+        for model in result.models:
+            scores = [score for score in result.scores if score.model == model.label]
+            budget = format_budget(result.protocol) if model.kind == "trained" else NOTHING
+            entry = Entry(model, scores, source, budget)
+            if not any(_is_same_classical(entry, other) for other in entries):
+                entries.append(entry)
+    labels = Counter(entry.model.label for entry in entries)
+    return [_name_source(entry) if labels[entry.model.label] > 1 else entry for entry in entries]
+
+
+def _check_protocols(results: dict[str, Results]) -> None:
+    (first_name, first), *others = results.items()
+    expected = first.protocol.comparable
+    for name, result in others:
+        found = result.protocol.comparable
+        differing = [aspect for aspect in expected if expected[aspect] != found[aspect]]
+        if differing:
+            raise ValueError(
+                f"{first_name} and {name} cannot stand in one table: they differ in {', '.join(differing)}. Run both "
+                "benchmarks on the same prepared data and with the same version."
+            )
+    if first.protocol.metrics != metric_definitions():
+        raise ValueError(
+            f"{first_name} has other metrics than this version of direct-hifimamba; run its benchmark again, which "
+            "scores anew and does not train again."
+        )
+
+
+def _is_same_classical(entry: Entry, other: Entry) -> bool:
+    if entry.model.kind != "classical" or (entry.model.label, entry.model.kind) != (
+        other.model.label,
+        other.model.kind,
+    ):
+        return False
+    ours, theirs = (
+        {
+            (score.acceleration, file, metric): value
+            for score in one.scores
+            for file, volume in score.volumes.items()
+            for metric, value in volume.items()
+        }
+        for one in (entry, other)
+    )
+    return ours.keys() == theirs.keys() and all(_is_close(ours[key], theirs[key]) for key in ours)
+
+
+def _is_close(value: float | None, other: float | None) -> bool:
+    if value is None or other is None:
+        return value is other
+    return math.isclose(value, other, rel_tol=SAME_SCORE)
+
+
+def _name_source(entry: Entry) -> Entry:
+    label = f"{entry.model.label} ({entry.source})"
+    return replace(
+        entry,
+        model=replace(entry.model, label=label),
+        scores=[replace(score, model=label) for score in entry.scores],
+    )
+
+
+def rank(entries: Sequence[Entry], summary: Sequence[SummaryRow]) -> list[Entry]:
+    """Best first, by the mean of `RANKED_BY` over accelerations; models without scores last."""
+    means = {
+        entry.model.label: [row.mean for row in summary if (row.model, row.metric) == (entry.model.label, RANKED_BY)]
+        for entry in entries
+    }
+    return sorted(entries, key=lambda entry: -fmean(means[entry.model.label] or [-math.inf]))
+
+
+def to_markdown(
+    results: dict[str, Results], entries: Sequence[Entry], summary: Sequence[SummaryRow], baseline: str
+) -> str:
+    """The leaderboard, and all that the single benchmarks show."""
+    metric = METRICS[RANKED_BY]
+    ranking = f"Ranked by the mean {metric.label} ({RANKED_BY}) over accelerations."
+    accelerations = list(dict.fromkeys(row.acceleration for row in summary))
+    rows = {(row.model, row.acceleration, row.metric): row for row in summary}
+    columns = [(acceleration, name) for acceleration in accelerations for name in SHOWN]
+    leaderboard = markdown_table(
+        ["rank", "model", "budget", *(f"{METRICS[name].heading}, {acceleration}" for acceleration, name in columns)],
+        [
+            [
+                str(position),
+                entry.model.label,
+                entry.budget,
+                *(format_score(rows.get((entry.model.label, acceleration, name))) for acceleration, name in columns),
+            ]
+            for position, entry in enumerate(entries, 1)
+        ],
+    )
+    sources = markdown_table(
+        ["results", "name", "budget", "seeds", "written", "host"],
+        [
+            [
+                source,
+                result.name,
+                format_budget(result.protocol),
+                ", ".join(map(str, result.protocol.seeds)),
+                result.created,
+                result.provenance.host,
+            ]
+            for source, result in results.items()
+        ],
+    )
+    models = [entry.model for entry in entries]
+    scores = [score for entry in entries for score in entry.scores]
+    return join_sections(
+        [
+            "# Leaderboard",
+            ranking,
+            leaderboard,
+            "Times and memory can be compared only between models that were measured on one host.",
+            sources,
+            *score_sections(models, scores, summary, baseline),
+        ]
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `direct-hifimamba leaderboard`."""
+    parser.add_argument("results", type=Path, nargs="+", help="results.json of a benchmark")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help=".md or .csv (default: Markdown on standard output)"
+    )
+    parser.add_argument(
+        "--baseline", metavar="MODEL", help="to take differences to (default: the baseline of the first results)"
+    )
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run `direct-hifimamba leaderboard`."""
+    if args.output is not None and args.output.suffix not in (".md", ".csv"):
+        raise ValueError(f"The output is {args.output}; expected a name that ends in .md or .csv.")
+    results = {str(path): Results.load(path) for path in args.results}
+    entries = merge(results)
+    baseline = _find_baseline(entries, results) if args.baseline is None else args.baseline
+    labels = [entry.model.label for entry in entries]
+    if baseline not in labels:
+        raise ValueError(f"There is no model {baseline!r} to take differences to; expected one of {', '.join(labels)}.")
+    summary = summarise_scores([score for entry in entries for score in entry.scores], baseline)
+    entries = rank(entries, summary)
+    if args.output is None:
+        sys.stdout.write(to_markdown(results, entries, summary, baseline))
+        return
+    text = csv_text(summary) if args.output.suffix == ".csv" else to_markdown(results, entries, summary, baseline)
+    with replace_when_complete(args.output) as partial:
+        partial.write_text(text, "utf-8")
+
+
+def _find_baseline(entries: Sequence[Entry], results: dict[str, Results]) -> str:
+    """What the baseline of the first results is called now."""
+    source, first = next(iter(results.items()))
+    slug = next((model.slug for model in first.models if model.label == first.baseline), None)
+    return next((e.model.label for e in entries if (e.source, e.model.slug) == (source, slug)), first.baseline)

@@ -1,0 +1,134 @@
+"""Results of a benchmark that never ran: plausible numbers, drawn at random."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+
+from direct_hifimamba.benchmark.folder import slug
+from direct_hifimamba.benchmark.results import (
+    Data,
+    Model,
+    Protocol,
+    Provenance,
+    Results,
+    Scores,
+    Spread,
+    Trial,
+    digest,
+    summarise_scores,
+)
+from direct_hifimamba.benchmark.scores import METRICS, SPECTRUM_EDGES, metric_definitions
+
+BASELINE = "VarNet"
+ZERO_FILLED = "zero-filled"
+QUALITY = {ZERO_FILLED: 0.0, "U-Net": 5.0, BASELINE: 8.0, "RIM": 8.0, "HiFi-MambaV2": 9.0}
+"""Labels, and how many dB they are above the zero-filled image."""
+ACCELERATIONS = ("equispaced_4x", "equispaced_8x")
+
+
+@cache
+def make_results(
+    volumes: int = 3, slices: int = 10, seeds: tuple[int, ...] = (0, 1, 2), failed: bool = True
+) -> Results:
+    """Results in which RIM and the baseline do not differ, and one seed of the U-Net has failed if `failed`."""
+    files = [f"brain_{index}.h5" for index in range(volumes)]
+    scores = [
+        make_scores(label, acceleration, seed, files, slices)
+        for label in QUALITY
+        for acceleration in ACCELERATIONS
+        for seed in ((None,) if label == ZERO_FILLED else seeds)
+    ]
+    if failed:
+        index = next(index for index, score in enumerate(scores) if score.model == "U-Net")
+        scores[index] = Scores(
+            "U-Net", ACCELERATIONS[0], seeds[0], "failed", error="killed: out of memory |\n at 3 GiB"
+        )
+    return Results(
+        name="example",
+        description="Models of different quality on data that do not exist.",
+        created="2020-02-29T12:00:00+00:00",
+        baseline=BASELINE,
+        protocol=Protocol(
+            data=Data(
+                origin="simulated",
+                files={file: digest(file) for file in files},
+                slices=volumes * slices,
+                masks={acceleration: digest(acceleration) for acceleration in ACCELERATIONS},
+                training=digest("training"),
+                validation=digest("validation"),
+                protocol=None,
+            ),
+            accelerations=list(ACCELERATIONS),
+            budget={"iterations": 600.0},
+            schedule="cosine",
+            seeds=list(seeds),
+            metrics=metric_definitions(),
+            spectrum_edges=list(SPECTRUM_EDGES),
+        ),
+        provenance=Provenance(
+            versions={"python": "3.12.1"},
+            host="a machine",
+            threads=2,
+            git_revision=None,
+            commands=["direct-hifimamba benchmark example.yaml"],
+            specification="name: example\n",
+        ),
+        models=[make_model(label) for label in QUALITY],
+        scores=scores,
+        summary=summarise_scores(scores, BASELINE),
+    )
+
+
+def make_model(label: str) -> Model:
+    if label == ZERO_FILLED:
+        return Model(label, slug(label), "classical", seconds_per_slice=Spread(0.01, 0.009, 0.012))
+    return Model(
+        label,
+        slug(label),
+        "trained",
+        model_name="unet.unet_2d.Unet2d",
+        config="model: {}\n",
+        parameters=1_234_567,
+        active_parameters=1_000_000.5,
+        macs=3.2e9,
+        seconds_per_iteration=Spread(0.512, 0.498, 0.61),
+        seconds_per_slice=Spread(0.1, 0.09, 0.12),
+        peak_memory_bytes=Spread(1.5 * 2**30, 1.4 * 2**30, 1.6 * 2**30),
+        iterations=600,
+        learning_rate=2e-3,
+        search=[Trial(1e-3, 30.0), Trial(2e-3, 31.0), Trial(4e-3, None)],
+    )
+
+
+def make_scores(label: str, acceleration: str, seed: int | None, files: list[str], slices: int) -> Scores:
+    """Scores whose part that depends on the slice is common to all models."""
+    common = np.random.default_rng(len(acceleration))
+    generator = np.random.default_rng([sum(map(ord, label + acceleration)), 0 if seed is None else seed])
+    scored: dict[str, list[dict[str, float | None]]] = {}
+    for file in files:
+        difficulty = common.normal(0, 1.5) + common.normal(0, 1, slices)
+        level = 24.0 + QUALITY[label] - (4 if acceleration.endswith("8x") else 0)
+        decibel = level + difficulty + generator.normal(0, 0.1) + generator.normal(0, 0.2, slices)
+        scored[file] = [{name: _score(name, value) for name in METRICS} for value in decibel.tolist()]
+    volumes = {
+        file: {
+            name: float(metric.combine(np.array([scored[file][index][name] for index in range(slices)]), axis=0))
+            for name, metric in METRICS.items()
+        }
+        for file in files
+    }
+    spectrum: list[float | None] = (
+        10 ** (-QUALITY[label] / 10) * np.linspace(0.01, 0.9, len(SPECTRUM_EDGES) - 1)
+    ).tolist()
+    return Scores(
+        label, acceleration, seed, "finished", None, volumes, scored, {file: list(spectrum) for file in files}
+    )
+
+
+def _score(metric: str, decibel: float) -> float:
+    if metric.endswith("psnr"):
+        return decibel
+    error = 10 ** (-decibel / 20)
+    return float(error if metric == "hfen" else 10 * error**2 if metric.endswith("nmse") else 1 - error)
