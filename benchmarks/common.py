@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from direct_hifimamba.benchmark.memory import extra_resident_bytes
+
 
 def interleaved_medians(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Seconds of every call in every round, after one round that is not counted.
@@ -43,10 +45,11 @@ def peak_megabytes() -> float:
 
 
 def extra_megabytes(call: Callable[[], object]) -> float:
-    """By how much one call raises the largest resident size of this process; for a fresh process."""
-    before = peak_megabytes()
-    call()
-    return peak_megabytes() - before
+    """By how many MB of 10^6 bytes one call raises the resident size of this process at most; for a fresh process."""
+    extra = extra_resident_bytes(call)
+    if extra is None:
+        raise RuntimeError("The memory of a call is measured on Linux only.")
+    return extra / 1e6
 
 
 def in_fresh_process(script: str, arguments: Sequence[str], threads: int) -> Any:
