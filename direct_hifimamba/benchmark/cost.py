@@ -205,6 +205,7 @@ class _Model:
 
 def _serve(connection: Connection, config: dict[str, Any], data_file: Path, device: str) -> None:
     """Answer questions, names of members of :class:`_Workload`, with (answer, None) or (None, error)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends this one
     with suppress(OSError):  # Linux: should memory run out, this process is ended and not its parent
         Path("/proc/self/oom_score_adj").write_text("1000")
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (to the end of the process; DIRECT logs there)
@@ -237,7 +238,7 @@ class _Workload:
             path = Path(folder) / "config.yaml"
             OmegaConf.save(OmegaConf.create(self._config), path)
             env = setup_common_environment("", path.parent, path, self._device, 0, mixed_precision=False)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends this one
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the engine has replaced it
         self._engine, self._training = env.engine, env.cfg.training
 
         slices = self._load(env, env.cfg.training.datasets[0])

@@ -25,10 +25,12 @@ from direct_hifimamba.benchmark.cost import (
     measure_costs,
 )
 from direct_hifimamba.benchmark.memory import extra_resident_bytes
+from direct_hifimamba.config import HiFiMambaV2Config
 from direct_hifimamba.config_compose import compose
 from direct_hifimamba.data.hdf5 import write_volume
 from direct_hifimamba.layers import selective_scan_2d
 from direct_hifimamba.layers.bottleneck import InvertedBottleneck
+from direct_hifimamba.layers.moe import build_mixtures
 from direct_hifimamba.ops.selective_scan import selective_scan
 from direct_hifimamba.ops.selective_scan.interface import unavailable_because
 from tests.helpers import TINY, loss_of, measure, tiny_network
@@ -235,12 +237,23 @@ def test_macs_of_the_fourier_transform() -> None:
     assert count_macs(lambda: fft2(kspace, dim=(2, 3))) == expected
 
 
-def test_macs_of_the_bottleneck_are_those_of_its_definition() -> None:
-    bottleneck = InvertedBottleneck(channels=6, expansion=5)
-    features = torch.randn(2, 9, 7, 6)
-    expected = 2 * 9 * 7 * (6 * 30 + 30 * 9 + 30 * 6)
-    with torch.no_grad():
+@pytest.mark.parametrize("grad", [False, True])
+def test_macs_of_the_bottleneck_are_those_of_its_definition(grad: bool) -> None:
+    bottleneck = InvertedBottleneck(channels=16, expansion=5)
+    features = torch.randn(2, 9, 7, 16)
+    expected = 2 * 9 * 7 * (16 * 80 + 80 * 9 + 80 * 16)
+    with torch.set_grad_enabled(grad):
         assert count_macs(lambda: bottleneck(features)) == expected
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_macs_of_experts_are_those_of_the_chosen_ones(grad: bool) -> None:
+    config = HiFiMambaV2Config(hidden_channels=16, blocks_per_stage=(1,), num_routed_experts=5, experts_top_k=2)
+    mixture = build_mixtures(config)[0]
+    features = torch.randn(2, 9, 7, 16)
+    expected = 2 * 9 * 7 * (16 * 5 + 3 * 2 * 16 * 32)  # one shared expert and two chosen ones
+    with torch.set_grad_enabled(grad):
+        assert count_macs(lambda: mixture(features)) == expected
 
 
 @pytest.mark.parametrize("directions", [1, 2, 4])
