@@ -1,0 +1,92 @@
+"""Images of slices and their errors, small enough that a page can hold hundreds of them."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import matplotlib as mpl
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.ndimage import sobel, uniform_filter
+
+WEBP_QUALITY = 85
+WHITE_QUANTILE = 0.999
+"""Of the target's magnitudes: what is shown white."""
+
+ERROR_QUANTILE = 0.995
+ERROR_COLOURS = tuple(mpl.colormaps["inferno"](np.linspace(0, 1, 17))[:, :3].tolist())
+"""From no error to the largest that is told apart, in equal steps."""
+
+ZOOM = 3
+"""Magnification of the window."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Part of a slice, in pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+def encode(pixels: NDArray[np.uint8]) -> str:
+    """An array of shape (height, width) as a WebP file in a data URI."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="webp", quality=WEBP_QUALITY, method=6)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def encode_palette(indices: NDArray[np.integer], colours: Sequence[str]) -> str:
+    """An array of indices of `colours` (#rrggbb), of shape (height, width), as a PNG file in a data URI."""
+    image = Image.fromarray(indices.astype(np.uint8))
+    image.putpalette(b"".join(bytes.fromhex(colour[1:]) for colour in colours))
+    buffer = io.BytesIO()
+    image.save(buffer, format="png", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def white_level(target: NDArray[np.float32]) -> float:
+    """The magnitude that is shown white in a slice, and that its errors are relative to."""
+    return max(float(np.quantile(target, WHITE_QUANTILE)), float(np.finfo(np.float32).tiny))
+
+
+def relative_error(target: NDArray[np.float32], image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Magnitude of the error, in units of the target's white."""
+    return np.abs(image - target) / np.float32(white_level(target))
+
+
+def draw_target(target: NDArray[np.float32]) -> str:
+    """The target, as :func:`draw_image` shows an image of it, without errors."""
+    return encode(_to_grey(target / white_level(target)))
+
+
+def draw_image(target: NDArray[np.float32], image: NDArray[np.float32], error_limit: float) -> str:
+    """An image, and right of it its error from 0 (black) to `error_limit` (white), in units of the target's white."""
+    error = relative_error(target, image) / error_limit
+    return encode(_to_grey(np.concatenate([image / white_level(target), error], axis=1)))
+
+
+def _to_grey(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    return np.rint(255 * np.clip(values, 0, 1)).astype(np.uint8)
+
+
+def choose_window(target: NDArray[np.float32]) -> Window:
+    """The window with the most edges: what fine detail there is. Errors have no say in it."""
+    height, width = (max(size // ZOOM, 1) for size in target.shape)
+    edges = uniform_filter(np.hypot(sobel(target, 0), sobel(target, 1)), (height, width), mode="constant")
+    # The filter's window around an index begins half its size before it.
+    inside = edges[height // 2 : height // 2 + target.shape[0] - height + 1]
+    inside = inside[:, width // 2 : width // 2 + target.shape[1] - width + 1]
+    top, left = np.unravel_index(inside.argmax(), inside.shape)
+    return Window(int(left), int(top), width, height)
+
+
+def error_limit(errors: Sequence[NDArray[np.float32]]) -> float:
+    """A limit that shows the structure of errors: rounded up to two digits from a high quantile of them all."""
+    quantile = max(float(np.quantile(np.concatenate([error.ravel() for error in errors]), ERROR_QUANTILE)), 1e-6)
+    step = 10.0 ** (np.floor(np.log10(quantile)) - 1)
+    return float(np.ceil(quantile / step) * step)

@@ -1,0 +1,239 @@
+"""The output folder of a benchmark whose reconstructions are invented: simulated brains, blurred, aliased and noisy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from direct.checkpointer import Checkpointer
+from direct.data.transforms import fft2, ifft2
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+from scipy.ndimage import gaussian_filter
+
+from direct_hifimamba.benchmark.collect import ZERO_FILLED
+from direct_hifimamba.benchmark.folder import BenchmarkFolder, slug
+from direct_hifimamba.benchmark.images import load_target, load_zero_filled
+from direct_hifimamba.benchmark.results import (
+    Data,
+    Model,
+    Protocol,
+    Provenance,
+    Results,
+    Scores,
+    Spread,
+    Trial,
+    summarise_scores,
+)
+from direct_hifimamba.benchmark.scores import METRICS, SPECTRUM_EDGES, score_volume
+from direct_hifimamba.benchmark.specification import Specification
+from direct_hifimamba.data.data_sets import SIMULATED
+from direct_hifimamba.data.masks import MaskOptions
+from direct_hifimamba.data.simulate import SimulationOptions, simulate
+from direct_hifimamba.hifimamba import HiFiMambaV2
+from direct_hifimamba.reconstruct import CONFIG_NAME
+from tests.helpers import TINY, perturb
+
+OURS, HOSTILE, FAILING = "HiFi-MambaV2", "U-Net <b>$x$</b>", "ViT"
+ERROR = "RuntimeError: out of memory <script>alert(1)</script>"
+ACCELERATIONS = {
+    "equispaced_4x": MaskOptions("FastMRIEquispaced", 4, 0.08),
+    "equispaced_8x": MaskOptions("FastMRIEquispaced", 8, 0.04),
+}
+SIZE = (128, 128)
+ITERATIONS = 600
+
+
+@dataclass(frozen=True)
+class Network:
+    """An invented network: what is left of the aliasing, the blur in pixels, noise over the mean magnitude, a cost."""
+
+    aliasing: float
+    blur: float
+    noise: float
+    parameters: int
+
+
+NETWORKS = {
+    OURS: Network(0.06, 0.2, 0.02, 164_320),
+    "VarNet": Network(0.09, 0.25, 0.03, 151_000),
+    HOSTILE: Network(0.2, 0.6, 0.03, 482_000),
+}
+
+
+def write_folder(
+    path: Path,
+    seeds: tuple[int, ...] = (0, 1),
+    slices: int = 4,
+    volumes: int = 3,
+    networks: dict[str, Network] = NETWORKS,
+) -> tuple[BenchmarkFolder, Results]:
+    """Simulate data, invent predictions and scores, and write everything that a report needs."""
+    folder = BenchmarkFolder(path / "output")
+    specification = _write_specification(path, folder, seeds, networks)
+    masks = {}
+    for name, mask in ACCELERATIONS.items():
+        bounds = (60, 60 + volumes * slices)
+        options = SimulationOptions(
+            num_coils=2, snr=50, voxel_size=1.5, size=SIZE, slices=bounds, slab=slices, mask=mask
+        )
+        masks[name] = simulate("icbm152", specification.folder("test", name), options)
+    scores = [
+        _score(folder, label, network, name, seed, files)
+        for label, network in networks.items()
+        for seed in seeds
+        for name, files in masks.items()
+    ]
+    scores += [Scores(FAILING, name, seed, "failed", ERROR) for seed in seeds for name in ACCELERATIONS]
+    scores += [_score(folder, ZERO_FILLED, None, name, None, files) for name, files in masks.items()]
+    names = [file.name for file in masks["equispaced_4x"]]
+    config = _write_checkpoint(folder, seeds)
+    results = Results(
+        name="Brains <i>& more</i>",
+        description="Invented reconstructions of simulated data.",
+        created="2026-01-02T03:04:05+00:00",
+        baseline="VarNet",
+        protocol=Protocol(
+            data=Data(
+                SIMULATED,
+                dict.fromkeys(names, "0" * 64),
+                slices * volumes,
+                dict.fromkeys(masks, "1" * 64),
+                "2" * 64,
+                "3" * 64,
+                None,
+            ),
+            accelerations=list(ACCELERATIONS),
+            budget={"iterations": ITERATIONS},
+            schedule="cosine",
+            seeds=list(seeds),
+            metrics={name: metric.definition for name, metric in METRICS.items()},
+            spectrum_edges=list(SPECTRUM_EDGES),
+        ),
+        provenance=Provenance(
+            {"torch": torch.__version__},
+            "a processor",
+            1,
+            "0123456789abcdef",
+            ["direct-hifimamba benchmark SPEC.yaml"],
+            folder.specification.read_text(),
+        ),
+        models=[
+            *(_describe(label, network.parameters, config) for label, network in networks.items()),
+            Model(FAILING, slug(FAILING), "trained"),
+            Model(ZERO_FILLED, slug(ZERO_FILLED), "classical"),
+        ],
+        scores=scores,
+        summary=summarise_scores(scores, "VarNet"),
+    )
+    return folder, results
+
+
+def _write_specification(
+    path: Path, folder: BenchmarkFolder, seeds: tuple[int, ...], networks: dict[str, Network]
+) -> Specification:
+    empty = path / "empty.yaml"
+    empty.write_text("{}\n")
+    (path / "data").mkdir()
+    values = {
+        "name": "brains",
+        "data": str(path / "data"),
+        "configs": [str(empty)],
+        "accelerations": {name: [str(empty)] for name in ACCELERATIONS},
+        "models": {label: {"configs": [str(empty)]} for label in [*networks, FAILING]},
+        "baseline": "VarNet",
+        "budget": {"iterations": ITERATIONS},
+        "seeds": list(seeds),
+    }
+    folder.path.mkdir()
+    OmegaConf.save(OmegaConf.create(values), folder.specification)
+    return Specification.load(folder.specification)
+
+
+def _score(
+    folder: BenchmarkFolder, label: str, network: Network | None, acceleration: str, seed: int | None, files: list[Path]
+) -> Scores:
+    scored = {}
+    for number, file in enumerate(files):
+        target, image = load_target(file, SIZE), load_zero_filled(file, SIZE)
+        if network is not None and seed is not None:
+            image = _invent(target, image, network, 1000 * seed + 10 * number + len(label))
+            predictions = folder.cell(label, seed).predictions(acceleration)
+            predictions.mkdir(parents=True, exist_ok=True)
+            with h5py.File(predictions / file.name, "w") as output:
+                output["reconstruction"] = image
+        scored[file.name] = score_volume(target, image)
+    return Scores(
+        label,
+        acceleration,
+        seed,
+        "finished",
+        volumes={name: entry.volume for name, entry in scored.items()},
+        slices={name: entry.slices for name, entry in scored.items()},
+        spectrum={name: entry.spectrum for name, entry in scored.items()},
+    )
+
+
+def _invent(
+    target: NDArray[np.float32], zero_filled: NDArray[np.float32], network: Network, seed: int
+) -> NDArray[np.float32]:
+    rng = np.random.default_rng(seed)
+    image = target + network.aliasing * rng.uniform(0.7, 1.3, (len(target), 1, 1)) * (zero_filled - target)
+    image = gaussian_filter(image, (0, network.blur, network.blur))
+    image += network.noise * target.mean() * rng.standard_normal(target.shape)
+    return np.abs(image).astype(np.float32)
+
+
+def _describe(label: str, parameters: int, config: str) -> Model:
+    def around(value: float) -> Spread:
+        return Spread(value, 0.9 * value, 1.2 * value)
+
+    return Model(
+        label,
+        slug(label),
+        "trained",
+        "hifimamba.hifimamba.HiFiMambaV2" if label == OURS else "varnet.varnet.EndToEndVarNet",
+        config,
+        parameters,
+        0.8 * parameters,
+        4096.0 * parameters,
+        around(3e-6 * parameters),
+        around(1e-6 * parameters),
+        around(1e3 * parameters),
+        ITERATIONS,
+        1e-3,
+        [Trial(5e-4, 31.2), Trial(1e-3, 32.1), Trial(2e-3, None)],
+    )
+
+
+def _write_checkpoint(folder: BenchmarkFolder, seeds: tuple[int, ...]) -> str:
+    """Untrained weights of a tiny HiFi-MambaV2 in the first cell; the configuration as text."""
+    run = folder.cell(OURS, seeds[0]).run
+    run.mkdir(parents=True)
+    config = {
+        "model": {"model_name": "hifimamba.hifimamba.HiFiMambaV2", **TINY},
+        "physics": {"forward_operator": "fft2", "backward_operator": "ifft2"},
+        "inference": {
+            "dataset": {
+                "name": "FastMRI",
+                "pass_mask": True,
+                "transforms": {
+                    "masking": None,
+                    "cropping": {"crop": None, "image_center_crop": True},
+                    "sensitivity_map_estimation": {"sensitivity_maps_type": "rss_estimate"},
+                    "normalization": {"scaling_key": "masked_kspace", "scale_percentile": 0.97},
+                },
+            },
+            "batch_size": 1,
+            "crop": None,
+        },
+    }
+    text = OmegaConf.to_yaml(OmegaConf.create(config))
+    (run / CONFIG_NAME).write_text(text)
+    torch.manual_seed(0)
+    network = perturb(HiFiMambaV2(fft2, ifft2, **TINY))
+    Checkpointer(run, model=network).save(ITERATIONS - 1)
+    return text
