@@ -68,9 +68,7 @@ S1 = Image(
     "filestore/db/S1/anatomicals/raw.nii.gz",
     "1a480d10e8c07fbca58e069efce2a11d477e180beb43f88bdad825b750055a28",
 )
-S0 = Image(
-    "dipy", "data/files/S0_10slices.nii.gz", "b77985d533c8b0b2f4a7d276e6b0d8388df9966b5c9d67be7c1cbd4178285e14"
-)
+S0 = Image("dipy", "data/files/S0_10slices.nii.gz", "b77985d533c8b0b2f4a7d276e6b0d8388df9966b5c9d67be7c1cbd4178285e14")
 CORONAL = Image(
     "dipy", "data/files/t1_coronal_slice.npy", "6ae15c125c97e11e1ba478ff252c1774d2c31db242a8a61daa93e7b43c873c7b"
 )
@@ -203,7 +201,9 @@ def simulations(output: Path) -> list[str]:
     """The commands that turn the sources into data folders. All masks of a volume are for the same k-space."""
     commands = []
     for name, coils in COILS.items():
-        command = f"direct-hifimamba simulate {output / 'sources'}/{{}} {output / name}/{{}} --coils {coils} {SIMULATION}"
+        command = (
+            f"direct-hifimamba simulate {output / 'sources'}/{{}} {output / name}/{{}} --coils {coils} {SIMULATION}"
+        )
         commands.append(command.format("train", "train"))
         commands += [
             f"{command.format(split, f'{split}_{suffix}')} --slab {slab} --mask {mask}"
