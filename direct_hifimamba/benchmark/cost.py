@@ -92,7 +92,12 @@ class Cost:
 
 
 def measure_costs(
-    configs: Mapping[str, DictConfig], data_file: Path, rounds: int = 5, device: str = "cpu", progress: bool = True
+    configs: Mapping[str, DictConfig],
+    data_file: Path,
+    rounds: int = 5,
+    device: str = "cpu",
+    progress: bool = True,
+    training_file: Path | None = None,
 ) -> dict[str, Cost]:
     """Measure models that take turns, so that a disturbance of the machine meets all of them.
 
@@ -102,7 +107,7 @@ def measure_costs(
         Label -> complete configuration for DIRECT. Batches are made by its first training data set, single slices by
         that of the section `inference`.
     data_file : Path
-        A file that both of them can read, with the mask if one of them expects it.
+        What the latter reads, with its mask: a file of the test split.
     rounds : int
         Turns of every model, each an iteration of training and the reconstruction of a slice. What comes before them
         has warmed the model up.
@@ -110,6 +115,8 @@ def measure_costs(
         `cpu` or `cuda`.
     progress : bool
         Show a progress bar.
+    training_file : Path, optional
+        What the former reads. Default: `data_file`.
 
     Returns
     -------
@@ -123,8 +130,10 @@ def measure_costs(
     ValueError
         If the number of rounds or the device does not fit.
     """
-    if not data_file.is_file():
-        raise FileNotFoundError(f"{data_file} is no file; expected k-space to measure the models on.")
+    files = (training_file or data_file, data_file)
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is no file; expected k-space to measure the models on.")
     if rounds < 1:
         raise ValueError(f"The number of rounds is {rounds}; expected at least 1.")
     if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
@@ -133,7 +142,7 @@ def measure_costs(
     with ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=(rounds + 1) * len(configs), unit="turn", disable=not progress))
         # Processes take seconds to start: all of them at once, before anything is measured.
-        models = {label: stack.enter_context(_Model(config, data_file, device)) for label, config in configs.items()}
+        models = {label: stack.enter_context(_Model(config, files, device)) for label, config in configs.items()}
         for label, model in models.items():
             bar.set_description(f"{label}: operations and memory")
             model.set_up()
@@ -149,10 +158,10 @@ def measure_costs(
 class _Model:
     """A model in a process of its own, and what has been measured of it. Once it has failed it does nothing more."""
 
-    def __init__(self, config: DictConfig, data_file: Path, device: str) -> None:
+    def __init__(self, config: DictConfig, files: tuple[Path, Path], device: str) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, its_connection = context.Pipe()
-        arguments = (its_connection, OmegaConf.to_container(config), data_file.absolute(), device)
+        arguments = (its_connection, OmegaConf.to_container(config), files, device)
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
         its_connection.close()  # in this process: the end of the other one can then be seen
@@ -203,7 +212,7 @@ class _Model:
         return Cost(threads=THREADS, **self._facts, **spreads, error=self._error)  # type: ignore[arg-type]
 
 
-def _serve(connection: Connection, config: dict[str, Any], data_file: Path, device: str) -> None:
+def _serve(connection: Connection, config: dict[str, Any], files: tuple[Path, Path], device: str) -> None:
     """Answer questions, names of members of :class:`_Workload`, with (answer, None) or (None, error)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends this one
     with suppress(OSError):  # Linux: should memory run out, this process is ended and not its parent
@@ -212,7 +221,7 @@ def _serve(connection: Connection, config: dict[str, Any], data_file: Path, devi
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True  # as DIRECT
-    workload = _Workload(config, data_file, device)
+    workload = _Workload(config, files, device)
     while True:
         try:
             question = connection.recv()
@@ -227,9 +236,9 @@ def _serve(connection: Connection, config: dict[str, Any], data_file: Path, devi
 class _Workload:
     """A model, a batch to train it on and a slice to reconstruct, in DIRECT's engine."""
 
-    def __init__(self, config: dict[str, Any], data_file: Path, device: str) -> None:
+    def __init__(self, config: dict[str, Any], files: tuple[Path, Path], device: str) -> None:
         self._config = config
-        self._data_file = data_file
+        self._training_file, self._data_file = files
         self._device = device
 
     def build(self) -> None:
@@ -241,10 +250,10 @@ class _Workload:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the engine has replaced it
         self._engine, self._training = env.engine, env.cfg.training
 
-        slices = self._load(env, env.cfg.training.datasets[0])
+        slices = self._load(env, env.cfg.training.datasets[0], self._training_file)
         indices = [(len(slices) // 2 + index) % len(slices) for index in range(self._training.batch_size)]
         self._batch = default_collate([slices[index] for index in indices])
-        slices = self._load(env, env.cfg.inference.dataset)
+        slices = self._load(env, env.cfg.inference.dataset, self._data_file)
         self._slice = default_collate([slices[len(slices) // 2]])
 
         self._engine.ndim = slices.ndim
@@ -259,8 +268,8 @@ class _Workload:
             weight_decay=self._training.weight_decay,
         )
 
-    def _load(self, env: Any, dataset: DictConfig) -> Any:
-        files: dict[str, Any] = {"data_root": self._data_file.parent, "filenames_filter": [self._data_file]}
+    def _load(self, env: Any, dataset: DictConfig, file: Path) -> Any:
+        files: dict[str, Any] = {"data_root": file.parent, "filenames_filter": [file]}
         return build_dataset_from_input(build_transforms_from_environment(env, dataset), dataset, **files)
 
     def parameters(self) -> int:

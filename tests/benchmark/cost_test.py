@@ -27,7 +27,7 @@ from direct_hifimamba.benchmark.cost import (
 from direct_hifimamba.benchmark.memory import extra_resident_bytes
 from direct_hifimamba.config import HiFiMambaV2Config
 from direct_hifimamba.config_compose import compose
-from direct_hifimamba.data.hdf5 import write_volume
+from direct_hifimamba.data.hdf5 import write_cmrxrecon, write_volume
 from direct_hifimamba.layers import selective_scan_2d
 from direct_hifimamba.layers.bottleneck import InvertedBottleneck
 from direct_hifimamba.layers.moe import build_mixtures
@@ -74,8 +74,8 @@ SMALL: dict[str, list[str]] = {
 }
 
 
-def small_config(name: str) -> DictConfig:
-    paths = [PROJECT / "common.yaml", PROJECT / "masks/equispaced_4x.yaml", PROJECT / f"models/{name}.yaml"]
+def small_config(name: str, mask: str = "equispaced_4x") -> DictConfig:
+    paths = [PROJECT / "common.yaml", PROJECT / f"masks/{mask}.yaml", PROJECT / f"models/{name}.yaml"]
     return compose(paths, ["training.lr=0.001", "training.batch_size=3", *SMALL[name]])
 
 
@@ -118,6 +118,15 @@ def test_models_are_measured_and_a_failing_one_stands_alone(data_file: Path) -> 
 
 
 @pytest.mark.slow
+def test_training_and_test_files_of_different_forms(data_file: Path, tmp_path: Path) -> None:
+    radial = tmp_path / "volume.mat"
+    write_cmrxrecon(radial, data_file, np.random.default_rng(0).random((SIZE, SIZE)) < 0.5, {})
+    config = small_config("unet", "radial_16x")
+    cost = measure_costs({"unet": config}, radial, 1, progress=False, training_file=data_file)["unet"]
+    assert cost.error is None and cost.seconds_per_slice is not None
+
+
+@pytest.mark.slow
 def test_every_model_of_the_project_can_be_measured(data_file: Path) -> None:
     assert set(SMALL) == {path.stem for path in (PROJECT / "models").iterdir()}
     costs = measure_costs({name: small_config(name) for name in SMALL}, data_file, rounds=1, progress=False)
@@ -127,7 +136,7 @@ def test_every_model_of_the_project_can_be_measured(data_file: Path) -> None:
 
 
 def test_process_that_ends_is_an_error_of_its_model(data_file: Path) -> None:
-    with cost_module._Model(small_config("unet"), data_file, "cpu") as model:
+    with cost_module._Model(small_config("unet"), (data_file, data_file), "cpu") as model:
         model._process.kill()
         model.set_up()
         model.take_turn()
