@@ -85,18 +85,22 @@ def _check_metric(specification: Specification) -> None:
 
 
 def _measure_costs(benchmark: Benchmark) -> dict[str, Cost]:
-    """Costs by label: as they were measured when the benchmark was begun, for budgets of time depend on them."""
-    path = benchmark.folder.cost
-    if not path.exists():
-        specification = benchmark.specification
-        configs = {label: _cost_config(specification, configs) for label, configs in benchmark.configs.items()}
+    """Costs by label: as first measured, since budgets of time depend on them; what failed is tried again."""
+    path, specification = benchmark.folder.cost, benchmark.specification
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    costs = {label: Cost.from_dict(cost) for label, cost in values.items()}
+    configs = {
+        label: _cost_config(specification, configs)
+        for label, configs in benchmark.configs.items()
+        if label not in costs or costs[label].error is not None
+    }
+    if configs:
         test = specification.folder(specification.splits.test, next(iter(specification.accelerations)))
-        costs = measure_costs(configs, list_files(test)[0], _COST_ROUNDS, specification.device)
+        costs |= measure_costs(configs, list_files(test)[0], _COST_ROUNDS, specification.device)
         with replace_when_complete(path) as partial:
             text = json.dumps({label: asdict(cost) for label, cost in costs.items()}, indent=1)
             partial.write_text(f"{text}\n", encoding="utf-8")
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return {label: Cost.from_dict(cost) for label, cost in values.items()}
+    return costs
 
 
 def _cost_config(specification: Specification, configs: Mapping[str, DictConfig]) -> DictConfig:

@@ -47,7 +47,7 @@ CONFIGS: dict[str, Any] = {
             "datasets": [{"name": "FastMRI", "transforms": _TRANSFORMS | {"masking": "${parameters.mask}"}}],
             "lr": 0.001,
             "batch_size": 1,
-            "loss": {"losses": [{"function": "l1_loss"}]},
+            "loss": {"losses": [{"function": "l1_loss", "multiplier": 1.0}]},
         },
         "validation": {"datasets": [_EVALUATION], "batch_size": 1, "crop": None, "metrics": ["fastmri_psnr"]},
         "inference": {"dataset": _EVALUATION, "batch_size": 1, "metrics": ["fastmri_psnr"]},
