@@ -95,7 +95,7 @@ class Metric:
 
     def format(self, value: float, sign: str = "") -> str:
         """A value as tables show it; ``sign="+"`` for a difference."""
-        return f"{value:{sign}.{self.decimals}f}"
+        return f"{value:{sign}z.{self.decimals}f}"
 
 
 _ssim = partial(Metric, label="SSIM", unit="", decimals=4, higher_is_better=True)
@@ -225,7 +225,7 @@ def error_spectrum(target: Volume, image: Volume, edges: Sequence[float] = SPECT
 
 def band_energies(image: NDArray[Any], edges: Sequence[float] = SPECTRUM_EDGES) -> NDArray[np.float64]:
     """Energy of images of shape (slices, height, width) in radial bands of their orthonormal Fourier transform."""
-    energy = np.square(np.abs(np.fft.fft2(image, norm="ortho"))).sum(axis=0)
+    energy = np.square(np.abs(np.fft.fft2(image.astype(np.float64), norm="ortho"))).sum(axis=0)
     rows, columns = (2 * np.fft.fftfreq(size) for size in energy.shape)
     return np.histogram(np.hypot(rows[:, None], columns), edges, weights=energy)[0]
 

@@ -14,8 +14,8 @@ NOTHING = "-"
 
 LEGEND = (
     f"In every column the best mean is **bold**. {INDISTINGUISHABLE}: not distinguishable from the best, the 95 % "
-    "interval of the paired difference to it includes 0. Brackets: 95 % bootstrap interval over the test data; it does "
-    "not include the variation from one training to another, which the standard deviation over seeds shows. p: "
+    "interval of the paired difference to it includes 0. Brackets: 95 % bootstrap interval over the test data. It does "
+    "not include the variation from one training to another; see the standard deviation over seeds (seed std). p: "
     "Wilcoxon signed-rank test of the paired differences, not corrected for the number of comparisons."
 )
 FEW_VOLUMES_REMARK = (
@@ -38,8 +38,8 @@ def write_markdown(path: Path, results: Results) -> None:
         results.description,
         f"Test data: {_count(len(protocol.data.files), 'volume')}, {_count(protocol.data.slices, 'slice')} "
         f"({protocol.data.origin}). Training: {format_budget(protocol)} for every model, {protocol.schedule} schedule "
-        f"of the learning rate, {'seeds' if len(protocol.seeds) > 1 else 'seed'} {seeds}; scores are averaged over seeds. "
-        f"Written {results.created} on {provenance.host} with {_count(provenance.threads, 'thread')}.",
+        f"of the learning rate, {'seeds' if len(protocol.seeds) > 1 else 'seed'} {seeds}; scores are averaged over "
+        f"seeds. Written {results.created} on {provenance.host} with {_count(provenance.threads, 'thread')}.",
         *score_sections(results.models, results.scores, results.summary, results.baseline),
     ]
     _write(path, join_sections(sections))
@@ -123,7 +123,7 @@ def score_sections(
 def _score_table(labels: Sequence[str], metrics: dict[str, Metric], rows: dict[tuple[str, str], SummaryRow]) -> str:
     seeds = {label: max(rows[label, name].seeds for name in metrics if (label, name) in rows) for label in labels}
     headings = [f"{metric.heading} {'↑' if metric.higher_is_better else '↓'}" for metric in metrics.values()]
-    deviations = [f"std over seeds, {metric.heading}" for metric in metrics.values()]
+    deviations = [f"seed std, {metric.heading}" for metric in metrics.values()]
     return markdown_table(
         ["model", *headings, "seeds", *deviations],
         [

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import csv
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from direct_hifimamba import cli
+from direct_hifimamba.benchmark.leaderboard import merge
+from direct_hifimamba.benchmark.results import Results
+from tests.benchmark.example import BASELINE, QUALITY, ZERO_FILLED, make_results
+from tests.benchmark.tables_test import read_tables
+
+
+def other_results(**changes: object) -> Results:
+    """Another benchmark with the same protocol and a longer training of one of the models, and a new one."""
+    results = make_results()
+    kept = {"RIM": "RIM", "HiFi-MambaV2": "LPDNet", ZERO_FILLED: ZERO_FILLED}
+    return replace(
+        results,
+        name="other",
+        baseline="RIM",
+        protocol=replace(results.protocol, budget={"minutes": 30.0}),
+        models=[replace(model, label=kept[model.label]) for model in results.models if model.label in kept],
+        scores=[replace(score, model=kept[score.model]) for score in results.scores if score.model in kept],
+        **changes,
+    )
+
+
+@pytest.fixture
+def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.chdir(tmp_path)
+    make_results().save(Path("first.json"))
+    other_results().save(Path("second.json"))
+    return ["first.json", "second.json"]
+
+
+def test_table_of_both(paths: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["leaderboard", *paths])
+    text = capsys.readouterr().out
+    table = read_tables(text)[0]
+    rows = {row[1]: row for row in table[1:]}
+    assert rows.keys() == (QUALITY.keys() - {"RIM"}) | {"LPDNet", "RIM (first.json)", "RIM (second.json)"}
+    assert [row[0] for row in table[1:]] == [str(rank) for rank in range(1, len(table))]
+    assert {label: row[2] for label, row in rows.items() if "RIM" in label or label == ZERO_FILLED} == {
+        "RIM (first.json)": "600 iterations",
+        "RIM (second.json)": "30 minutes",
+        ZERO_FILLED: "-",
+    }
+    ssim = [
+        float(re.sub(r"[*]", "", row[3]).split()[0]) + float(re.sub(r"[*]", "", row[6]).split()[0]) for row in table[1:]
+    ]
+    assert ssim == sorted(ssim, reverse=True)
+    assert f"Differences to {BASELINE}" in text
+
+
+def test_written_as_csv(paths: list[str]) -> None:
+    cli.main(["leaderboard", *paths, "--output", "all.csv", "--baseline", "LPDNet"])
+    with Path("all.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert {line["model"] for line in lines if line["difference_mean"] == ""} == {"LPDNet"}
+
+
+def test_written_as_markdown(paths: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["leaderboard", *paths, "--output", "all.md"])
+    assert capsys.readouterr().out == ""
+    cli.main(["leaderboard", *paths])
+    assert Path("all.md").read_text("utf-8") == capsys.readouterr().out
+
+
+def test_baseline_keeps_its_scores_under_its_new_name(paths: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["leaderboard", *reversed(paths)])
+    assert "Differences to RIM (second.json)" in capsys.readouterr().out
+
+
+def test_classical_rows_that_differ_stay_apart() -> None:
+    first, second = make_results(), other_results()
+    scores = [
+        replace(score, volumes={file: {**v, "fastmri_ssim": 0.1} for file, v in score.volumes.items()})
+        if score.model == ZERO_FILLED
+        else score
+        for score in second.scores
+    ]
+    labels = {entry.model.label for entry in merge({"a": first, "b": replace(second, scores=scores)})}
+    assert {f"{ZERO_FILLED} (a)", f"{ZERO_FILLED} (b)"} <= labels
+
+
+def test_every_score_stays_with_its_model() -> None:
+    first, second = make_results(), other_results()
+    for entry in merge({"a": first, "b": second}):
+        source = {"a": first, "b": second}[entry.source]
+        label = entry.model.label.removesuffix(f" ({entry.source})")
+        assert [replace(score, model=label) for score in entry.scores] == [s for s in source.scores if s.model == label]
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["leaderboard", *arguments])
+    return capsys.readouterr().err
+
+
+def test_other_protocols_are_refused(paths: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    results = make_results()
+    data = replace(results.protocol.data, masks={}, slices=3)
+    replace(results, protocol=replace(results.protocol, data=data)).save(Path("other.json"))
+    error = fails(capsys, *paths, "other.json", "--output", "all.md")
+    assert "first.json and other.json" in error and "slices, masks" in error and "metrics" not in error
+    assert not Path("all.md").exists()
+
+
+def test_metrics_of_another_version_are_refused(paths: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    results = make_results()
+    metrics = {**results.protocol.metrics, "fastmri_ssim": "something else"}
+    replace(results, protocol=replace(results.protocol, metrics=metrics)).save(Path("old.json"))
+    assert "differ in metrics" in fails(capsys, "first.json", "old.json")
+    assert "old.json has other metrics" in fails(capsys, "old.json")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["first.json", "--output", "all.html"], "all.html"),
+        (["first.json", "--baseline", "nobody"], "nobody"),
+        (["missing.json"], "missing.json"),
+        (["first.json", "--output", "missing/all.md"], "missing"),
+    ],
+)
+def test_wrong_arguments(
+    arguments: list[str], message: str, paths: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in fails(capsys, *arguments)
