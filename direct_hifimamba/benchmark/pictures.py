@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import sobel, uniform_filter
 
-WEBP_QUALITY = 85
+WEBP_QUALITY = 70
 WHITE_QUANTILE = 0.999
 """Of the target's magnitudes: what is shown white."""
 
-ERROR_QUANTILE = 0.995
+ERROR_QUANTILE = 0.98
 ERROR_COLOURS = tuple(mpl.colormaps["inferno"](np.linspace(0, 1, 17))[:, :3].tolist())
 """From no error to the largest that is told apart, in equal steps."""
 
@@ -36,7 +36,7 @@ class Window:
 def encode(pixels: NDArray[np.uint8]) -> str:
     """An array of shape (height, width) as a WebP file in a data URI."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="webp", quality=WEBP_QUALITY, method=6)
+    Image.fromarray(pixels).save(buffer, format="webp", quality=WEBP_QUALITY)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -86,7 +86,7 @@ def choose_window(target: NDArray[np.float32]) -> Window:
 
 
 def error_limit(errors: Sequence[NDArray[np.float32]]) -> float:
-    """A limit that shows the structure of errors: rounded up to two digits from a high quantile of them all."""
+    """A limit that shows the structure of errors: a high quantile of them all, rounded up so that quarters are plain."""
     quantile = max(float(np.quantile(np.concatenate([error.ravel() for error in errors]), ERROR_QUANTILE)), 1e-6)
-    step = 10.0 ** (np.floor(np.log10(quantile)) - 1)
-    return float(np.ceil(quantile / step) * step)
+    power = 10.0 ** np.floor(np.log10(quantile))
+    return float(next(step for step in (1, 1.2, 1.6, 2, 2.4, 3, 4, 5, 6, 8, 10) if step * power >= quantile) * power)

@@ -130,7 +130,7 @@ class Comparison:
 
     def anchor(self, key: SliceKey) -> str:
         """Identifier of a slice in the page."""
-        return slug(f"{self.acceleration} {key.file} {key.index}")
+        return slug(f"{self.acceleration} {key.file} {key.index}").replace(".", "_")
 
 
 @dataclass(frozen=True)
@@ -191,9 +191,10 @@ class ScoreTable:
 
 
 class Chart(NamedTuple):
-    """A drawing and what it shows, in words."""
+    """A drawing, the models in it, and what it shows in words."""
 
     svg: Markup
+    labels: list[str]
     title: str
     description: str
 
@@ -221,6 +222,7 @@ def write_report(folder: BenchmarkFolder, results: Results) -> Path:
     highlighted = [model.label for model in results.models if _is_ours(model)]
     styles = choose_styles([model.label for model in results.models], highlighted)
     accelerations = results.protocol.accelerations
+    spectra = {acceleration: _find_spectra(results, acceleration) for acceleration in accelerations}
     comparisons = [
         _compare_slices(folder, specification, results, acceleration, highlighted) for acceleration in accelerations
     ]
@@ -241,22 +243,14 @@ def write_report(folder: BenchmarkFolder, results: Results) -> Path:
             keys={label: draw_key(style) for label, style in styles.items()},
             distributions={
                 group: [
-                    chart
-                    for name, metric in METRICS.items()
+                    charts
                     for acceleration in accelerations
-                    if metric.group == group and (chart := _draw_distribution(results, acceleration, name, styles))
+                    if (charts := _draw_distributions(results, acceleration, group, styles))
                 ]
                 for group in GROUPS
             },
-            cost_charts={
-                acceleration: [
-                    chart
-                    for cost in COSTS
-                    if cost.is_charted and (chart := _draw_cost(results, acceleration, cost, styles))
-                ]
-                for acceleration in accelerations
-            },
-            spectra=(spectra := {acceleration: _find_spectra(results, acceleration) for acceleration in accelerations}),
+            cost_charts={acceleration: _draw_costs(results, acceleration, styles) for acceleration in accelerations},
+            spectra=spectra,
             spectrum_charts=[
                 _draw_spectra(results, acceleration, found, styles) for acceleration, found in spectra.items() if found
             ],
@@ -290,6 +284,7 @@ def _environment() -> Environment:
         "score": _format_score,
         "engineering": format_engineering,
         "slug": slug,
+        "p_value": lambda value: "< 0.001" if value < 1e-3 else f"= {value:.3f}",
         "plain": lambda value: json.dumps(asdict(value), indent=1),
     }
     return environment
@@ -350,48 +345,48 @@ def _rows(results: Results, acceleration: str, metric: str) -> dict[str, Summary
     return {row.model: row for row in results.summary if (row.acceleration, row.metric) == (acceleration, metric)}
 
 
-def _describe_means(rows: Mapping[str, SummaryRow], metric: Metric) -> str:
-    means = (f"{label} {_format_score(row.mean, metric)}" for label, row in rows.items())
-    return f"Means in {metric.heading}: {', '.join(means)}."
+def _draw_distributions(results: Results, acceleration: str, group: str, styles: Mapping[str, Style]) -> list[Chart]:
+    """A chart per metric. Those that are not trained are left out: they are far off, and would set the scale."""
+    trained = {model.label for model in results.models if model.kind == "trained"}
+    finished = {label: scores for label, scores in _finished(results, acceleration).items() if label in trained}
+    charts = []
+    for name, metric in METRICS.items():
+        rows = {label: row for label, row in _rows(results, acceleration, name).items() if label in finished}
+        if metric.group != group or not rows:
+            continue
+        slices = {label: _mean_over_seeds([_slice_values(seed, name) for seed in finished[label]]) for label in rows}
+        volumes = {
+            label: _mean_over_seeds(
+                [{file: scores[name] for file, scores in seed.volumes.items()} for seed in finished[label]]
+            )
+            for label in rows
+        }
+        intervals = {label: (row.mean, row.low, row.high) for label, row in rows.items()}
+        svg = draw_distributions(slices, volumes, intervals, styles, metric.heading)
+        means = (f"{label} {_format_score(row.mean, metric)}" for label, row in rows.items())
+        title = f"{metric.label} at {acceleration}"
+        charts.append(Chart(svg, list(rows), title, f"Means: {', '.join(means)}."))
+    return charts
 
 
-def _draw_distribution(results: Results, acceleration: str, name: str, styles: Mapping[str, Style]) -> Chart | None:
-    """The values of every model; None if there are none."""
-    finished = _finished(results, acceleration)
-    rows = _rows(results, acceleration, name)
-    if not rows:
-        return None
-    metric = METRICS[name]
-    slices = {label: _mean_over_seeds([_slice_values(entry, name) for entry in finished[label]]) for label in rows}
-    volumes = {
-        label: _mean_over_seeds(
-            [{file: scores[name] for file, scores in entry.volumes.items()} for entry in finished[label]]
-        )
-        for label in rows
-    }
-    svg = draw_distributions(
-        slices, volumes, {label: (row.mean, row.low, row.high) for label, row in rows.items()}, styles, metric.heading
-    )
-    return Chart(svg, f"{metric.label} at {acceleration}", _describe_means(rows, metric))
-
-
-def _draw_cost(results: Results, acceleration: str, cost: Cost, styles: Mapping[str, Style]) -> Chart | None:
-    """Score against cost of the models that have both; None if there is none."""
-    rows = _rows(results, acceleration, RANKING)
-    costs = {model.label: value for model in results.models if model.label in rows and (value := cost.of(model))}
-    if not costs:
-        return None
-    points = {label: (value, rows[label].mean, rows[label].low, rows[label].high) for label, value in costs.items()}
+def _draw_costs(results: Results, acceleration: str, styles: Mapping[str, Style]) -> list[Chart]:
+    """A chart per cost, with the models that have both a cost and a score."""
     metric = METRICS[RANKING]
-    described = (
-        f"{label} {format_engineering(value, cost.unit)} and {_format_score(rows[label].mean, metric)}"
-        for label, value in costs.items()
-    )
-    return Chart(
-        draw_cost(points, styles, cost.label, cost.unit, metric.heading),
-        f"{metric.label} against {cost.label} at {acceleration}",
-        f"{', '.join(described)}.",
-    )
+    rows = _rows(results, acceleration, RANKING)
+    charts = []
+    for cost in COSTS:
+        costs = {model.label: value for model in results.models if model.label in rows and (value := cost.of(model))}
+        if not cost.is_charted or not costs:
+            continue
+        points = {label: (value, rows[label].mean, rows[label].low, rows[label].high) for label, value in costs.items()}
+        svg = draw_cost(points, styles, cost.label, cost.unit, metric.heading)
+        described = (
+            f"{label} {format_engineering(value, cost.unit)} and {_format_score(rows[label].mean, metric)}"
+            for label, value in costs.items()
+        )
+        title = f"{metric.label} against {cost.label} at {acceleration}"
+        charts.append(Chart(svg, list(costs), title, f"{', '.join(described)}."))
+    return charts
 
 
 def _find_spectra(results: Results, acceleration: str) -> dict[str, list[float]]:
@@ -409,6 +404,7 @@ def _draw_spectra(
 ) -> Chart:
     return Chart(
         draw_spectra(results.protocol.spectrum_edges, spectra, styles),
+        list(spectra),
         f"Relative error energy at {acceleration}",
         "The numbers are in the tables below.",
     )
@@ -465,7 +461,7 @@ def _compare_slices(
     images = _Images(
         folder, specification.folder(specification.splits.test, acceleration), acceleration, shown, centered
     )
-    chosen = {label: choose_slices(values) for label in shown if (values := _slice_values(shown[label], RANKING))}
+    chosen = {label: choose_slices(values) for label in trained if (values := _slice_values(shown[label], RANKING))}
     ranks: dict[SliceKey, dict[str, list[str]]] = {}
     for label in sorted(chosen, key=lambda label: label not in highlighted):
         for rank, key in chosen[label].items():

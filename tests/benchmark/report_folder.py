@@ -66,9 +66,9 @@ NETWORKS = {
 
 def write_folder(
     path: Path,
-    seeds: tuple[int, ...] = (0, 1),
-    slices: int = 4,
-    volumes: int = 3,
+    seeds: tuple[int, ...] = (0,),
+    slices: int = 2,
+    volumes: int = 2,
     networks: dict[str, Network] = NETWORKS,
 ) -> tuple[BenchmarkFolder, Results]:
     """Simulate data, invent predictions and scores, and write everything that a report needs."""
