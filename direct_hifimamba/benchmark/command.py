@@ -96,7 +96,14 @@ def _measure_costs(benchmark: Benchmark) -> dict[str, Cost]:
     }
     if configs:
         test = specification.folder(specification.splits.test, next(iter(specification.accelerations)))
-        costs |= measure_costs(configs, list_files(test)[0], _COST_ROUNDS, specification.device)
+        training = specification.data / specification.splits.training
+        costs |= measure_costs(
+            configs,
+            list_files(test)[0],
+            _COST_ROUNDS,
+            specification.device,
+            training_file=list_files(training)[0],
+        )
         with replace_when_complete(path) as partial:
             text = json.dumps({label: asdict(cost) for label, cost in costs.items()}, indent=1)
             partial.write_text(f"{text}\n", encoding="utf-8")
