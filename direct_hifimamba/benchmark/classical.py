@@ -1,0 +1,152 @@
+"""Compressed sensing with BART [1]_, a reconstruction without training to compare with.
+
+References
+----------
+.. [1] Uecker et al. Berkeley Advanced Reconstruction Toolbox. Proc. ISMRM 23:2486, 2015.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from direct.functionals.challenges import fastmri_psnr
+from numpy.typing import NDArray
+
+from direct_hifimamba.data.fourier import kspace_to_image, root_sum_of_squares
+
+REGULARISATIONS = (0.0005, 0.002, 0.005, 0.01, 0.02, 0.05)
+"""Weights of the l1 norm of the wavelet coefficients to choose from; BART scales the data to a maximum of about 1."""
+
+Acquisition = tuple[NDArray[np.complex64], NDArray[np.bool_]]
+"""Fully sampled k-space of shape (slices, coil, height, width), centred, and the mask of its columns."""
+
+
+def find_bart() -> Path | None:
+    """The program `bart` on the PATH, if there is one."""
+    path = shutil.which("bart")
+    return None if path is None else Path(path)
+
+
+def estimate_sensitivity_map(
+    kspace: NDArray[np.complex64], mask: NDArray[np.bool_], gaussian: float = 0.7
+) -> NDArray[np.complex64]:
+    """Sensitivities from the sampled columns around the centre, as DIRECT's `rss_estimate`.
+
+    Parameters
+    ----------
+    kspace : complex64 array of shape (coil, height, width)
+    mask : bool array of shape (width,)
+    gaussian : float
+        DIRECT's `sensitivity_maps_gaussian`: width of the apodisation in half widths of k-space.
+
+    Returns
+    -------
+    complex64 array of shape (coil, height, width)
+        The squared magnitudes add up to 1 over the coils.
+    """
+    center = mask.size // 2
+    gaps = np.flatnonzero(~mask)
+    center_lines = slice(gaps[gaps < center].max(initial=-1) + 1, gaps[gaps > center].min(initial=mask.size))
+    window = np.zeros(mask.size, np.float32)
+    window[center_lines] = np.exp(-np.square(np.linspace(-1, 1, mask.size) / gaussian))[center_lines]
+    image = kspace_to_image(kspace * window)
+    return image / np.maximum(np.linalg.norm(image, axis=0), np.finfo(np.float32).tiny)
+
+
+def reconstruct_pics(
+    kspace: NDArray[np.complex64],
+    mask: NDArray[np.bool_],
+    sensitivity_map: NDArray[np.complex64],
+    regularisation: float,
+) -> NDArray[np.float32]:
+    """Magnitude images by `bart pics` with an l1 norm on wavelet coefficients.
+
+    Parameters
+    ----------
+    kspace : complex64 array of shape (slices, coil, height, width)
+        Centred; samples outside the mask are not looked at.
+    mask : bool array of shape (width,)
+    sensitivity_map : complex64 array of the shape of `kspace`
+    regularisation : float
+
+    Returns
+    -------
+    float32 array of shape (slices, height, width)
+        In the units of the k-space.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no program `bart`.
+    RuntimeError
+        If it fails.
+    """
+    program = find_bart()
+    if program is None:
+        raise FileNotFoundError("There is no program bart on the PATH; install BART, as with `apt install bart`.")
+    images = []
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        for kspace_slice, map_slice in zip(kspace * mask, sensitivity_map, strict=True):
+            write_cfl(folder / "kspace", kspace_slice)
+            write_cfl(folder / "map", map_slice)
+            # -S: BART scales the data, and leaves the image scaled without it.
+            command = [str(program), "pics", "-S", "-l1", "-r", str(regularisation), "kspace", "map", "image"]
+            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            process = subprocess.run(
+                command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+            )
+            if process.returncode != 0:
+                raise RuntimeError(f"{' '.join(command)} failed: {(process.stderr or process.stdout).strip()}")
+            images.append(np.abs(read_cfl(folder / "image")[0]))
+    return np.stack(images)
+
+
+def reconstruct(kspace: NDArray[np.complex64], mask: NDArray[np.bool_], regularisation: float) -> NDArray[np.float32]:
+    """:func:`reconstruct_pics` with estimated sensitivities; a single coil has the sensitivity 1.
+
+    Parameters
+    ----------
+    kspace : complex64 array of shape (slices[, coil], height, width)
+    mask : bool array of shape (width,)
+    regularisation : float
+    """
+    if kspace.ndim == 3:
+        kspace = kspace[:, None]
+        sensitivity_map = np.ones_like(kspace)
+    else:
+        sensitivity_map = np.stack([estimate_sensitivity_map(kspace_slice, mask) for kspace_slice in kspace])
+    return reconstruct_pics(kspace, mask, sensitivity_map, regularisation)
+
+
+def choose_regularisation(
+    acquisitions: Iterable[Acquisition], regularisations: Sequence[float] = REGULARISATIONS
+) -> float:
+    """The weight with the highest mean PSNR over the volumes of the validation split."""
+
+    def score(kspace: NDArray[np.complex64], mask: NDArray[np.bool_], regularisation: float) -> float:
+        target = np.stack([root_sum_of_squares(kspace_slice) for kspace_slice in kspace])
+        return fastmri_psnr(target[:, None], reconstruct(kspace, mask, regularisation)[:, None]).item()
+
+    volumes = list(acquisitions)
+    return max(regularisations, key=lambda weight: np.mean([score(*volume, weight) for volume in volumes]))
+
+
+def write_cfl(path: Path, array: NDArray[np.complex64]) -> None:
+    """Write an array of shape (coil, height, width) as BART's `path`.hdr and `path`.cfl."""
+    coils, height, width = array.shape
+    # BART's axes: the image's three, then coils, the first varying fastest.
+    path.with_suffix(".hdr").write_text(f"# Dimensions\n{height} {width} 1 {coils}\n")
+    array.transpose(0, 2, 1).astype("<c8").tofile(path.with_suffix(".cfl"))
+
+
+def read_cfl(path: Path) -> NDArray[np.complex64]:
+    """Read what :func:`write_cfl` or BART wrote; the inverse of the former."""
+    lines = path.with_suffix(".hdr").read_text().splitlines()
+    sizes = [int(word) for word in lines[lines.index("# Dimensions") + 1].split()]
+    height, width, _, coils = (*sizes, 1, 1, 1)[:4]
+    return np.fromfile(path.with_suffix(".cfl"), "<c8").reshape(coils, width, height).transpose(0, 2, 1)
