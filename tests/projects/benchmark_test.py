@@ -1,0 +1,186 @@
+"""Tests of projects/hifimamba_benchmark and projects/hifimamba/ablations, without the images."""
+
+import hashlib
+import io
+import tarfile
+import zipfile
+from dataclasses import replace
+from importlib import import_module
+from itertools import combinations
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import yaml
+
+from direct_hifimamba import cli
+from direct_hifimamba.benchmark.configurations import compose_models
+from direct_hifimamba.benchmark.initialisation import write_initialisation
+from direct_hifimamba.benchmark.specification import Specification
+from direct_hifimamba.data.fourier import root_sum_of_squares
+
+PROJECTS = Path(__file__).parents[2] / "projects"
+ABLATIONS = PROJECTS / "hifimamba" / "ablations" / "ablations.yaml"
+SPECIFICATIONS = [*sorted((PROJECTS / "hifimamba_benchmark").glob("*coil*.yaml")), ABLATIONS]
+SPECIFICATIONS = [path for path in SPECIFICATIONS if path.name != "single_coil.yaml"]
+
+
+@pytest.fixture
+def data(monkeypatch):
+    monkeypatch.syspath_prepend(PROJECTS / "hifimamba_benchmark")
+    return import_module("data")
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Load a specification whose data are not there yet."""
+
+    def load(path: Path) -> Specification:
+        values = yaml.safe_load(path.read_text())
+        resolve = lambda names: [str((path.parent / name).resolve()) for name in names]  # noqa: E731
+        values["data"] = str(tmp_path)
+        values["configs"] = resolve(values["configs"])
+        values["accelerations"] = {name: resolve(paths) for name, paths in values["accelerations"].items()}
+        for model in values["models"].values():
+            model["configs"] = resolve(model["configs"])
+        copy = tmp_path / path.name
+        copy.write_text(yaml.safe_dump(values, sort_keys=False))
+        return Specification.load(copy)
+
+    return load
+
+
+@pytest.mark.parametrize("path", SPECIFICATIONS, ids=lambda path: path.stem)
+def test_every_model_composes(path, load, data):
+    specification = load(path)
+    composed = compose_models(specification)
+    assert composed.keys() == specification.models.keys()
+    assert specification.accelerations.keys() == data.MASKS.keys()
+    for configs in composed.values():
+        for name, config in configs.items():
+            (entry,) = config.training.datasets
+            is_single = path.stem == "singlecoil"
+            estimation = entry.transforms.sensitivity_map_estimation
+            assert estimation.sensitivity_maps_type == ("unit" if is_single else "rss_estimate")
+            masking = entry.transforms.masking
+            words = [masking.name, *map(str, masking.accelerations), *map(str, masking.center_fractions)]
+            assert " ".join(words) == data.MASKS[name]
+
+
+@pytest.mark.parametrize("path", SPECIFICATIONS, ids=lambda path: path.stem)
+def test_names_of_scaled_parameters_exist(path, load, tmp_path):
+    specification = load(path)
+    for label, configs in compose_models(specification).items():
+        if specification.models[label].scaled_parameters:
+            config = configs["equispaced_4x"]
+            write_initialisation(tmp_path / "weights.pt", config, specification.models[label].scaled_parameters, 0)
+
+
+@pytest.mark.parametrize("path", SPECIFICATIONS, ids=lambda path: path.stem)
+def test_data_are_where_the_script_writes_them(path, data):
+    folder = path.parent / yaml.safe_load(path.read_text())["data"]
+    assert folder.resolve().parent == (data.FOLDER / "data").resolve()
+    assert folder.name in data.COILS
+
+
+def test_variants_differ_from_the_full_network_and_from_each_other(load):
+    models = compose_models(load(ABLATIONS))
+    configs = [dict(config["equispaced_4x"].model) for config in models.values()]
+    assert all(one != other for one, other in combinations(configs, 2))
+    readme = ABLATIONS.with_name("README.md").read_text()
+    for label in models:
+        assert label == "full" or label in readme
+
+
+def test_no_brain_serves_two_purposes(data):
+    brains = {split: {part.image for part in data.PARTS if part.split == split} for split in ("train", "val", "test")}
+    assert brains["val"] <= brains["train"]  # other slices, see below
+    assert not brains["test"] & brains["train"]
+    for split in ("train", "val"):
+        used = [part for part in data.PARTS if part.split == split and part.image in brains["val"]]
+        assert {part.orientation for part in used} == {"axial"}
+    slices = {
+        split: [part.slices for part in data.PARTS if part.split == split and part.image in brains["val"]]
+        for split in ("train", "val")
+    }
+    gap = min(min(index) for index in slices["val"]) - max(max(index) for index in slices["train"])
+    assert gap >= 8  # mm: the template has slices of 1 mm
+
+
+def test_every_mask_is_for_the_same_volumes(data, tmp_path):
+    commands = data.simulations(tmp_path)
+    assert len(set(commands)) == len(commands) == len(data.COILS) * (1 + 2 * len(data.MASKS))
+    for coils in data.COILS:
+        for split in ("val", "test"):
+            chosen = [words for words in map(str.split, commands) if f"{coils}/{split}_" in words[3]]
+            assert {Path(words[3]).name for words in chosen} == {f"{split}_{name}" for name in data.MASKS}
+            assert len({(words[2], *words[4 : words.index("--mask")]) for words in chosen}) == 1
+
+
+def _archives(folder: Path, data, monkeypatch) -> None:
+    """Packages with small images in place of those that the parts are taken from."""
+    nibabel = pytest.importorskip("nibabel")
+    rng = np.random.default_rng(0)
+    contents = {}
+    for part in data.PARTS:
+        if part.image.member.endswith(".npy"):
+            buffer = io.BytesIO()
+            np.save(buffer, rng.uniform(1, 2, (24, 24)))
+            contents[part.image] = buffer.getvalue()
+        elif part.image.member.endswith(".nii.gz"):
+            volume = nibabel.Nifti1Image(rng.uniform(1, 2, (20, 24, 12)).astype(np.float32), np.eye(4))
+            contents[part.image] = data.gzip.compress(volume.to_bytes())
+        else:
+            contents[part.image] = data.gzip.compress(rng.integers(1, 99, 256 * 256, np.uint16).tobytes())
+    folder.mkdir()
+    for package in {image.package for image in contents}:
+        members = {f"{package}-1/{image.member}": content for image, content in contents.items()
+                   if image.package == package}  # fmt: skip
+        if package == "pycortex":
+            with tarfile.open(folder / f"{package}-1.tar.gz", "w:gz") as archive:
+                for name, content in members.items():
+                    entry = tarfile.TarInfo(name)
+                    entry.size = len(content)
+                    archive.addfile(entry, io.BytesIO(content))
+        else:
+            with zipfile.ZipFile(folder / f"{package}-1-py3-none-any.whl", "w") as archive:
+                for name, content in members.items():
+                    archive.writestr(name, content)
+    parts = [
+        replace(
+            part,
+            image=replace(part.image, sha256=hashlib.sha256(contents[part.image]).hexdigest()),
+            slices=range(min(2, len(part.slices))),
+        )
+        for part in data.PARTS
+    ]
+    monkeypatch.setattr(data, "PARTS", parts)
+
+
+def test_script_makes_the_folders_from_the_packages(data, tmp_path, monkeypatch):
+    _archives(tmp_path / "packages", data, monkeypatch)
+    monkeypatch.setattr(data, "SIMULATION", "--snr 60 --size 32 32")
+    monkeypatch.setattr(data, "run", lambda command: cli.main(command.split()[1:]))
+    monkeypatch.setattr("sys.argv", ["data.py", "--output", str(tmp_path)])
+    for _ in range(2):
+        data.main()
+    for coils, count in data.COILS.items():
+        folder = tmp_path / coils
+        assert {path.name for path in folder.iterdir()} == {
+            "train",
+            *(f"{split}_{mask}" for split in ("val", "test") for mask in data.MASKS),
+        }
+        for path in (folder / "test_equispaced_4x").iterdir():
+            with h5py.File(path) as file, h5py.File(folder / "test_equispaced_8x" / path.name) as other:
+                assert file["kspace"].shape[1:] == ((4, 32, 32) if count == 4 else (32, 32))
+                np.testing.assert_array_equal(file["kspace"], other["kspace"])
+                assert file["mask"][()].sum() > other["mask"][()].sum()
+                assert root_sum_of_squares(file["kspace"][0]).max() > 0
+
+
+def test_another_image_than_the_expected_one_is_refused(data, tmp_path, monkeypatch):
+    _archives(tmp_path / "packages", data, monkeypatch)
+    image = replace(data.PARTS[0].image, sha256="0")
+    with pytest.raises(SystemExit, match=r"is another one than that of requirements\.txt; remove"):
+        data.read_member(image, tmp_path / "packages")
