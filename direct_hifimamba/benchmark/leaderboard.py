@@ -147,6 +147,7 @@ def to_markdown(
             ]
             for position, entry in enumerate(entries, 1)
         ],
+        text_columns=3,
     )
     sources = markdown_table(
         ["results", "name", "budget", "seeds", "written", "host"],
@@ -161,6 +162,7 @@ def to_markdown(
             ]
             for source, result in results.items()
         ],
+        text_columns=6,
     )
     models = [entry.model for entry in entries]
     scores = [score for entry in entries for score in entry.scores]

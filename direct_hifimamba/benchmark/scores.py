@@ -3,8 +3,8 @@
 The groups of metrics, `GROUPS`, answer different questions and must not be mixed.
 
 A slice whose target is constant has `fastmri` scores, since the volume gives the scale, and no others. Nor has anything
-else a score whose definition divides by zero, such as the PSNR of a perfect reconstruction. No score is None, never
-NaN, and averages leave it out.
+else a score whose definition divides by zero, such as the PSNR of a perfect reconstruction; or a VIF, if it is smaller
+than `VIF_MIN_SIZE`. No score is None, never NaN, and averages leave it out.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,8 +38,14 @@ SPECTRUM_EDGES: tuple[float, ...] = tuple(np.linspace(0, 1, 17).tolist())
 HFEN_SIZE, HFEN_SIGMA = 15, 1.5
 """Of the Laplacian of Gaussian, in pixels, as in Ravishankar and Bresler, doi:10.1109/TMI.2010.2090538."""
 
+SSIM_WINDOW = 7
+"""Pixels, scikit-image's default and DIRECT's."""
+
 VIF_MAXIMUM = 255.0
 """VIF is defined for images of 8 bits: it adds noise of variance 2."""
+
+VIF_MIN_SIZE = 41
+"""Of the shorter side; on anything smaller VIF has not the four scales that define it."""
 
 
 def mean_of_errors(psnr: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
@@ -148,7 +154,6 @@ _FASTMRI = {"fastmri_ssim": fastmri_ssim, "fastmri_psnr": fastmri_psnr, "fastmri
 _CALGARY_CAMPINAS = {
     "calgary_campinas_ssim": calgary_campinas_ssim,
     "calgary_campinas_psnr": calgary_campinas_psnr,
-    "calgary_campinas_vif": calgary_campinas_vif,
 }
 
 
@@ -182,7 +187,8 @@ def score_volume(target: Volume, image: Volume) -> VolumeScores:
     Raises
     ------
     ValueError
-        If the shapes differ, the target is zero, or either has values that are not finite.
+        If the shapes differ, slices are smaller than SSIM's window, all slices of the target are constant, or either
+        has values that are not finite.
     """
     _check(target, image)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -239,8 +245,12 @@ def _check(target: Volume, image: Volume) -> None:
     for name, volume in {"target": target, "reconstruction": image}.items():
         if not np.isfinite(volume).all():
             raise ValueError(f"The {name} has pixels that are infinite or no number; it cannot be scored.")
-    if target.max() <= 0:
-        raise ValueError("The target is zero; there is nothing to compare with.")
+    if min(target.shape[1:]) < SSIM_WINDOW:
+        raise ValueError(
+            f"The slices have {target.shape[1:]} pixels; expected at least {SSIM_WINDOW} in either direction."
+        )
+    if (target == target[:, :1, :1]).all():
+        raise ValueError("No slice of the target has more than one value; there is nothing to compare with.")
 
 
 def _or_none(score: float) -> float | None:
@@ -273,12 +283,19 @@ def _per_varied_slice(
 
 
 def _calgary_campinas(target: Volume, image: Volume) -> dict[str, float]:
-    return {name: metric(target[None, None], image[None, None]).item() for name, metric in _CALGARY_CAMPINAS.items()}
+    target, image = target[None, None], image[None, None]
+    scores = {name: metric(target, image).item() for name, metric in _CALGARY_CAMPINAS.items()}
+    return scores | {"calgary_campinas_vif": calgary_campinas_vif(target, image).item() if _has_vif(target) else np.nan}
 
 
 def _detail(target: Volume, image: Volume) -> dict[str, float]:
     """Of a slice in the unit of the volume's maximum."""
-    return {"vif": vifp(VIF_MAXIMUM * target, VIF_MAXIMUM * image), "hfen": _high_frequency_error(target, image)}
+    vif = vifp(VIF_MAXIMUM * target, VIF_MAXIMUM * image) if _has_vif(target) else np.nan
+    return {"vif": vif, "hfen": _high_frequency_error(target, image)}
+
+
+def _has_vif(image: Volume) -> bool:
+    return min(image.shape[-2:]) >= VIF_MIN_SIZE
 
 
 def _high_frequency_error(target: Volume, image: Volume) -> float:

@@ -228,12 +228,14 @@ def _failure_table(failures: Iterable[Scores]) -> str:
             ]
             for score in failures
         ],
+        text_columns=4,
     )
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table whose first column is text."""
-    lines = [list(header), ["---", *["---:"] * (len(header) - 1)], *([*map(_escape, row)] for row in rows)]
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1) -> str:
+    """A table whose first columns, `text_columns` of them, are text, and the others numbers."""
+    alignment = ["---"] * text_columns + ["---:"] * (len(header) - text_columns)
+    lines = [list(header), alignment, *([*map(_escape, row)] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -179,6 +179,14 @@ def test_a_constant_slice_has_the_scores_that_the_volume_defines(
         assert METRICS[name].combine(slices_of(scores, name), axis=-1) == pytest.approx(expected, rel=1e-5)
 
 
+def test_small_images_have_no_vif(target: NDArray[np.float32], image: NDArray[np.float32]) -> None:
+    scores = score_volume(target[:, :41], image[:, :41])
+    assert None not in scores.volume.values()
+    scores = score_volume(target[..., :40], image[..., :40])
+    for scored in (scores.volume, *scores.slices):
+        assert {name for name, value in scored.items() if value is None} == {"calgary_campinas_vif", "vif"}
+
+
 def test_scores_are_what_json_can_hold(target: NDArray[np.float32]) -> None:
     target[0] = 0
     scores = score_volume(target, target.copy())
@@ -223,7 +231,12 @@ def test_a_band_without_energy_has_no_relative_error() -> None:
         (lambda target, image: (target[0], image[0]), "slices, height"),
         (lambda target, image: (target, image * np.nan), "The reconstruction has pixels"),
         (lambda target, image: (target * np.inf, image), "The target has pixels"),
-        (lambda target, image: (0 * target, image), "The target is zero"),
+        (lambda target, image: (0 * target, image), "No slice of the target"),
+        (
+            lambda target, image: (0 * target + np.float32([[[1]], [[2]], [[3]], [[0]]]), image),
+            "No slice of the target",
+        ),
+        (lambda target, image: (target[:, :6], image[:, :6]), r"\(6, 60\) pixels"),
     ],
 )
 def test_refuses_what_cannot_be_scored(
