@@ -105,7 +105,7 @@ def _check_completeness(config: DictConfig, name: str, has_search: bool) -> None
     for section in ("physics", "training", "validation", "inference"):
         if config.get(section) is None:
             raise ValueError(f"The configuration of {name} has no section {section!r}; add one to configs.")
-    if not has_search and OmegaConf.is_missing(config.training, "lr"):
+    if not has_search and OmegaConf.select(config, "training.lr") is None:
         raise ValueError(f"The configuration of {name} has no training.lr; add one, or a search.")
     if len(config.training.datasets) != 1:
         raise ValueError(

@@ -16,6 +16,7 @@ from direct_hifimamba.data.simulate import simulate_sensitivity_map
 SHAPE = (64, 64)
 COILS = 2
 SLICES = 3
+PROVENANCE = {"origin": "simulated from discs"}
 VOLUMES = {"train": ("a", "b"), "val": ("c",), "test": ("d", "e")}
 MASKS = {
     "equispaced_4x": MaskOptions("FastMRIEquispaced", 4, 0.08),
@@ -93,11 +94,11 @@ def write_data(folder: Path) -> None:
             rng = np.random.default_rng(seed_from_name(name, 0))
             path = folder / split / f"{name}.h5"
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_volume(path, [_kspace(rng, index) for index in range(SLICES)], {"origin": "simulated from discs"})
+            write_volume(path, [_kspace(rng, index) for index in range(SLICES)], PROVENANCE)
             for suffix, options in MASKS.items() if split != "train" else ():
                 view = folder / f"{split}_{suffix}" / path.name
                 view.parent.mkdir(exist_ok=True)
-                write_view(view, path, draw_line_mask(options, SHAPE, path.name, 0).samples, {})
+                write_view(view, path, draw_line_mask(options, SHAPE, path.name, 0).samples, PROVENANCE)
 
 
 def _kspace(rng: np.random.Generator, index: int) -> NDArray[np.complex64]:
