@@ -24,10 +24,10 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)))
 INK = "#000001"
 """Stands for the colour of the page's text."""
 
-WIDTH = 4.4
-"""Inches, of 72 units each: about a phone's width."""
+WIDTH, NARROW = 4.4, 3.4
+"""Inches, of 72 units each: about a phone's width, and what stands four in a row on a screen."""
 
-SETTINGS = {
+SETTINGS: dict[Any, Any] = {
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
     "axes.spines.right": False,
@@ -170,7 +170,7 @@ def draw_cost(
     Markup
     """
     with mpl.rc_context(SETTINGS):
-        figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
+        figure = Figure(figsize=(NARROW, 2.5), layout="constrained")
         axes = figure.add_subplot()
         for label, (cost, mean, low, high) in points.items():
             axes.plot([cost, cost], [low, high], color=styles[label].colour, linewidth=1.3)
@@ -179,7 +179,7 @@ def draw_cost(
         costs = [point[0] for point in points.values()]
         axes.set_xlim(min(costs) / 1.25, max(costs) * 1.25)
         wide = max(costs) > 30 * min(costs)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5), numticks=7))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5), numticks=5))
         axes.xaxis.set_major_formatter(EngFormatter(unit))
         axes.xaxis.set_minor_locator(NullLocator())
         _finish(axes, cost_label, score_label)

@@ -56,7 +56,7 @@ def white_level(target: NDArray[np.float32]) -> float:
 
 def relative_error(target: NDArray[np.float32], image: NDArray[np.float32]) -> NDArray[np.float32]:
     """Magnitude of the error, in units of the target's white."""
-    return np.abs(image - target) / np.float32(white_level(target))
+    return (np.abs(image - target) / white_level(target)).astype(np.float32)
 
 
 def draw_target(target: NDArray[np.float32]) -> str:
@@ -86,7 +86,7 @@ def choose_window(target: NDArray[np.float32]) -> Window:
 
 
 def error_limit(errors: Sequence[NDArray[np.float32]]) -> float:
-    """A limit that shows the structure of errors: a high quantile of them all, rounded up so that quarters are plain."""
+    """A limit that shows the structure of errors: a high quantile of them all, rounded up to plain quarters."""
     quantile = max(float(np.quantile(np.concatenate([error.ravel() for error in errors]), ERROR_QUANTILE)), 1e-6)
     power = 10.0 ** np.floor(np.log10(quantile))
     return float(next(step for step in (1, 1.2, 1.6, 2, 2.4, 3, 4, 5, 6, 8, 10) if step * power >= quantile) * power)

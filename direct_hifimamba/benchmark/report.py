@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import matplotlib as mpl
 import numpy as np
@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.colors import to_hex
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from direct_hifimamba.benchmark.charts import (
     Style,
@@ -89,10 +89,10 @@ class SliceKey(NamedTuple):
     """A slice of the test split."""
 
     file: str
-    index: int
+    number: int
 
     def __str__(self) -> str:
-        return f"{self.file}, slice {self.index}"
+        return f"{self.file}, slice {self.number}"
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Comparison:
 
     def anchor(self, key: SliceKey) -> str:
         """Identifier of a slice in the page."""
-        return slug(f"{self.acceleration} {key.file} {key.index}").replace(".", "_")
+        return slug(f"{self.acceleration} {key.file} {key.number}").replace(".", "_")
 
 
 @dataclass(frozen=True)
@@ -442,7 +442,7 @@ class _Images:
     def __getitem__(self, key: SliceKey) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
         """The target and, by model, the images of a slice."""
         target, images = self.load(key.file)
-        return target[key.index], {label: image[key.index] for label, image in images.items()}
+        return target[key.number], {label: image[key.number] for label, image in images.items()}
 
 
 def _compare_slices(
@@ -457,7 +457,11 @@ def _compare_slices(
     trained = [label for label, scores in shown.items() if scores.seed is not None]
     if not trained:
         return None
-    centered = all(is_centered(OmegaConf.create(model.config)) for model in results.models if model.label in trained)
+    centered = all(
+        is_centered(cast(DictConfig, OmegaConf.create(model.config or "")))
+        for model in results.models
+        if model.label in trained
+    )
     images = _Images(
         folder, specification.folder(specification.splits.test, acceleration), acceleration, shown, centered
     )
@@ -473,12 +477,14 @@ def _compare_slices(
         target, reconstructed = images[key]
         pictures = []
         for label, image in reconstructed.items():
-            scores = shown[label].slices[key.file][key.index]
+            scores = shown[label].slices[key.file][key.number]
             pictures.append(
                 Picture(label, draw_image(target, image, limit), scores["fastmri_psnr"], scores["fastmri_ssim"])
             )
-        window = choose_window(target)
-        slices.append(SliceComparison(key, by_rank, draw_target(target), *target.shape, window, pictures))
+        height, width = target.shape
+        slices.append(
+            SliceComparison(key, by_rank, draw_target(target), height, width, choose_window(target), pictures)
+        )
     return Comparison(acceleration, shown, chosen, limit, slices)
 
 
@@ -502,7 +508,7 @@ def _draw_routings(
                 drawn = [
                     RoutedBlock(
                         _name_block(block.block),
-                        encode_palette(block.experts[key.index], colours),
+                        encode_palette(block.experts[key.number], colours),
                         block.shares.tolist(),
                     )
                     for block in blocks
