@@ -119,12 +119,14 @@ def _name_source(entry: Entry) -> Entry:
 
 
 def rank(entries: Sequence[Entry], summary: Sequence[SummaryRow]) -> list[Entry]:
-    """Best first, by the mean of `RANKED_BY` over accelerations; models without scores last."""
-    means = {
-        entry.model.label: [row.mean for row in summary if (row.model, row.metric) == (entry.model.label, RANKED_BY)]
-        for entry in entries
-    }
-    return sorted(entries, key=lambda entry: -fmean(means[entry.model.label] or [-math.inf]))
+    """Best first, by the mean of `RANKED_BY` over accelerations; last the models without scores at one of them."""
+    accelerations = {row.acceleration for row in summary}
+
+    def key(entry: Entry) -> tuple[bool, float]:
+        means = [row.mean for row in summary if (row.model, row.metric) == (entry.model.label, RANKED_BY)]
+        return len(means) < len(accelerations), -fmean(means) if means else 0
+
+    return sorted(entries, key=key)
 
 
 def to_markdown(

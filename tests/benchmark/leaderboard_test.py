@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from direct_hifimamba import cli
-from direct_hifimamba.benchmark.leaderboard import merge
+from direct_hifimamba.benchmark.leaderboard import merge, rank
 from direct_hifimamba.benchmark.results import Results
-from tests.benchmark.example import BASELINE, QUALITY, ZERO_FILLED, make_results
+from tests.benchmark.example import ACCELERATIONS, BASELINE, QUALITY, ZERO_FILLED, make_results
 from tests.benchmark.tables_test import read_tables
 
 
@@ -93,6 +93,15 @@ def test_every_score_stays_with_its_model() -> None:
         source = {"a": first, "b": second}[entry.source]
         label = entry.model.label.removesuffix(f" ({entry.source})")
         assert [replace(score, model=label) for score in entry.scores] == [s for s in source.scores if s.model == label]
+
+
+def test_models_that_failed_somewhere_are_last() -> None:
+    results = make_results()
+    failed = {("HiFi-MambaV2", ACCELERATIONS[1])} | {("RIM", acceleration) for acceleration in ACCELERATIONS}
+    scores = [score for score in results.scores if (score.model, score.acceleration) not in failed]
+    summary = [row for row in results.summary if (row.model, row.acceleration) not in failed]
+    ranked = rank(merge({"a": replace(results, scores=scores)}), summary)
+    assert [entry.model.label for entry in ranked] == ["VarNet", "U-Net", ZERO_FILLED, "HiFi-MambaV2", "RIM"]
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
