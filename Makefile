@@ -15,7 +15,7 @@ BENCH_ARGS :=
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-EXTENSION := $(wildcard setup.py direct_hifimamba/ops/selective_scan/csrc/*)
+EXTENSION := $(wildcard setup.py direct_hifimamba/ops/csrc/*)
 
 .PHONY: help install demo test lint typecheck bench clean
 

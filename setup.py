@@ -1,6 +1,6 @@
-"""Build of the CPU kernel of the selective scan; everything else is in pyproject.toml.
+"""Build of the CPU kernels; everything else is in pyproject.toml.
 
-The kernel is optional: where it cannot be compiled the package installs without it and scans with PyTorch.
+The kernels are optional: where they cannot be compiled the package installs without them and computes with PyTorch.
 """
 
 import platform
@@ -9,7 +9,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-CSRC = Path("direct_hifimamba/ops/selective_scan/csrc")
+CSRC = Path("direct_hifimamba/ops/csrc")
 # Not -ffast-math: it would remove the rounding that 2^x is built on.
 FLAGS = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden"]
 FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
@@ -21,7 +21,7 @@ if platform.machine().lower() in ("x86_64", "amd64"):
         "avx2": ["-mavx2", "-mfma"],
         "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"],
     }
-    MACROS += [("SELECTIVE_SCAN_X86", "1")]
+    MACROS += [("NATIVE_X86", "1")]
 
 
 class BuildKernel(build_ext):
@@ -43,7 +43,7 @@ class BuildKernel(build_ext):
 setup(
     ext_modules=[
         Extension(
-            "direct_hifimamba.ops.selective_scan._native",
+            "direct_hifimamba.ops._native",
             sources=[str(CSRC / "native.cpp")],
             depends=[str(source) for source in CSRC.glob("*")],
             define_macros=MACROS,

@@ -25,10 +25,9 @@ from common import (
     write_results,
 )
 from direct.data.transforms import fft2, ifft2
-from torch.utils.flop_counter import FlopCounterMode
 
 from direct_hifimamba import HiFiMambaV2
-from direct_hifimamba.ops.inverted_bottleneck import inverted_bottleneck_plain
+from direct_hifimamba.benchmark.cost import count_macs
 
 #: What is measured: kind of call -> options of the network.
 KINDS: dict[str, dict[str, bool]] = {
@@ -63,21 +62,6 @@ def make_call(kind: str, size: int) -> Callable[[], object]:
     return training_step
 
 
-def multiply_accumulates(size: int) -> float:
-    """Multiply-accumulates of matrix products and convolutions in one forward pass, counted by PyTorch."""
-    import direct_hifimamba.layers.bottleneck as bottleneck
-
-    banded = bottleneck.inverted_bottleneck
-    # As defined: bands would count their statistics, which stand in for passes over memory.
-    bottleneck.inverted_bottleneck = inverted_bottleneck_plain  # type: ignore[attr-defined]
-    try:
-        with FlopCounterMode(display=False) as counter:
-            make_call("forward", size)()
-    finally:
-        bottleneck.inverted_bottleneck = banded  # type: ignore[attr-defined]
-    return counter.get_total_flops() / 2
-
-
 def measure_memory(kind: str, size: int) -> None:
     """Print [extra, base] megabytes as JSON; for a fresh process."""
     call = make_call(kind, size)
@@ -109,7 +93,7 @@ def main() -> None:
     results: dict[str, Any] = {
         "machine": machine(),
         "rounds": args.rounds,
-        "multiply_accumulates": {size: multiply_accumulates(size) for size in args.forward_sizes},
+        "multiply_accumulates": {size: count_macs(make_call("forward", size)) for size in args.forward_sizes},
         "matmul_rate": {},
         "records": [],
     }

@@ -31,8 +31,8 @@ from common import (
     write_results,
 )
 
+from direct_hifimamba.ops.library import instruction_set
 from direct_hifimamba.ops.selective_scan import selective_scan
-from direct_hifimamba.ops.selective_scan.native import instruction_set
 
 Scan = Callable[..., torch.Tensor]
 
@@ -44,7 +44,7 @@ ROUNDS = 15
 SLOW_SECONDS, SLOW_ROUNDS = 1.0, 2
 #: Backward of mamba-ssm's reference takes time and memory quadratic in the length.
 LONGEST_QUADRATIC = 1024
-SOURCE = Path(__file__).parents[1] / "direct_hifimamba/ops/selective_scan/csrc"
+SOURCE = Path(__file__).parents[1] / "direct_hifimamba/ops/csrc"
 #: Instruction set -> floats in a vector and compiler flags, as in setup.py.
 VECTORS = {
     "avx512": (16, ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"]),
@@ -164,7 +164,7 @@ def measure_limits(threads: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         program = f"{folder}/limits"
         command = ["c++", "-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", *flags]
-        command += [f"-DSELECTIVE_SCAN_WIDTH={width}", f"-I{SOURCE}", str(Path(__file__).with_name("limits.cpp"))]
+        command += [f"-DNATIVE_WIDTH={width}", f"-I{SOURCE}", str(Path(__file__).with_name("limits.cpp"))]
         subprocess.run([*command, "-o", program], check=True)
         exponential, multiply_add = map(float, subprocess.check_output([program], text=True).split()[1:3])
     return {

@@ -33,7 +33,7 @@ def _describe_backend(name: str) -> str:
         reason = next(text for text in reasons.values() if text is not None and "tensors only" not in text)
         return f"not available: {reason}"
     if name == "native":
-        from direct_hifimamba.ops.selective_scan.native import instruction_set
+        from direct_hifimamba.ops.library import instruction_set
 
         return f"available on cpu, with {instruction_set()} instructions"
     return f"available on {' and '.join(map(_device, usable))}"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from direct_hifimamba.layers.recompute import pixelwise
+from direct_hifimamba.ops.experts import Assignment, ExpertWeights, sum_of_experts
 
 if TYPE_CHECKING:
     from direct_hifimamba.config import HiFiMambaV2Config
@@ -32,7 +31,17 @@ class Expert(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Map (..., channels) to (..., channels)."""
-        return pixelwise(lambda pixels: self.project(F.gelu(self.expand(pixels))), features)
+        pixels = features.reshape(-1, features.shape[-1])
+        return sum_of_experts(pixels, [self.weights], [Assignment()]).reshape(features.shape)
+
+    @property
+    def weights(self) -> ExpertWeights:
+        """The parameters, as the operator takes them."""
+        return ExpertWeights(self.expand.weight, self.expand.bias, self.project.weight, self.project.bias)
+
+
+def _weights(experts: nn.ModuleList) -> list[ExpertWeights]:
+    return [cast(Expert, expert).weights for expert in experts]
 
 
 class Routing(NamedTuple):
@@ -107,20 +116,6 @@ def watch_routing(network: nn.Module, callback: Callable[[str, Routing], None]) 
         yield routers
 
 
-class _PermuteRows(torch.autograd.Function):
-    """Rows in another order. PyTorch's indexing does not know that a permutation's adjoint is the inverse one."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(order, inverse)
-        return rows.index_select(0, order)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        order, inverse = ctx.saved_tensors
-        return _PermuteRows.apply(grad, inverse, order), None, None
-
-
 class RoutedExperts(nn.Module):
     """Experts of which each pixel uses those its router chose: one matrix product per expert over sorted pixels.
 
@@ -139,22 +134,20 @@ class RoutedExperts(nn.Module):
         self.router = router
         self.experts = experts
 
+    def assign(self, pixels: torch.Tensor) -> tuple[list[Assignment], torch.Tensor]:
+        """The pixels (P, channels) of each expert, and the load-balancing loss."""
+        routing = self.router(pixels)
+        chosen = routing.experts.flatten()
+        order = chosen.argsort(stable=True)
+        sizes = torch.bincount(chosen, minlength=len(self.experts)).tolist()
+        weights = routing.weights.to(pixels.dtype).flatten().index_select(0, order).split(sizes)
+        indices = order.div(routing.experts.shape[1], rounding_mode="floor").split(sizes)
+        return list(map(Assignment, indices, weights)), load_balancing_loss(routing)
+
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Map pixels (P, channels) to the weighted sum of their experts' outputs and the load-balancing loss."""
-        routing = self.router(pixels)
-        # Choices lie behind one another: the first choice of every pixel, then the second ...
-        chosen = routing.experts.t().flatten()
-        order = chosen.argsort(stable=True)
-        inverse = order.argsort()
-        sizes = torch.bincount(chosen, minlength=len(self.experts)).tolist()
-
-        copies = pixels.repeat(routing.experts.shape[1], 1) if routing.experts.shape[1] > 1 else pixels
-        segments = _PermuteRows.apply(copies, order, inverse).split(sizes)
-        outputs = torch.cat([expert(segment) for expert, segment in zip(self.experts, segments, strict=True)])
-        outputs = _PermuteRows.apply(outputs, inverse, order)
-        weights = routing.weights.to(outputs.dtype).unsqueeze(-1).unbind(1)
-        weighted = [choice * weight for choice, weight in zip(outputs.chunk(len(weights)), weights, strict=True)]
-        return sum(weighted[1:], start=weighted[0]), load_balancing_loss(routing)
+        assignments, balance = self.assign(pixels)
+        return sum_of_experts(pixels, _weights(self.experts), assignments), balance
 
 
 class SharedRoutedMoE(nn.Module):
@@ -179,12 +172,14 @@ class SharedRoutedMoE(nn.Module):
         The loss is 0 without routed experts.
         """
         pixels = features.flatten(0, -2)
-        parts = [expert(pixels) for expert in self.shared]
+        experts = _weights(self.shared)
+        assignments = [Assignment()] * len(experts)
         balance = features.new_zeros((), dtype=torch.float32)
         if self.routed is not None:
-            routed, balance = self.routed(pixels)
-            parts.append(routed)
-        return sum(parts[1:], start=parts[0]).unflatten(0, features.shape[:-1]), balance
+            routed, balance = self.routed.assign(pixels)
+            experts += _weights(self.routed.experts)
+            assignments += routed
+        return sum_of_experts(pixels, experts, assignments).unflatten(0, features.shape[:-1]), balance
 
 
 def build_mixtures(config: HiFiMambaV2Config) -> list[SharedRoutedMoE]:

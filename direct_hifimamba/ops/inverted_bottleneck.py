@@ -19,6 +19,8 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from direct_hifimamba.ops import pixels as kernels
+
 EPS = 1e-5
 #: Elements of a wide tensor per band: what fits a core's cache together with a few others of its size.
 _BAND_ELEMENTS = 2**19
@@ -112,18 +114,32 @@ class _ExpandNorm(NamedTuple):
         return weights.expand * gain[:, None], weights.expand_offset - gain * self.mean.to(gain.dtype)
 
 
+class _Convolved(NamedTuple):
+    """The output of the depthwise convolution of one image."""
+
+    values: torch.Tensor  #: less any constant, (height, width, E)
+    mean: torch.Tensor  #: of `values`, scalar float64
+    std: torch.Tensor  #: their standard deviation, scalar float64
+
+
 class _Saved(NamedTuple):
     """What the backward pass of one image needs beside its input and the weights."""
 
-    convolved: torch.Tensor  #: output of the depthwise convolution less a constant, (height, width, E)
+    convolved: torch.Tensor  #: values of :class:`_Convolved`
     projected: torch.Tensor  #: input of the last GELU, (height, width, c)
     statistics: torch.Tensor  #: mean and standard deviation of `convolved`, (2,) float64
 
 
-def _forward_image(x: torch.Tensor, weights: BottleneckWeights, keep: bool) -> tuple[torch.Tensor, _Saved | None]:
-    height, width, channels = x.shape
-    wide = (height, width, weights.expand.shape[0])
-    folded, bias = _ExpandNorm.of(x.flatten(0, 1), weights.expand).fold(weights)
+def _convolve_image(x: torch.Tensor, folded: torch.Tensor, bias: torch.Tensor, kernel: torch.Tensor) -> _Convolved:
+    """Expansion, first GELU and depthwise convolution of an image."""
+    if kernels.computes(x, *folded.shape):
+        convolved, moments = kernels.expand_convolve(x, folded, bias, kernel)
+        means, squares = moments.unbind(1)
+        variance = squares.sum() / convolved.numel() + means.var(correction=0)
+        return _Convolved(convolved, means.mean(), (variance + EPS).sqrt())
+
+    height, width, _ = x.shape
+    wide = (height, width, len(folded))
 
     def expand_and_activate(rows: slice, out: torch.Tensor) -> None:
         torch.addmm(bias, x[rows].flatten(0, 1), folded.t(), out=out.flatten(0, 1))
@@ -134,7 +150,7 @@ def _forward_image(x: torch.Tensor, weights: BottleneckWeights, keep: bool) -> t
     squares = torch.zeros_like(total)
     shift: torch.Tensor | None = None
     for band, window in zip(_bands(height, width * wide[2]), _windows(wide, x, expand_and_activate), strict=True):
-        output = _depthwise(window.unsqueeze(0), weights.depthwise, row_padding=0).squeeze(0)
+        output = _depthwise(window.unsqueeze(0), kernel, row_padding=0).squeeze(0)
         if shift is None:
             # Normalisation removes any constant; without this one the sum of squares cancels less.
             shift = output.mean()
@@ -142,19 +158,34 @@ def _forward_image(x: torch.Tensor, weights: BottleneckWeights, keep: bool) -> t
         total += flat.sum()
         squares += torch.dot(flat, flat)
     mean = total / convolved.numel()
-    std = (squares / convolved.numel() - mean**2).clamp(min=0).add(EPS).sqrt()
+    return _Convolved(convolved, mean, (squares / convolved.numel() - mean**2).clamp(min=0).add(EPS).sqrt())
 
-    gain = weights.depthwise_scale / std.to(x.dtype)
-    bias = weights.depthwise_offset - gain * mean.to(x.dtype)
+
+def _project_image(
+    x: torch.Tensor, convolved: torch.Tensor, gain: torch.Tensor, offset: torch.Tensor, weight: torch.Tensor, keep: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Second normalisation and GELU, projection, third GELU and skip connection; and the argument of that GELU."""
+    if kernels.computes(x, *weight.shape):
+        return kernels.activate_project(x, convolved, gain, offset, weight, keep)
+    height, width, channels = convolved.shape
     result = torch.empty_like(x)
     projected = torch.empty_like(x) if keep else None
-    for band in _bands(height, width * wide[2]):
-        activated = torch.addcmul(bias, convolved[band], gain)
-        output = F.linear(torch.ops.aten.gelu_(activated), weights.project)
+    for band in _bands(height, width * channels):
+        activated = torch.addcmul(offset, convolved[band], gain)
+        output = F.linear(torch.ops.aten.gelu_(activated), weight)
         if projected is not None:
             projected[band] = output
         torch.add(x[band], F.gelu(output), out=result[band])
-    return result, None if projected is None else _Saved(convolved, projected, torch.stack([mean, std]))
+    return result, projected
+
+
+def _forward_image(x: torch.Tensor, weights: BottleneckWeights, keep: bool) -> tuple[torch.Tensor, _Saved | None]:
+    folded, bias = _ExpandNorm.of(x.flatten(0, 1), weights.expand).fold(weights)
+    convolved, mean, std = _convolve_image(x, folded, bias, weights.depthwise)
+    gain = weights.depthwise_scale / std.to(x.dtype)
+    offset = weights.depthwise_offset - gain * mean.to(x.dtype)
+    result, projected = _project_image(x, convolved, gain, offset, weights.project, keep)
+    return result, _Saved(convolved, projected, torch.stack([mean, std])) if keep and projected is not None else None
 
 
 def _backward_image(

@@ -1,10 +1,10 @@
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from direct_hifimamba.ops import library
 from direct_hifimamba.ops.selective_scan import resolve_backend, selective_scan
 from direct_hifimamba.ops.selective_scan.reference import selective_scan_reference
 from tests.ops.scan_cases import ScanInputs, make_inputs, relative_error
@@ -16,20 +16,6 @@ native = pytest.importorskip(
 )
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(params=native.INSTRUCTION_SETS)
-def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv(native.ISA_VARIABLE, request.param)
-    assert native.instruction_set() == request.param
-    return request.param
-
-
-@pytest.fixture
-def keep_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def run(
@@ -140,17 +126,10 @@ def test_bitwise_the_same_for_any_number_of_threads(monkeypatch: pytest.MonkeyPa
         inputs = make_inputs(batch, channels, 700, 8, groups, requires_grad=True)
         results = []
         for threads in (1, 2, 3, 7):
-            monkeypatch.setattr(native, "_number_of_threads", lambda work, threads=threads: threads)
+            monkeypatch.setattr(library, "number_of_threads", lambda *_, threads=threads: threads)
             results.append(run(native.selective_scan_native, inputs, True))
         for result in results[1:]:
             assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
-
-
-@pytest.mark.usefixtures("keep_threads")
-def test_threads_are_those_of_pytorch_and_each_has_work() -> None:
-    torch.set_num_threads(2)
-    assert native._number_of_threads(10**9) == 2
-    assert native._number_of_threads(1) == 1
 
 
 @pytest.mark.usefixtures("instruction_set")
@@ -237,20 +216,22 @@ def test_compiles_as_one_graph() -> None:
 
 
 class Scans(Dataset[torch.Tensor]):
-    """One scan with its gradients per item."""
+    """One scan with its gradients per item; by the operators, as PyTorch's autograd does not survive every fork."""
 
     def __len__(self) -> int:
         return 4
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        inputs = make_inputs(1, 64, 300, 16, requires_grad=True, seed=index)
-        return torch.cat([result.detach().flatten() for result in run(native.selective_scan_native, inputs, True)])
+        inputs = make_inputs(1, 64, 300, 16, seed=index)
+        y, states = torch.ops.direct_hifimamba.selective_scan(*inputs, True, True)
+        grads = torch.ops.direct_hifimamba.selective_scan_backward(torch.ones_like(y), *inputs, states, True)
+        return torch.cat([result.flatten() for result in (y, *grads)])
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # a fork after threads ran is the point
 def test_forked_workers_may_use_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     # Not by torch.set_num_threads: PyTorch's own threads do not survive a fork.
-    monkeypatch.setattr(native, "_number_of_threads", lambda work: 3)
+    monkeypatch.setattr(library, "number_of_threads", lambda *_: 3)
     dataset = Scans()
     expected = [dataset[i] for i in range(len(dataset))]
     loader = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60)
@@ -260,28 +241,3 @@ def test_forked_workers_may_use_threads(monkeypatch: pytest.MonkeyPatch) -> None
 def test_auto_takes_it_for_float32_on_the_cpu() -> None:
     assert resolve_backend("auto", CPU) == "native"
     assert resolve_backend("auto", CPU, torch.float64) == "torch"
-
-
-def test_unknown_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(native.ISA_VARIABLE, "mmx")
-    with pytest.raises(ValueError, match=r"DIRECT_HIFIMAMBA_ISA is 'mmx'; expected one of .*portable"):
-        native.selective_scan_native(*make_inputs(), True)
-
-
-def test_missing_extension_is_an_import_error_and_one_log_line(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(native.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match="not built"):
-        native._load_library()
-    assert len(caplog.records) == 1
-    assert os.linesep not in caplog.text.rstrip()
-
-
-def test_a_library_of_another_version_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    class OtherLibrary:
-        """Has none of the functions."""
-
-    monkeypatch.setattr(native.ctypes, "CDLL", lambda path: OtherLibrary())
-    with pytest.raises(ImportError, match="selective_scan_instruction_sets"):
-        native._load_library()

@@ -1,4 +1,9 @@
-#define SELECTIVE_SCAN_WIDTH 16
-#include "kernel.h"
+#define NATIVE_WIDTH 16
+#include "pixels_kernel.h"
+#include "scan_kernel.h"
 
-const selective_scan::Kernel selective_scan::kAvx512 = {scratch_floats, forward, backward};
+const native::Kernels native::kAvx512 = {
+    scan_scratch_floats, scan_forward,          scan_backward,          packed_floats,
+    pack,                expand_scratch_floats, expand,                 project_scratch_floats,
+    project,             expert_scratch_floats, expert,
+};

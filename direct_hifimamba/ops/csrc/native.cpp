@@ -1,4 +1,4 @@
-// C interface of the scan: choice of the instruction set, threads. Python loads it through ctypes.
+// C interface of the kernels: choice of the instruction set, threads. Python loads it through ctypes.
 #include <Python.h>
 
 #include <algorithm>
@@ -15,33 +15,36 @@
 #include <xmmintrin.h>
 #endif
 
-#include "scan.h"
+#include "kernels.h"
 
-using selective_scan::Kernel;
-using selective_scan::Scan;
-using selective_scan::Strip;
-using selective_scan::Turns;
+using native::Expand;
+using native::Expert;
+using native::Kernels;
+using native::Project;
+using native::Scan;
+using native::Strip;
+using native::Turns;
 
 namespace {
 
 struct InstructionSet {
     const char* name;
-    const Kernel* kernel;
+    const Kernels* kernels;
 };
 
 // Those that run on this machine, fastest first.
 const std::vector<InstructionSet>& instruction_sets() {
     static const std::vector<InstructionSet> sets = [] {
         std::vector<InstructionSet> found;
-#ifdef SELECTIVE_SCAN_X86
+#ifdef NATIVE_X86
         __builtin_cpu_init();
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-            found.push_back({"avx512", &selective_scan::kAvx512});
+            found.push_back({"avx512", &native::kAvx512});
         if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-            found.push_back({"avx2", &selective_scan::kAvx2});
+            found.push_back({"avx2", &native::kAvx2});
 #endif
-        found.push_back({"portable", &selective_scan::kPortable});
+        found.push_back({"portable", &native::kPortable});
         return found;
     }();
     return sets;
@@ -115,19 +118,20 @@ class BackwardTurns final : public Turns {
     std::vector<Finished> finished_;
 };
 
-// Calls work(strip, scratch) for all strips. The threads end with the call, so a process may fork at any time.
+// Calls work(task, scratch) for tasks 0, 1, ... in this order, on up to `threads` threads with `floats` of scratch each.
+// The threads end with the call, so a process may fork at any time.
 template <typename Work>
-void for_each_strip(const Scan& s, const Strips& strips, const Kernel& kernel, int64_t threads, Work work) {
+void for_each(int64_t tasks, int64_t threads, int64_t floats, Work work) {
     constexpr int64_t line = 64 / sizeof(float);
-    const int64_t floats = (kernel.scratch_floats(s, strips.most_blocks()) + line - 1) / line * line;
-    threads = std::min(threads, strips.count());
+    floats = (floats + line - 1) / line * line;
+    threads = std::min(threads, tasks);
     const std::unique_ptr<float[]> memory(new float[threads * floats + line]);
     float* aligned = memory.get() + line - reinterpret_cast<uintptr_t>(memory.get()) / sizeof(float) % line;
 
     std::atomic<int64_t> next{0};
     const auto run = [&](int64_t thread) {
         [[maybe_unused]] const FlushDenormals flush;
-        for (int64_t i; (i = next.fetch_add(1)) < strips.count();) work(strips[i], aligned + thread * floats);
+        for (int64_t i; (i = next.fetch_add(1)) < tasks;) work(i, aligned + thread * floats);
     };
     std::vector<std::thread> others;
     others.reserve(threads);
@@ -140,15 +144,42 @@ void for_each_strip(const Scan& s, const Strips& strips, const Kernel& kernel, i
     for (auto& other : others) other.join();
 }
 
+// Calls work(first, end, scratch) for the parts of a range, several times as many as there are threads.
+template <typename Work>
+void for_each_part(int64_t size, int64_t parts, int64_t threads, int64_t floats, Work work) {
+    parts = std::max<int64_t>(1, std::min(parts, size));
+    for_each(parts, threads, floats, [&](int64_t i, float* scratch) {
+        work(i * size / parts, (i + 1) * size / parts, scratch);
+    });
+}
+
+std::vector<float> packed(const Kernels& kernels, const float* weight, int64_t outputs, int64_t depth) {
+    std::vector<float> result(kernels.packed_floats(outputs, depth));
+    kernels.pack(weight, outputs, depth, result.data());
+    return result;
+}
+
+// 0, or 1 if memory ran out.
+template <typename Work>
+int guard(Work work) {
+    try {
+        work();
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+    return 0;
+}
+
 }  // namespace
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-EXPORT int selective_scan_lanes() { return selective_scan::kLanes; }
-EXPORT int selective_scan_steps() { return selective_scan::kSteps; }
+EXPORT int native_scan_lanes() { return native::kLanes; }
+EXPORT int native_scan_steps() { return native::kSteps; }
+EXPORT int native_channels() { return native::kChannels; }
 
 // Names of the instruction sets that run here, fastest first, between blanks. Below they go by their place in it.
-EXPORT const char* selective_scan_instruction_sets() {
+EXPORT const char* native_instruction_sets() {
     static const std::string names = [] {
         std::string joined;
         for (const auto& set : instruction_sets()) joined += std::string(joined.empty() ? "" : " ") + set.name;
@@ -157,30 +188,59 @@ EXPORT const char* selective_scan_instruction_sets() {
     return names.c_str();
 }
 
-// Both return 0, or 1 if memory ran out.
-EXPORT int selective_scan_forward(const Scan* s, int instruction_set, int64_t threads) {
-    const Kernel& kernel = *instruction_sets()[instruction_set].kernel;
-    try {
+EXPORT int native_scan_forward(const Scan* s, int instruction_set, int64_t threads) {
+    const Kernels& kernels = *instruction_sets()[instruction_set].kernels;
+    return guard([&] {
         const Strips strips(*s, threads);
-        for_each_strip(*s, strips, kernel, threads,
-                       [&](const Strip& strip, float* scratch) { kernel.forward(*s, strip, scratch); });
-    } catch (const std::bad_alloc&) {
-        return 1;
-    }
-    return 0;
+        for_each(strips.count(), threads, kernels.scan_scratch_floats(*s, strips.most_blocks()),
+                 [&](int64_t i, float* scratch) { kernels.scan_forward(*s, strips[i], scratch); });
+    });
 }
 
-EXPORT int selective_scan_backward(const Scan* s, int instruction_set, int64_t threads) {
-    const Kernel& kernel = *instruction_sets()[instruction_set].kernel;
-    try {
+EXPORT int native_scan_backward(const Scan* s, int instruction_set, int64_t threads) {
+    const Kernels& kernels = *instruction_sets()[instruction_set].kernels;
+    return guard([&] {
         const Strips strips(*s, threads);
         BackwardTurns turns(*s, strips);
-        for_each_strip(*s, strips, kernel, threads,
-                       [&](const Strip& strip, float* scratch) { kernel.backward(*s, strip, scratch, turns); });
-    } catch (const std::bad_alloc&) {
-        return 1;
-    }
-    return 0;
+        for_each(strips.count(), threads, kernels.scan_scratch_floats(*s, strips.most_blocks()),
+                 [&](int64_t i, float* scratch) { kernels.scan_backward(*s, strips[i], scratch, turns); });
+    });
+}
+
+EXPORT int native_expand(const Expand* given, int instruction_set, int64_t threads) {
+    const Kernels& kernels = *instruction_sets()[instruction_set].kernels;
+    return guard([&] {
+        const auto W = packed(kernels, given->W, given->wide, given->channels);
+        Expand e = *given;
+        e.W = W.data();
+        // One part per thread: where parts meet, rows are made twice.
+        for_each_part(e.height, threads, threads, kernels.expand_scratch_floats(e),
+                      [&](int64_t first, int64_t end, float* scratch) { kernels.expand(e, first, end, scratch); });
+    });
+}
+
+EXPORT int native_project(const Project* given, int instruction_set, int64_t threads) {
+    const Kernels& kernels = *instruction_sets()[instruction_set].kernels;
+    return guard([&] {
+        const auto P = packed(kernels, given->P, given->channels, given->wide);
+        Project p = *given;
+        p.P = P.data();
+        for_each_part(p.pixels, 8 * threads, threads, kernels.project_scratch_floats(p),
+                      [&](int64_t first, int64_t end, float* scratch) { kernels.project(p, first, end, scratch); });
+    });
+}
+
+EXPORT int native_expert(const Expert* given, int instruction_set, int64_t threads) {
+    const Kernels& kernels = *instruction_sets()[instruction_set].kernels;
+    return guard([&] {
+        const auto U = packed(kernels, given->U, given->hidden, given->channels);
+        const auto V = packed(kernels, given->V, given->channels, given->hidden);
+        Expert e = *given;
+        e.U = U.data();
+        e.V = V.data();
+        for_each_part(e.pixels, 8 * threads, threads, kernels.expert_scratch_floats(e),
+                      [&](int64_t first, int64_t end, float* scratch) { kernels.expert(e, first, end, scratch); });
+    });
 }
 
 // An extension module only so that wheels carry it; there is nothing to import.

@@ -1,4 +1,9 @@
-#define SELECTIVE_SCAN_WIDTH 4
-#include "kernel.h"
+#define NATIVE_WIDTH 4
+#include "pixels_kernel.h"
+#include "scan_kernel.h"
 
-const selective_scan::Kernel selective_scan::kPortable = {scratch_floats, forward, backward};
+const native::Kernels native::kPortable = {
+    scan_scratch_floats, scan_forward,          scan_backward,          packed_floats,
+    pack,                expand_scratch_floats, expand,                 project_scratch_floats,
+    project,             expert_scratch_floats, expert,
+};

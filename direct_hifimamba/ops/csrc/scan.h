@@ -1,9 +1,9 @@
-// What the dispatcher and the kernels of every instruction set agree on.
+// The selective scan: what the dispatcher and the kernels of every instruction set agree on.
 #pragma once
 
 #include <cstdint>
 
-namespace selective_scan {
+namespace native {
 
 // Channels that are scanned side by side, a block. Sixteen floats are one cache line, so blocks never share a line of a
 // channels-last tensor.
@@ -49,16 +49,4 @@ class Turns {
     ~Turns() = default;
 };
 
-struct Kernel {
-    int64_t (*scratch_floats)(const Scan&, int64_t blocks);  // per thread, for strips of so many blocks
-    void (*forward)(const Scan&, const Strip&, float* scratch);
-    void (*backward)(const Scan&, const Strip&, float* scratch, Turns&);
-};
-
-extern const Kernel kPortable;
-#ifdef SELECTIVE_SCAN_X86
-extern const Kernel kAvx2;
-extern const Kernel kAvx512;
-#endif
-
-}  // namespace selective_scan
+}  // namespace native

@@ -17,12 +17,12 @@
 
 namespace {
 
-using selective_scan::kLanes;
-using selective_scan::kSteps;
-using selective_scan::Scan;
-using selective_scan::Strip;
-using selective_scan::Turns;
-using selective_scan::View;
+using native::kLanes;
+using native::kSteps;
+using native::Scan;
+using native::Strip;
+using native::Turns;
+using native::View;
 
 constexpr int kTile = kSteps * kLanes;
 constexpr int kMaxBlock = 16;  // states that are kept in registers at a time
@@ -302,7 +302,7 @@ inline void scan_chunk(const Chunk& in, const Block& block, int64_t first, int l
     store_rows<N>(h, block.h + first * kLanes + lane);
 }
 
-void forward(const Scan& s, const Strip& strip, float* memory) {
+void scan_forward(const Scan& s, const Strip& strip, float* memory) {
     Scratch scratch(memory);
     Chunk in(s, scratch);
     float* blocks = scratch.take(strip.blocks * Block::floats(s));
@@ -409,7 +409,7 @@ inline void walk_back(
     UNROLL for (int n = 0; n < N; ++n) store(grad_A + n * kLanes, load(grad_A + n * kLanes) + sum_A[n]);
 }
 
-void backward(const Scan& s, const Strip& strip, float* memory, Turns& turns) {
+void scan_backward(const Scan& s, const Strip& strip, float* memory, Turns& turns) {
     Scratch scratch(memory);
     Chunk in(s, scratch);
     const Adjoint adjoint(s, scratch);
@@ -482,7 +482,7 @@ void backward(const Scan& s, const Strip& strip, float* memory, Turns& turns) {
     for (int64_t b = 0; b < strip.blocks; ++b) Block(s, strip, b, blocks).finish(s);
 }
 
-int64_t scratch_floats(const Scan& s, int64_t blocks) {
+int64_t scan_scratch_floats(const Scan& s, int64_t blocks) {
     return Chunk::floats(s) + Adjoint::floats(s) + blocks * Block::floats(s);
 }
 

@@ -1,18 +1,16 @@
-"""Fused selective scan for CPUs: the binding of the C++ kernel in `csrc` to PyTorch."""
+"""Fused selective scan for CPUs: the binding of its C++ kernel to PyTorch."""
 
 from __future__ import annotations
 
 import ctypes
-import importlib.util
-import logging
-import os
 
 import torch
 
-logger = logging.getLogger(__name__)
+from direct_hifimamba.ops import library
 
-#: Environment variable that names the instruction set to use instead of the fastest one.
-ISA_VARIABLE = "DIRECT_HIFIMAMBA_ISA"
+if library.UNAVAILABLE_BECAUSE:
+    raise ImportError(library.UNAVAILABLE_BECAUSE)
+
 #: Work of one thread, in products of channels, states and steps, below which starting it does not pay.
 _WORK_PER_THREAD = 250_000
 
@@ -35,49 +33,6 @@ class _ScanStruct(ctypes.Structure):
     ]
 
 
-def _load_library() -> ctypes.CDLL:
-    """The compiled extension, or an ImportError if it was not built or cannot be loaded."""
-    try:
-        spec = importlib.util.find_spec(f"{__package__}._native")
-        if spec is None or spec.origin is None:
-            raise ImportError("the C++ extension was not built; reinstall the package with gcc or clang at hand")
-        library = ctypes.CDLL(spec.origin)
-        library.selective_scan_instruction_sets.restype = ctypes.c_char_p
-        for function in (library.selective_scan_forward, library.selective_scan_backward):
-            function.argtypes = (ctypes.POINTER(_ScanStruct), ctypes.c_int, ctypes.c_int64)
-    except (ImportError, OSError, AttributeError) as error:  # the last: a library of another version
-        logger.warning(
-            "No fused selective scan on the CPU, PyTorch takes its place and several times as long: %s", error
-        )
-        raise ImportError(str(error)) from error
-    return library
-
-
-_LIBRARY = _load_library()
-_LANES: int = _LIBRARY.selective_scan_lanes()
-_STEPS: int = _LIBRARY.selective_scan_steps()
-#: Instruction sets that the kernel was built for and this machine has, fastest first.
-INSTRUCTION_SETS: list[str] = _LIBRARY.selective_scan_instruction_sets().decode().split()
-
-
-def instruction_set() -> str:
-    """The instruction set that the next call uses: the fastest one, or that of `ISA_VARIABLE`.
-
-    Raises
-    ------
-    ValueError
-        If the variable names one that does not exist here.
-    """
-    name = os.environ.get(ISA_VARIABLE) or INSTRUCTION_SETS[0]
-    if name not in INSTRUCTION_SETS:
-        raise ValueError(f"{ISA_VARIABLE} is {name!r}; expected one of {', '.join(INSTRUCTION_SETS)}, or unset it.")
-    return name
-
-
-def _number_of_threads(work: int) -> int:
-    return max(1, min(torch.get_num_threads(), work // _WORK_PER_THREAD))
-
-
 def _view(tensor: torch.Tensor | None, groups: int) -> _ViewStruct:
     """(batch, channels, length) or (batch, groups, state, length) as the kernel addresses it; null for None."""
     if tensor is None:
@@ -90,8 +45,8 @@ def _view(tensor: torch.Tensor | None, groups: int) -> _ViewStruct:
 def _states_shape(u: torch.Tensor, B: torch.Tensor) -> tuple[int, ...]:
     """Shape of the states at the start of every chunk: (batch, group, chunk, block, state, lane), see csrc/scan.h."""
     batch, groups, state, length = B.shape
-    blocks = (u.shape[1] // groups + _LANES - 1) // _LANES
-    return batch, groups, (length + _STEPS - 1) // _STEPS, blocks, state, _LANES
+    blocks = (u.shape[1] // groups + library.LANES - 1) // library.LANES
+    return batch, groups, (length + library.STEPS - 1) // library.STEPS, blocks, state, library.LANES
 
 
 def _run(
@@ -108,9 +63,7 @@ def _run(
         **{name: _view(tensor, groups) for name, tensor in views.items()},
         **{name: None if tensor is None else tensor.data_ptr() for name, tensor in vectors.items()},
     )
-    threads = _number_of_threads(batch * channels * state * length)
-    if getattr(_LIBRARY, function)(scan, INSTRUCTION_SETS.index(instruction_set()), threads):
-        raise MemoryError("The selective scan could not allocate its working memory.")
+    library.call(function, scan, batch * channels * state * length, _WORK_PER_THREAD)
 
 
 @torch.library.custom_op("direct_hifimamba::selective_scan", mutates_args=(), device_types="cpu")
@@ -129,7 +82,7 @@ def _forward(
     """Output, and the states at the start of every chunk, empty unless they are to be kept for backward."""
     y, states = _forward_fake(u, delta, A, B, C, D, z, delta_bias, delta_softplus, keep_states)
     _run(
-        "selective_scan_forward",
+        "scan_forward",
         delta_softplus,
         {"u": u, "delta": delta, "B": B, "C": C, "z": z, "y": y},
         {"A": A, "D": D, "delta_bias": delta_bias, "states": states if keep_states else None},
@@ -171,7 +124,7 @@ def _backward(
     views |= {"grad_z": None if z is None else grad_z}
     vectors = {"A": A, "D": D, "delta_bias": delta_bias, "states": states}
     vectors |= {"grad_A": grad_A, "grad_D": grad_D, "grad_delta_bias": grad_delta_bias}
-    _run("selective_scan_backward", delta_softplus, views, vectors)
+    _run("scan_backward", delta_softplus, views, vectors)
     return (
         grad_u,
         grad_delta,

@@ -1,0 +1,165 @@
+// Matrix products over pixels with what comes before and after them, compiled once per instruction set.
+//
+// A tile of kRows pixels is multiplied by a panel of kPanel output channels in registers. The tile stays in the nearest
+// cache, the packed weights in the next one, and activations, biases and sums are applied where the numbers are: nothing
+// wider than the input is written to memory but the output of the depthwise convolution.
+#pragma once
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace {
+
+using native::Expand;
+using native::Expert;
+using native::Project;
+
+// Accumulators and operands of a product fill the registers: 32 of 16 floats, else 16.
+constexpr int kRows = kWidth == 16 ? 12 : 6;
+constexpr int kVecs = 2;
+constexpr int kPanel = kVecs * kWidth;
+
+// Panel by panel, (depth, kPanel) each; outputs that do not exist are 0.
+int64_t packed_floats(int64_t outputs, int64_t depth) { return (outputs + kPanel - 1) / kPanel * kPanel * depth; }
+
+void pack(const float* weight, int64_t outputs, int64_t depth, float* packed) {
+    for (int64_t first = 0; first < outputs; first += kPanel)
+        for (int64_t k = 0; k < depth; ++k)
+            for (int64_t n = first; n < first + kPanel; ++n)
+                *packed++ = n < outputs ? weight[n * depth + k] : 0.0f;
+}
+
+// Multiplies `tile` (kRows, depth) by a packed weight; work(row, output, sum) gets the products vector by vector.
+template <typename Work>
+inline void multiply(const float* tile, const float* packed, int64_t outputs, int64_t depth, int rows, Work&& work) {
+    for (int64_t first = 0; first < outputs; first += kPanel) {
+        Vec sums[kRows][kVecs];
+        UNROLL for (int r = 0; r < kRows; ++r) UNROLL for (int v = 0; v < kVecs; ++v) sums[r][v] = Vec{};
+        for (int64_t k = 0; k < depth; ++k, packed += kPanel) {
+            Vec weight[kVecs];
+            UNROLL for (int v = 0; v < kVecs; ++v) weight[v] = load(packed + v * kWidth);
+            UNROLL for (int r = 0; r < kRows; ++r) {
+                const Vec x = splat(tile[r * depth + k]);
+                UNROLL for (int v = 0; v < kVecs; ++v) sums[r][v] += x * weight[v];
+            }
+        }
+        UNROLL for (int v = 0; v < kVecs; ++v) {
+            const int64_t output = first + v * kWidth;
+            if (output >= outputs) break;
+            UNROLL for (int r = 0; r < kRows; ++r)
+                if (r < rows) work(r, output, sums[r][v]);
+        }
+    }
+}
+
+inline int tile_rows(int64_t first, int64_t end) { return end - first < kRows ? int(end - first) : kRows; }
+
+int64_t expand_scratch_floats(const Expand& e) { return kRows * e.channels + 4 * (e.width + 2) * e.wide; }
+
+// Rows of the image, each made once but for those next to another thread's.
+void expand(const Expand& e, int64_t first_row, int64_t end_row, float* scratch) {
+    const int64_t row_floats = (e.width + 2) * e.wide;  // a column of zeros on either side
+    float* tile = scratch;
+    memset(tile, 0, kRows * e.channels * sizeof(float));
+    float* lines = tile + kRows * e.channels;
+    memset(lines, 0, 4 * row_floats * sizeof(float));
+    const float* zeros = lines + 3 * row_floats;
+    const auto line = [&](int64_t y) { return lines + (y + 3) % 3 * row_floats; };
+
+    const auto activate = [&](int64_t y) {
+        if (y < 0 || y >= e.height) return;
+        float* out = line(y) + e.wide;
+        for (int64_t first = 0; first < e.width; first += kRows, out += kRows * e.wide) {
+            const int rows = tile_rows(first, e.width);
+            memcpy(tile, e.x + (y * e.width + first) * e.channels, rows * e.channels * sizeof(float));
+            multiply(tile, e.W, e.wide, e.channels, rows, [&](int r, int64_t n, Vec sum) {
+                store(out + r * e.wide + n, gelu(sum + load(e.b + n)));
+            });
+        }
+    };
+    const auto convolve = [&](int64_t y) {
+        const float* above = y > 0 ? line(y - 1) : zeros;
+        const float* below = y + 1 < e.height ? line(y + 1) : zeros;
+        const float* rows[3] = {above, line(y), below};
+        float* out = e.convolved + y * e.width * e.wide;
+        double sum = 0, squares = 0;
+        for (int64_t n = 0; n < e.wide; n += kWidth) {
+            Vec K[3][3], total{};
+            for (int i = 0; i < 9; ++i) {
+                float lanes[kWidth];
+                for (int lane = 0; lane < kWidth; ++lane) lanes[lane] = e.depthwise[(n + lane) * 9 + i];
+                K[i / 3][i % 3] = load(lanes);
+            }
+            for (int64_t x = 0; x < e.width; ++x) {
+                Vec value{};
+                UNROLL for (int dy = 0; dy < 3; ++dy)
+                    UNROLL for (int dx = 0; dx < 3; ++dx) value += K[dy][dx] * load(rows[dy] + (x + dx) * e.wide + n);
+                store(out + x * e.wide + n, value);
+                total += value;
+            }
+            for (int lane = 0; lane < kWidth; ++lane) sum += total[lane];
+        }
+        // The row's own mean is removed before squaring, so that nothing cancels.
+        const double mean = sum / double(e.width * e.wide);
+        const Vec shift = splat(float(mean));
+        for (int64_t x = 0; x < e.width; ++x, out += e.wide) {
+            Vec total{};
+            for (int64_t n = 0; n < e.wide; n += kWidth) {
+                const Vec deviation = load(out + n) - shift;
+                total += deviation * deviation;
+            }
+            for (int lane = 0; lane < kWidth; ++lane) squares += total[lane];
+        }
+        e.moments[2 * y] = mean;
+        e.moments[2 * y + 1] = squares;
+    };
+
+    activate(first_row - 1);
+    activate(first_row);
+    for (int64_t y = first_row; y < end_row; ++y) {
+        activate(y + 1);
+        convolve(y);
+    }
+}
+
+int64_t project_scratch_floats(const Project& p) { return kRows * p.wide; }
+
+void project(const Project& p, int64_t first, int64_t end, float* tile) {
+    memset(tile, 0, kRows * p.wide * sizeof(float));
+    for (; first < end; first += kRows) {
+        const int rows = tile_rows(first, end);
+        const float* convolved = p.convolved + first * p.wide;
+        for (int r = 0; r < rows; ++r)
+            for (int64_t n = 0; n < p.wide; n += kWidth)
+                store(tile + r * p.wide + n,
+                      gelu(load(convolved + r * p.wide + n) * load(p.gain + n) + load(p.offset + n)));
+        multiply(tile, p.P, p.channels, p.wide, rows, [&](int r, int64_t n, Vec sum) {
+            const int64_t i = (first + r) * p.channels + n;
+            if (p.projected) store(p.projected + i, sum);
+            store(p.y + i, load(p.x + i) + gelu(sum));
+        });
+    }
+}
+
+int64_t expert_scratch_floats(const Expert& e) { return kRows * (e.channels + e.hidden); }
+
+void expert(const Expert& e, int64_t first, int64_t end, float* scratch) {
+    memset(scratch, 0, expert_scratch_floats(e) * sizeof(float));
+    float *tile = scratch, *hidden = scratch + kRows * e.channels;
+    for (; first < end; first += kRows) {
+        const int rows = tile_rows(first, end);
+        const auto pixel = [&](int r) { return e.index ? e.index[first + r] : first + r; };
+        for (int r = 0; r < rows; ++r)
+            memcpy(tile + r * e.channels, e.x + pixel(r) * e.channels, e.channels * sizeof(float));
+        multiply(tile, e.U, e.hidden, e.channels, rows, [&](int r, int64_t n, Vec sum) {
+            store(hidden + r * e.hidden + n, gelu(sum + load(e.a + n)));
+        });
+        multiply(hidden, e.V, e.channels, e.hidden, rows, [&](int r, int64_t n, Vec sum) {
+            float* out = e.out + pixel(r) * e.channels + n;
+            const Vec value = sum + load(e.b + n);
+            store(out, load(out) + (e.weight ? value * e.weight[first + r] : value));
+        });
+    }
+}
+
+}  // namespace

@@ -1,0 +1,115 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from direct_hifimamba.ops import library, pixels
+
+pytestmark = pytest.mark.usefixtures("instruction_set")
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+def assert_close(actual: torch.Tensor, exact: torch.Tensor) -> None:
+    """Within float32's rounding of sums of some hundred products."""
+    assert (actual.double() - exact).abs().max() <= 1e-6 * exact.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "channels", "wide"), [(1, 1, 16, 16), (2, 5, 16, 48), (7, 13, 48, 80), (9, 24, 64, 320)]
+)
+def test_expand_convolve(height: int, width: int, channels: int, wide: int) -> None:
+    x, weight, bias, kernel = draw(height, width, channels), draw(wide, channels), draw(wide), draw(wide, 1, 3, 3)
+    convolved, moments = pixels.expand_convolve(x, weight, bias, kernel)
+    activated = F.gelu(F.linear(x.double(), weight.double(), bias.double()))
+    exact = F.conv2d(activated.permute(2, 0, 1).unsqueeze(0), kernel.double(), padding=1, groups=wide)[0]
+    assert_close(convolved, exact.permute(1, 2, 0))
+    rows = convolved.double().flatten(1)
+    torch.testing.assert_close(moments[:, 0], rows.mean(1), rtol=0, atol=1e-6 * rows.abs().max().item())
+    torch.testing.assert_close(moments[:, 1], (rows - rows.mean(1, keepdim=True)).square().sum(1), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize(("height", "width", "channels", "wide"), [(1, 1, 16, 16), (3, 13, 48, 80), (9, 24, 64, 320)])
+def test_activate_project(height: int, width: int, channels: int, wide: int, keep: bool) -> None:
+    x, convolved = draw(height, width, channels), draw(height, width, wide, seed=1)
+    gain, offset, weight = draw(wide), draw(wide, seed=1), draw(channels, wide)
+    result, projected = pixels.activate_project(x, convolved, gain, offset, weight, keep)
+    exact = F.linear(F.gelu(convolved.double() * gain + offset), weight.double())
+    assert_close(result, x + F.gelu(exact))
+    if keep:
+        assert_close(projected, exact)
+    else:
+        assert projected.numel() == 0
+
+
+@pytest.mark.parametrize(("count", "channels", "hidden"), [(0, 16, 16), (1, 16, 32), (11, 48, 80), (40, 128, 256)])
+def test_add_expert(count: int, channels: int, hidden: int) -> None:
+    x, out = draw(50, channels), draw(50, channels, seed=1)
+    expert = (draw(hidden, channels), draw(hidden), draw(channels, hidden), draw(channels))
+    index, weight = torch.randperm(50)[:count], draw(count)
+    exact = out.double()
+    outputs = F.linear(
+        F.gelu(F.linear(x.double(), *(w.double() for w in expert[:2]))), *(w.double() for w in expert[2:])
+    )
+    exact[index] += outputs[index] * weight.unsqueeze(1)
+    pixels.add_expert(out, x, index, weight, *expert)
+    assert_close(out, exact)
+    pixels.add_expert(out, x, None, None, *expert)
+    assert_close(out, exact + outputs)
+
+
+def test_gelu_everywhere() -> None:
+    """The activation by itself: products with the identity leave the argument as it is."""
+    x = torch.cat(
+        [torch.linspace(-12, 12, 16 * 997), torch.logspace(-40, 30, 16 * 50), -torch.logspace(-40, 4, 16 * 50)]
+    )
+    x = x.view(1, -1, 16)
+    identity, zeros = torch.eye(16), torch.zeros(16)
+    result, _ = pixels.activate_project(torch.zeros_like(x), x, torch.ones(16), zeros, identity, False)
+    once = torch.zeros_like(x[0])
+    pixels.add_expert(once, x[0], None, None, identity, zeros, identity, zeros)
+    exact = F.gelu(x[0].double())
+    assert ((once - exact).abs() <= 1.5e-7 * x[0].abs() + 1e-37).all()
+    exact = F.gelu(once.double())
+    assert ((result[0] - exact).abs() <= 2e-7 * x[0].abs() + 1e-37).all()
+
+
+def test_nan_stays_nan_and_in_its_pixel() -> None:
+    x = draw(20, 16)
+    x[3, 5] = float("nan")
+    out = torch.zeros(20, 16)
+    pixels.add_expert(out, x, None, None, draw(32, 16), draw(32), draw(16, 32), draw(16))
+    assert torch.equal(out.isnan().any(1), torch.arange(20) == 3)
+
+
+def test_bitwise_the_same_for_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = draw(23, 9, 16), draw(48, 16)
+    expert = (weight, draw(48), draw(16, 48), draw(16))
+    results = []
+    for threads in (1, 2, 3, 7):
+        monkeypatch.setattr(library, "number_of_threads", lambda *_, threads=threads: threads)
+        convolved, moments = pixels.expand_convolve(x, weight, draw(48), draw(48, 1, 3, 3))
+        result, _ = pixels.activate_project(x, convolved, draw(48), draw(48), draw(16, 48), False)
+        out = x.flatten(0, 1).clone()
+        pixels.add_expert(out, out.clone(), None, None, *expert)
+        results.append((convolved, moments, result, out))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
+
+
+def test_operators_are_registered_correctly() -> None:
+    x, weight, bias = draw(4, 5, 16), draw(32, 16), draw(32)
+    calls = [
+        (pixels.expand_convolve, (x, weight, bias, draw(32, 1, 3, 3))),
+        (pixels.activate_project, (x, draw(4, 5, 32), bias, bias, draw(16, 32), False)),
+        (pixels.activate_project, (x, draw(4, 5, 32), bias, bias, draw(16, 32), True)),
+        (
+            pixels.add_expert,
+            (draw(20, 16), draw(20, 16), torch.randperm(20)[:7], draw(7), weight, bias, draw(16, 32), draw(16)),
+        ),
+    ]
+    for operator, arguments in calls:
+        # Not through autograd: they are called from within functions that bring their own gradients.
+        torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
