@@ -82,7 +82,7 @@ def test_pics_is_upright_to_scale_and_better_than_zero_filled(num_coils):
 def test_pics_does_not_see_what_was_not_sampled():
     kspace, mask = _acquisition(2)
     expected = classical.reconstruct(kspace, mask, 0.01)
-    np.testing.assert_array_equal(classical.reconstruct(kspace + SCALE * ~mask, mask, 0.01), expected)
+    np.testing.assert_array_equal(classical.reconstruct(kspace + np.float32(SCALE) * ~mask, mask, 0.01), expected)
 
 
 @needs_bart
