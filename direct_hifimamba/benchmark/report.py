@@ -25,6 +25,7 @@ from direct_hifimamba.benchmark.charts import (
     draw_key,
     draw_spectra,
 )
+from direct_hifimamba.benchmark.collect import ZERO_FILLED
 from direct_hifimamba.benchmark.configurations import is_centered
 from direct_hifimamba.benchmark.folder import BenchmarkFolder, slug
 from direct_hifimamba.benchmark.images import load_reconstruction, load_target, load_zero_filled
@@ -425,9 +426,9 @@ class _Images:
         self._test = test
         self._centered = centered
         self._predictions = {
-            label: folder.cell(label, scores.seed).predictions(acceleration)
+            label: folder.cell(label, scores.seed or 0).predictions(acceleration)
             for label, scores in shown.items()
-            if scores.seed is not None
+            if label != ZERO_FILLED
         }
         self._labels = list(shown)
         self.load = cache(self._load)

@@ -37,7 +37,7 @@ from direct_hifimamba.hifimamba import HiFiMambaV2
 from direct_hifimamba.reconstruct import CONFIG_NAME
 from tests.helpers import TINY, perturb
 
-OURS, HOSTILE, FAILING = "HiFi-MambaV2", "U-Net <b>$x$</b>", "ViT"
+OURS, HOSTILE, FAILING, CLASSICAL = "HiFi-MambaV2", "U-Net <b>$x$</b>", "ViT", "BART pics"
 ERROR = "RuntimeError: out of memory <script>alert(1)</script>"
 ACCELERATIONS = {
     "equispaced_4x": MaskOptions("FastMRIEquispaced", 4, 0.08),
@@ -88,7 +88,8 @@ def write_folder(
         for name, files in masks.items()
     ]
     scores += [Scores(FAILING, name, seed, "failed", ERROR) for seed in seeds for name in ACCELERATIONS]
-    scores += [_score(folder, ZERO_FILLED, None, name, None, files) for name, files in masks.items()]
+    for label, network in {CLASSICAL: Network(0.3, 0.3, 0.02, 0), ZERO_FILLED: None}.items():
+        scores += [_score(folder, label, network, name, None, files) for name, files in masks.items()]
     names = [file.name for file in masks["equispaced_4x"]]
     config = _write_checkpoint(folder, seeds)
     results = Results(
@@ -124,7 +125,7 @@ def write_folder(
         models=[
             *(_describe(label, network.parameters, config) for label, network in networks.items()),
             Model(FAILING, slug(FAILING), "trained"),
-            Model(ZERO_FILLED, slug(ZERO_FILLED), "classical"),
+            *(Model(label, slug(label), "classical") for label in (CLASSICAL, ZERO_FILLED)),
         ],
         scores=scores,
         summary=summarise_scores(scores, "VarNet"),
@@ -159,9 +160,9 @@ def _score(
     scored = {}
     for number, file in enumerate(files):
         target, image = load_target(file, SIZE), load_zero_filled(file, SIZE)
-        if network is not None and seed is not None:
-            image = _invent(target, image, network, 1000 * seed + 10 * number + len(label))
-            predictions = folder.cell(label, seed).predictions(acceleration)
+        if network is not None:
+            image = _invent(target, image, network, 1000 * (seed or 0) + 10 * number + len(label))
+            predictions = folder.cell(label, seed or 0).predictions(acceleration)
             predictions.mkdir(parents=True, exist_ok=True)
             with h5py.File(predictions / file.name, "w") as output:
                 output["reconstruction"] = image

@@ -19,7 +19,7 @@ from direct_hifimamba.benchmark.collect import ZERO_FILLED
 from direct_hifimamba.benchmark.folder import BenchmarkFolder
 from direct_hifimamba.benchmark.report import SliceKey, choose_slices, format_engineering, write_report
 from direct_hifimamba.benchmark.results import Results
-from tests.benchmark.report_folder import ACCELERATIONS, ERROR, FAILING, HOSTILE, OURS, write_folder
+from tests.benchmark.report_folder import ACCELERATIONS, CLASSICAL, ERROR, FAILING, HOSTILE, OURS, write_folder
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 BROWSER_OPTIONS = (
@@ -165,7 +165,7 @@ def test_shows_median_best_and_worst_slice_of_every_model(
                     tiles = document.get_element_by_id(rows[scores.model][rank][1:])
                     assert tiles.get("aria-label") == f"{file}, slice {index} at {acceleration}"
                     captions = " ".join(words(caption) for caption in tiles.xpath(".//figcaption"))
-                    assert all(label in captions for label in (*trained, "Target", ZERO_FILLED))
+                    assert all(label in captions for label in (*trained, "Target", CLASSICAL, ZERO_FILLED))
 
 
 def decode(uri: str) -> np.ndarray:
@@ -182,7 +182,7 @@ def test_shows_the_images_and_errors_that_were_predicted(document: Any) -> None:
             image, error = picture[:, :width].astype(float), picture[:, width:]
             assert np.corrcoef(image.ravel(), target.ravel())[0, 1] > 0.6
             errors[name] = error.mean()
-        assert errors[OURS] < errors["VarNet"] < errors[ZERO_FILLED]
+        assert errors[OURS] < errors["VarNet"] < errors[CLASSICAL] < errors[ZERO_FILLED]
 
 
 def test_shows_routing(document: Any) -> None:
