@@ -62,15 +62,7 @@ CONFIGS: dict[str, Any] = {
             "image_initialization": "sense",
         }
     },
-    "hifimamba": {
-        "model": {
-            "model_name": "hifimamba.hifimamba.HiFiMambaV2",
-            "hidden_channels": 8,
-            "blocks_per_stage": [1],
-            "state_size": 4,
-            "initialisation": "balanced",
-        }
-    },
+    "hifimamba": yaml.safe_load((Path(__file__).parents[2] / "configs" / "tiny.yaml").read_text()),
     # Passes every check of configurations, and fails when it is built.
     "failing": {"model": {"model_name": "recurrentvarnet.recurrentvarnet.RecurrentVarNet"}},
 }

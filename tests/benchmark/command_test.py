@@ -1,0 +1,89 @@
+"""The whole command, with DIRECT itself."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from direct_hifimamba import cli
+from direct_hifimamba.benchmark import runner
+from direct_hifimamba.benchmark.folder import BenchmarkFolder
+from direct_hifimamba.benchmark.results import Results
+from direct_hifimamba.reconstruct import Reconstructor
+from tests.benchmark.small_benchmark import MASKS, SPECIFICATION, VOLUMES, write_specification
+
+
+@pytest.mark.slow
+def test_models_are_compared_through_interruption_and_failure(
+    small_specification: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    models = SPECIFICATION["models"] | {"failing": {"configs": ["failing.yaml"]}}
+    write_specification(tmp_path, models=models)
+    command = ["benchmark", small_specification.name, "--output", "out", "--jobs", "2"]
+    folder = BenchmarkFolder(Path("out"))
+    cells = {(label, seed): folder.cell(label, seed) for label in models for seed in SPECIFICATION["seeds"]}
+
+    def interrupt_in_training(_: object, runs: list[runner.Run]) -> None:
+        if any(run.iterations_done > 0 for run in runs):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "_show", interrupt_in_training)
+        with pytest.raises(SystemExit, match="130"):
+            cli.main(command)
+    assert "the same command goes on" in capsys.readouterr().err
+    assert not any(cell.failure.exists() for cell in cells.values())
+    assert not folder.results_json.exists()
+
+    cli.main(command)
+    output = capsys.readouterr().out
+    results = Results.load(folder.results_json)
+    assert [model.label for model in results.models] == [*models, "zero-filled"]
+    status = {(score.model, score.seed, score.acceleration): score.status for score in results.scores}
+    assert len(status) == len(results.scores) == (len(cells) + 1) * len(MASKS)
+    for (label, seed, _), value in status.items():
+        assert value == ("failed" if label == "failing" else "finished")
+        if label == "failing":
+            assert "Unknown initializer_initialization" in cells[label, seed or 0].failure.read_text()
+            assert str(cells[label, seed or 0].failure) in output
+    for score in results.scores:
+        names = set() if score.status == "failed" else {f"{name}.h5" for name in VOLUMES["test"]}
+        assert set(score.volumes) == names
+    assert any(line.startswith("direct-hifimamba train out/cells/u_net/seed_1") for line in results.provenance.commands)
+
+    # DIRECT's own metric and ours are the same, and so are the model and what is offered of it.
+    slug = BenchmarkFolder(Path()).model("U-Net").name
+    with zipfile.ZipFile(folder.model_archive("U-Net")) as archive:
+        assert sorted(archive.namelist()) == [
+            f"{slug}/{name}" for name in ("config.yaml", "metrics_inference.json", "model_7.pt")
+        ]
+        theirs = json.loads(archive.read(f"{slug}/metrics_inference.json"))
+    for score in results.scores:
+        if (score.model, score.seed) == ("U-Net", 0):
+            for name, values in score.volumes.items():
+                expected = theirs[f"{score.acceleration}/{name}"]["fastmri_psnr_metric"]
+                assert values["fastmri_psnr"] == pytest.approx(expected, rel=1e-4)
+    Reconstructor.from_checkpoint(folder.model("U-Net") / "model_7.pt")
+    assert all(path.stat().st_size for path in (folder.results_csv, folder.results_markdown, folder.model_zoo))
+    assert "<svg" in folder.report.read_text()
+
+    # Nothing is left to do but to try the failing model again.
+    with monkeypatch.context() as patch:
+        calls: list[list[str]] = []
+        patch.setattr(runner.Runner, "_call", lambda _, arguments, log: calls.append(arguments))
+        cli.main(command)
+    assert len(calls) == 2
+    assert all("failing" in arguments[1] for arguments in calls)
+
+
+def test_what_is_wrong_is_said_before_anything_starts(
+    small_specification: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = {"learning_rates": [1e-3], "budget": {"iterations": 6}, "metric": "psnr"}
+    write_specification(tmp_path, search=search)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["benchmark", str(small_specification), "--output", str(tmp_path / "out")])
+    assert "search.metric is 'psnr'; expected one of fastmri_ssim, fastmri_psnr" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
