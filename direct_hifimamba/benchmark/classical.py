@@ -54,7 +54,8 @@ def estimate_sensitivity_map(
     window = np.zeros(mask.size, np.float32)
     window[center_lines] = np.exp(-np.square(np.linspace(-1, 1, mask.size) / gaussian))[center_lines]
     image = kspace_to_image(kspace * window)
-    return image / np.maximum(np.linalg.norm(image, axis=0), np.finfo(np.float32).tiny)
+    norm: NDArray[np.float32] = np.linalg.norm(image, axis=0)
+    return (image / np.maximum(norm, np.finfo(np.float32).tiny)).astype(np.complex64)
 
 
 def reconstruct_pics(
@@ -97,9 +98,7 @@ def reconstruct_pics(
             # -S: BART scales the data, and leaves the image scaled without it.
             command = [str(program), "pics", "-S", "-l1", "-r", str(regularisation), "kspace", "map", "image"]
             environment = os.environ | {"OMP_NUM_THREADS": "1"}
-            process = subprocess.run(
-                command, cwd=folder, env=environment, capture_output=True, text=True, check=False
-            )
+            process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
             if process.returncode != 0:
                 raise RuntimeError(f"{' '.join(command)} failed: {(process.stderr or process.stdout).strip()}")
             images.append(np.abs(read_cfl(folder / "image")[0]))
