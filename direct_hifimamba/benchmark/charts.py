@@ -97,7 +97,7 @@ def draw_distributions(
     styles: Mapping[str, Style],
     axis_label: str,
 ) -> Markup:
-    """A row per model: box over the slices, circles for the volumes, and the mean with its interval.
+    """A row per model: box over the slices, dots for the volumes below it, and the mean with its interval.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ def draw_distributions(
                 capprops=line,
                 medianprops=line,
             )
-            axes.plot(volumes[label], [row] * len(volumes[label]), "o", markersize=3.5, color=colour, alpha=0.6)
+            axes.plot(volumes[label], [row + 0.4] * len(volumes[label]), "o", markersize=3, color=colour)
             if label in intervals:
                 mean, low, high = intervals[label]
                 axes.plot([low, high], [row, row], color=INK, linewidth=3, solid_capstyle="butt")
