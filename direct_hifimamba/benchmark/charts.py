@@ -140,7 +140,7 @@ def draw_distributions(
         for tick, label in zip(axes.get_yticklabels(), labels, strict=True):
             tick.set_fontweight("bold" if styles[label].highlighted else "normal")
         axes.tick_params(axis="y", length=0)
-        axes.invert_yaxis()
+        axes.set_ylim(len(labels) - 0.35, -0.5)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.grid(axis="x")
         axes.set_xlabel(axis_label)
