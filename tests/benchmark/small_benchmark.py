@@ -100,7 +100,9 @@ def _kspace(rng: np.random.Generator, index: int) -> NDArray[np.complex64]:
         y, x = rng.uniform(-0.6, 0.6, 2)
         image += rng.uniform(30, 100) * (np.hypot(rows - y, columns - x) < rng.uniform(0.05, 0.4))
     maps = simulate_sensitivity_map(0.1 * index, SHAPE, COILS, np.random.SeedSequence(0))
-    return image_to_kspace((image * maps).astype(np.complex64))
+    kspace = image_to_kspace((image * maps).astype(np.complex64))
+    noise = rng.standard_normal((2, *kspace.shape), np.float32)
+    return kspace + noise[0] + np.complex64(1j) * noise[1]
 
 
 def write_specification(folder: Path, **changes: Any) -> Path:
