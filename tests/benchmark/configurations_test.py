@@ -69,7 +69,6 @@ def test_models_may_choose_their_optimiser(tmp_path: Path) -> None:
         ({"parameters": {"mask": {"accelerations": [4, 8], "center_fractions": [0.08, 0.04]}}}, "in one data set"),
         ({"inference": {"dataset": {"transforms": {"masking": "${parameters.mask}"}}}}, "expected stored ones"),
         ({"training": {"datasets": []}}, "has 0 entries in training.datasets"),
-        ({"training": {"lr": None}}, "has no training.lr; add one, or a search"),
         ({"inference": None}, "has no section 'inference'"),
     ],
 )
@@ -80,6 +79,16 @@ def test_configurations_that_would_compare_something_else_are_refused(
     models = {"U-Net": {"configs": ["unet.yaml", "extra.yaml"]}}
     with pytest.raises(ValueError, match=f"U-Net at equispaced_4x.*{message}"):
         compose_models(load(tmp_path, models=models))
+
+
+def test_a_learning_rate_is_given_or_searched(tmp_path: Path) -> None:
+    search = {"learning_rates": [1e-3], "budget": {"iterations": 6}}
+    specifications = load(tmp_path), load(tmp_path, search=search)
+    common = tmp_path / "common.yaml"
+    common.write_text(common.read_text().replace("lr: 0.001", "weight_decay: 0.1"))
+    with pytest.raises(ValueError, match=r"at equispaced_4x has no training\.lr; add one, or a search"):
+        compose_models(specifications[0])
+    compose_models(specifications[1])
 
 
 def test_accelerations_differ_in_their_masks_alone(tmp_path: Path) -> None:
