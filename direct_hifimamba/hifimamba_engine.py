@@ -50,8 +50,10 @@ class HiFiMambaV2Engine(MRIModelEngine):
             sensitivity_map=data["sensitivity_map"],
         )
         self._load_balancing_loss = output.load_balancing_loss
-        coil_images = expand_operator(output.image, data["sensitivity_map"], dim=self._coil_dim)
-        return output.image, self.forward_operator(coil_images, dim=self._spatial_dims)
+        # DIRECT takes the magnitude, whose derivative is NaN at an exact 0, as where no coil's sensitivity is above 0.
+        image = output.image.where((output.image != 0).any(dim=-1, keepdim=True), 0.0)
+        coil_images = expand_operator(image, data["sensitivity_map"], dim=self._coil_dim)
+        return image, self.forward_operator(coil_images, dim=self._spatial_dims)
 
     def train(self, optimizer: Optimizer, lr_scheduler: LRScheduler, *args: Any, **kwargs: Any) -> None:
         """Train as DIRECT does, with the configured learning rate schedule."""

@@ -121,6 +121,16 @@ def test_an_iteration_trains_and_logs_every_loss_by_name() -> None:
     assert all(gradient is not None for gradient in parameter_gradients(engine, ""))
 
 
+def test_pixels_that_no_coil_sees_do_not_spoil_the_gradient() -> None:
+    engine, data = build_engine("l1_loss"), batch()
+    data["sensitivity_map"][..., :4, :5, :] = 0
+    engine.model.train()
+    output = engine._do_iteration(data, loss_fns=engine.build_loss())
+    assert (output.output_image[..., :4, :5] == 0).all()
+    gradients = [parameter.grad for parameter in engine.model.parameters()]
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+
+
 def test_every_loss_reaches_the_network() -> None:
     gradients = {}
     for losses in (("l1_loss",), ("kspace_l1_loss",)):

@@ -68,6 +68,8 @@ class Search:
 class Specification:
     """A benchmark; paths are absolute.
 
+    A file may have the key `extends` as well: another specification in its folder, whose keys hold where it has none.
+
     Attributes
     ----------
     name, description : str
@@ -155,14 +157,27 @@ class _Reader:
             raise ValueError(f"{path} is no valid YAML: {error}") from error
         self._values = self._mapping(values, "the file")
 
+    def _extended(self) -> dict[str, Any]:
+        """The values, with those of the specification that it extends where it has none; keys count as a whole."""
+        values = dict(self._values)
+        if "extends" not in values:
+            return values
+        base = self._existing(values.pop("extends"), "extends")
+        if base.parent != self._path.parent.resolve():
+            self._fail("extends", str(base), "a specification in the same folder, as paths in it are relative to that")
+        inherited = _Reader(base)._values
+        if "extends" in inherited:
+            self._fail("extends", str(base), "a specification that extends no other")
+        return inherited | values
+
     def fields(self) -> dict[str, Any]:
-        values = self._known(self._values, Specification, "the file")
+        values = self._known(self._extended(), Specification, "the file")
         for key in ("name", "data", "configs", "accelerations", "models", "budget"):
             if values.get(key) is None:
                 self._fail(key, None, "a value; it has no default")
         models = {label: self._model(label, model) for label, model in self._labels(values, "models")}
         self._check_slugs(models)
-        baseline = values.get("baseline", next(iter(models)))
+        baseline = str(values.get("baseline", next(iter(models))))
         if baseline not in models:
             self._fail("baseline", baseline, f"one of the models {', '.join(models)}")
         accelerations = self._labels(values, "accelerations")
@@ -262,16 +277,19 @@ class _Reader:
     def _search(self, value: Any) -> Search:
         values = self._known(value, Search, "search")
         rates = values.get("learning_rates")
-        if not isinstance(rates, list) or not rates or len(set(rates)) < len(rates):
-            self._fail("search.learning_rates", rates, "a list of different numbers")
+        if not isinstance(rates, list) or not rates:
+            self._fail("search.learning_rates", rates, "a list of numbers")
+        rates = [self._number(rate, "search.learning_rates", "numbers above 0", 1e-12) for rate in rates]
+        if len({f"{rate:g}" for rate in rates}) < len(rates):  # as in the names of folders
+            self._fail("search.learning_rates", rates, "numbers that differ in their first six digits")
         return Search(
-            tuple(self._number(rate, "search.learning_rates", "numbers above 0", 1e-12) for rate in rates),
+            tuple(rates),
             self._budget(values.get("budget"), "search.budget"),
             str(values.get("metric", Search.metric)),
         )
 
     def _seeds(self, value: Any) -> tuple[int, ...]:
-        valid = isinstance(value, list) and value and all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in value)
+        valid = isinstance(value, list) and value and all(type(seed) is int and 0 <= seed < 2**32 for seed in value)
         if not valid or len(set(value)) < len(value):
             self._fail("seeds", value, "a list of different integers from 0 to 2**32 - 1")
         return tuple(value)

@@ -76,7 +76,7 @@ def test_numbers_may_be_written_with_exponents(folder: Path) -> None:
         ({"seeds": []}, "seeds is []"),
         ({"device": "tpu"}, "device is 'tpu'; expected cpu or cuda"),
         ({"search": {"learning_rates": [], "budget": {"iterations": 6}}}, "search.learning_rates is []"),
-        ({"search": {"learning_rates": [1, 1], "budget": {"iterations": 6}}}, "expected a list of different numbers"),
+        ({"search": {"learning_rates": [1, 1], "budget": {"iterations": 6}}}, "expected numbers that differ"),
         ({"search": {"learning_rates": [0], "budget": {"iterations": 6}}}, "search.learning_rates is 0"),
         ({"search": {"learning_rates": [1]}}, "search.budget is None; expected keys with values"),
         ({"splits": {"tset": "test"}}, "a key of splits is 'tset'; expected test"),
@@ -103,3 +103,28 @@ def test_broken_yaml_is_named(folder: Path) -> None:
     path.write_text("name: [")
     with pytest.raises(ValueError, match="no valid YAML"):
         Specification.load(path)
+
+
+def test_a_specification_extends_another_by_whole_keys(folder: Path) -> None:
+    base = write_specification(folder, search=SEARCH)
+    path = folder / "longer.yaml"
+    path.write_text(f"extends: {base.name}\nname: longer\nbudget: {{minutes: 3}}\nsearch: null\n")
+    expected = Specification.load(write_specification(folder, name="longer", budget={"minutes": 3}))
+    write_specification(folder, search=SEARCH)
+    assert Specification.load(path) == expected
+
+
+def test_extensions_are_of_one_folder_and_one_step(folder: Path) -> None:
+    base = write_specification(folder)
+    first, second = folder / "first.yaml", folder / "second.yaml"
+    first.write_text(f"extends: {base.name}")
+    second.write_text("extends: first.yaml")
+    with pytest.raises(ValueError, match="expected a specification that extends no other"):
+        Specification.load(second)
+    (folder / "deeper").mkdir()
+    (folder / "deeper" / "third.yaml").write_text(f"extends: ../{base.name}")
+    with pytest.raises(ValueError, match="expected a specification in the same folder"):
+        Specification.load(folder / "deeper" / "third.yaml")
+    with pytest.raises(FileNotFoundError, match="extends is 'none.yaml'"):
+        (folder / "fourth.yaml").write_text("extends: none.yaml")
+        Specification.load(folder / "fourth.yaml")

@@ -44,6 +44,8 @@ def load(tmp_path_factory):
             return [str((path.parent / name).resolve()) for name in names]
 
         values = yaml.safe_load(path.read_text())
+        if "extends" in values:
+            values = yaml.safe_load((path.parent / values.pop("extends")).read_text()) | values
         values["data"] = str(folder)
         values["configs"] = resolve(values["configs"])
         values["accelerations"] = {name: resolve(paths) for name, paths in values["accelerations"].items()}
