@@ -83,6 +83,9 @@ def _add_gradients(
     grad_features: torch.Tensor,
 ) -> tuple[torch.Tensor | None, ...]:
     """Gradients of the weights and of the assignment's; that of the features is added to `grad_features`."""
+    if kernels.computes(features, *expert.project.shape):
+        *found, grad_weight = kernels.add_expert_gradients(grad_features, grad, features, *assignment, *expert)
+        return *found, None, None if assignment.weight is None else grad_weight
     grads = ExpertWeights(*(torch.zeros_like(weight) for weight in expert))
     weight = assignment.weight
     grad_weight = None if weight is None else torch.empty_like(weight)

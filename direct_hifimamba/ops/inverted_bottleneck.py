@@ -188,78 +188,112 @@ def _forward_image(x: torch.Tensor, weights: BottleneckWeights, keep: bool) -> t
     return result, _Saved(convolved, projected, torch.stack([mean, std])) if keep and projected is not None else None
 
 
-def _backward_image(
-    x: torch.Tensor, weights: BottleneckWeights, saved: _Saved, grad: torch.Tensor, grads: BottleneckWeights
-) -> torch.Tensor:
-    """Gradient of one image; those of the weights are added to `grads`."""
-    height, width, channels = x.shape
-    wide = (height, width, weights.expand.shape[0])
-    count = height * width * wide[2]
-    dtype = x.dtype
-    mean, std = saved.statistics.to(dtype)
-    gain = weights.depthwise_scale / std
-    bias = weights.depthwise_offset - gain * mean
-
-    # Through projection and second normalisation up to its affine part; sums over pixels on the way.
-    wide_grad = x.new_empty(wide)
-    offset_grad = x.new_zeros(wide[2])
-    product = torch.zeros_like(offset_grad)
-    for band in _bands(height, width * wide[2]):
+def _project_gradients(
+    grad: torch.Tensor, saved: _Saved, gain: torch.Tensor, offset: torch.Tensor, weight: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of :func:`_project_image`, as `activate_project_gradients` returns them."""
+    if kernels.computes(grad, *weight.shape):
+        return kernels.activate_project_gradients(grad, saved.projected, saved.convolved, gain, offset, weight)
+    height, width, channels = saved.convolved.shape
+    normalised_grad = torch.empty_like(saved.convolved)
+    weight_grad = torch.zeros_like(weight)
+    total, product = torch.zeros_like(gain), torch.zeros_like(gain)
+    for band in _bands(height, width * channels):
         convolved = saved.convolved[band].flatten(0, 1)
-        normalised = torch.addcmul(bias, convolved, gain)
+        normalised = torch.addcmul(offset, convolved, gain)
         projected_grad = torch.ops.aten.gelu_backward(grad[band], saved.projected[band]).flatten(0, 1)
-        grads.project.addmm_(projected_grad.t(), F.gelu(normalised))
-        band_grad = wide_grad[band].flatten(0, 1)
-        torch.ops.aten.gelu_backward(projected_grad @ weights.project, normalised, grad_input=band_grad)
-        offset_grad += band_grad.sum(0)
+        weight_grad.addmm_(projected_grad.t(), F.gelu(normalised))
+        band_grad = normalised_grad[band].flatten(0, 1)
+        torch.ops.aten.gelu_backward(projected_grad @ weight, normalised, grad_input=band_grad)
+        total += band_grad.sum(0)
         product += torch.mul(band_grad, convolved).sum(0)
-    scale_grad = (product - mean * offset_grad) / std
-    grads.depthwise_offset.add_(offset_grad)
-    grads.depthwise_scale.add_(scale_grad)
-    # Gradient of the normalised values: gain * g - slope * convolved - level.
-    slope = (weights.depthwise_scale * scale_grad).sum() / (count * std**2)
-    level = (gain * offset_grad).sum() / count - slope * mean
+    return normalised_grad, weight_grad, total, product
 
-    norm = _ExpandNorm.of(x.flatten(0, 1), weights.expand)
-    folded, bias = norm.fold(weights)
+
+def _convolve_gradients(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    folded: torch.Tensor,
+    bias: torch.Tensor,
+    kernel: torch.Tensor,
+    normalised_grad: torch.Tensor,
+    convolved: torch.Tensor,
+    gain: torch.Tensor,
+    slope: torch.Tensor,
+    level: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of :func:`_convolve_image`, given and returned as by `expand_convolve_gradients`."""
+    if kernels.computes(x, *folded.shape):
+        return kernels.expand_convolve_gradients(
+            grad, x, folded, bias, kernel, normalised_grad, convolved, gain, slope, level
+        )
 
     def expand(rows: slice, out: torch.Tensor) -> None:
         torch.addmm(bias, x[rows].flatten(0, 1), folded.t(), out=out.flatten(0, 1))
 
     def convolved_grad(rows: slice, out: torch.Tensor) -> None:
-        torch.addcmul(-level, wide_grad[rows], gain, out=out)
-        out.sub_(saved.convolved[rows], alpha=slope.item())
+        torch.addcmul(-level, normalised_grad[rows], gain, out=out)
+        out.addcmul_(convolved[rows], slope, value=-1)
 
-    # Through convolution, first GELU and expansion.
-    flipped = weights.depthwise.flip(2, 3)
+    height, width, _ = x.shape
+    wide = (height, width, len(kernel))
+    flipped = kernel.flip(2, 3)
     input_grad = grad.clone()
-    offset_grad = x.new_zeros(wide[2])
-    correlation = torch.zeros_like(weights.expand)
+    bias_grad, folded_grad, kernel_grad = torch.zeros_like(bias), torch.zeros_like(folded), torch.zeros_like(kernel)
     for band, window, grad_window in zip(
         _bands(height, width * wide[2]),
         _windows(wide, x, expand),
         _windows(wide, x, convolved_grad),
         strict=True,
     ):
-        _, kernel_grad, _ = torch.ops.aten.convolution_backward(
+        kernel_grad += torch.ops.aten.convolution_backward(
             grad_window[1:-1].unsqueeze(0).permute(0, 3, 1, 2),
             F.gelu(window).unsqueeze(0).permute(0, 3, 1, 2),
-            weights.depthwise,
+            kernel,
             None,
             stride=[1, 1],
             padding=[0, 1],
             dilation=[1, 1],
             transposed=False,
             output_padding=[0, 0],
-            groups=wide[2],
+            groups=len(kernel),
             output_mask=[False, True, False],
-        )
-        grads.depthwise.add_(kernel_grad)
+        )[1]
         activated_grad = _depthwise(grad_window.unsqueeze(0), flipped, row_padding=0).squeeze(0)
         band_grad = torch.ops.aten.gelu_backward(activated_grad, window[1:-1]).flatten(0, 1)
-        offset_grad += band_grad.sum(0)
-        correlation.addmm_(band_grad.t(), x[band].flatten(0, 1))
+        bias_grad += band_grad.sum(0)
+        folded_grad.addmm_(band_grad.t(), x[band].flatten(0, 1))
         input_grad[band].flatten(0, 1).addmm_(band_grad, folded)
+    return input_grad, folded_grad, bias_grad, kernel_grad
+
+
+def _backward_image(
+    x: torch.Tensor, weights: BottleneckWeights, saved: _Saved, grad: torch.Tensor, grads: BottleneckWeights
+) -> torch.Tensor:
+    """Gradient of one image; those of the weights are added to `grads`."""
+    count = saved.convolved.numel()
+    dtype = x.dtype
+    mean, std = saved.statistics.to(dtype)
+    gain = weights.depthwise_scale / std
+    offset = weights.depthwise_offset - gain * mean
+
+    # Through projection and second normalisation up to its affine part; sums over pixels on the way.
+    normalised_grad, project_grad, offset_grad, product = _project_gradients(grad, saved, gain, offset, weights.project)
+    scale_grad = (product - mean * offset_grad) / std
+    grads.project.add_(project_grad)
+    grads.depthwise_offset.add_(offset_grad)
+    grads.depthwise_scale.add_(scale_grad)
+    # Gradient of the convolution's output: gain * g - slope * convolved - level.
+    slope = (weights.depthwise_scale * scale_grad).sum() / (count * std**2)
+    level = (gain * offset_grad).sum() / count - slope * mean
+
+    # Through convolution, first GELU and expansion.
+    norm = _ExpandNorm.of(x.flatten(0, 1), weights.expand)
+    folded, bias = norm.fold(weights)
+    input_grad, correlation, offset_grad, kernel_grad = _convolve_gradients(
+        grad, x, folded, bias, weights.depthwise, normalised_grad, saved.convolved, gain, slope, level
+    )
+    grads.depthwise.add_(kernel_grad)
 
     # What the statistics of the first normalisation add, again from sums over pixels alone.
     offset_grad, correlation = offset_grad.double(), correlation.double()

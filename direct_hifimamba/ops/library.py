@@ -14,7 +14,10 @@ logger = logging.getLogger(__name__)
 #: Environment variable that names the instruction set to use instead of the fastest one.
 ISA_VARIABLE = "DIRECT_HIFIMAMBA_ISA"
 
-_FUNCTIONS = ("scan_forward", "scan_backward", "expand", "project", "expert")
+_FUNCTIONS = (
+    *("scan_forward", "scan_backward"),
+    *("expand", "project", "expert", "expand_backward", "project_backward", "expert_backward"),
+)
 
 
 def _load() -> tuple[ctypes.CDLL | None, str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import math
+from collections.abc import Iterator
 
 import torch
 
@@ -10,6 +12,8 @@ from direct_hifimamba.ops import library
 
 #: Multiply-accumulates below which starting another thread does not pay.
 _WORK_PER_THREAD = 2_000_000
+#: Backward passes sum over pixels in at most so many parts, of at least so many pixels, whatever the number of threads.
+_PARTS, _PIXELS_PER_PART = 8, 256
 
 
 def _struct(name: str, integers: str, pointers: str) -> type[ctypes.Structure]:
@@ -23,6 +27,19 @@ def _struct(name: str, integers: str, pointers: str) -> type[ctypes.Structure]:
 _Expand = _struct("Expand", "height width channels wide", "x W b depthwise convolved moments")
 _Project = _struct("Project", "pixels channels wide", "x convolved gain offset P projected y")
 _Expert = _struct("Expert", "pixels channels hidden", "x index weight U a V b out")
+_ProjectBackward = _struct(
+    "ProjectBackward",
+    "pixels channels wide parts",
+    "grad projected convolved gain offset Pt grad_normalised sums",
+)
+_ExpandBackward = _struct(
+    "ExpandBackward",
+    "height width channels wide parts",
+    "x grad W b Wt depthwise grad_normalised convolved gain slope level grad_x sums",
+)
+_ExpertBackward = _struct(
+    "ExpertBackward", "pixels channels hidden parts", "x grad index weight U a Ut Vt b grad_x grad_weight sums"
+)
 
 
 def computes(features: torch.Tensor, *channels: int) -> bool:
@@ -42,6 +59,20 @@ def _call(function: str, struct: type[ctypes.Structure], work: int, **arguments:
     }
     fields = {name: value.data_ptr() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
     library.call(function, struct(**fields), work, _WORK_PER_THREAD)
+
+
+def _new_sums(pixels: int, floats: int) -> torch.Tensor:
+    """Memory for the sums of every part, (parts, floats) float32."""
+    return torch.empty(max(1, min(_PARTS, pixels // _PIXELS_PER_PART)), floats)
+
+
+def _add_up(sums: torch.Tensor, *shapes: tuple[int, ...]) -> Iterator[torch.Tensor]:
+    """Sums over the parts in their order, cut into tensors of these shapes."""
+    for parts, shape in zip(sums.split([math.prod(shape) for shape in shapes], dim=1), shapes, strict=True):
+        total = parts[0].clone()
+        for part in parts[1:]:
+            total += part
+        yield total.view(shape)
 
 
 @torch.library.custom_op("direct_hifimamba::expand_convolve", mutates_args=(), device_types="cpu")
@@ -144,6 +175,125 @@ def _activate_project_fake(x, convolved, gain, offset, weight, keep):  # type: i
     return x.new_empty(x.shape), x.new_empty(x.shape if keep else (0,))
 
 
+@torch.library.custom_op("direct_hifimamba::activate_project_gradients", mutates_args=(), device_types="cpu")
+def activate_project_gradients(
+    grad: torch.Tensor,
+    projected: torch.Tensor,
+    convolved: torch.Tensor,
+    gain: torch.Tensor,
+    offset: torch.Tensor,
+    weight: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of :func:`activate_project` up to n = gain convolved + offset, but for that of `x`, which is `grad`.
+
+    Parameters
+    ----------
+    grad : torch.Tensor
+        Gradient of the result, (height, width, c), float32, as all of them.
+    projected, convolved, gain, offset, weight : torch.Tensor
+        As there.
+
+    Returns
+    -------
+    tuple of torch.Tensor
+        Gradient of n, (height, width, E); that of the weight, (c, E); the first one summed over pixels, and its
+        product with `convolved`, (E,).
+    """
+    pixels, (channels, wide) = grad.shape[0] * grad.shape[1], weight.shape
+    normalised_grad = torch.empty_like(convolved)
+    sums = _new_sums(pixels, wide * channels + 2 * wide)
+    _call(
+        "project_backward",
+        _ProjectBackward,
+        2 * pixels * channels * wide,
+        pixels=pixels,
+        channels=channels,
+        wide=wide,
+        parts=len(sums),
+        grad=grad,
+        projected=projected,
+        convolved=convolved,
+        gain=gain,
+        offset=offset,
+        Pt=weight.t(),
+        grad_normalised=normalised_grad,
+        sums=sums,
+    )
+    weight_grad, total, product = _add_up(sums, (wide, channels), (wide,), (wide,))
+    return normalised_grad, weight_grad.t().contiguous(), total, product
+
+
+@activate_project_gradients.register_fake
+def _activate_project_gradients_fake(grad, projected, convolved, gain, offset, weight):  # type: ignore[no-untyped-def]
+    return tuple(map(torch.empty_like, (convolved, weight, gain, gain)))
+
+
+@torch.library.custom_op("direct_hifimamba::expand_convolve_gradients", mutates_args=(), device_types="cpu")
+def expand_convolve_gradients(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    depthwise: torch.Tensor,
+    normalised_grad: torch.Tensor,
+    convolved: torch.Tensor,
+    gain: torch.Tensor,
+    slope: torch.Tensor,
+    level: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of :func:`expand_convolve`, where that of its result is gain normalised_grad - slope convolved - level.
+
+    Parameters
+    ----------
+    grad : torch.Tensor
+        To be added to the gradient of `x`, (height, width, c), float32, as all of them.
+    x, weight, bias, depthwise : torch.Tensor
+        As there.
+    normalised_grad, convolved : torch.Tensor
+        Of shape (height, width, E).
+    gain, slope, level : torch.Tensor
+        Of shape (E,), (), ().
+
+    Returns
+    -------
+    tuple of torch.Tensor
+        `grad` + gradient of `x`; gradients of the weight, the bias and the kernel, in their shapes.
+    """
+    (height, width, channels), wide = x.shape, len(weight)
+    grad_x = torch.empty_like(x)
+    sums = _new_sums(height * width, wide * channels + 10 * wide)
+    _call(
+        "expand_backward",
+        _ExpandBackward,
+        3 * height * width * channels * wide,
+        height=height,
+        width=width,
+        channels=channels,
+        wide=wide,
+        parts=len(sums),
+        x=x,
+        grad=grad,
+        W=weight,
+        b=bias,
+        Wt=weight.t(),
+        depthwise=depthwise.flatten(1).t(),
+        grad_normalised=normalised_grad,
+        convolved=convolved,
+        gain=gain,
+        slope=slope,
+        level=level,
+        grad_x=grad_x,
+        sums=sums,
+    )
+    weight_grad, bias_grad, kernel_grad = _add_up(sums, (wide, channels), (wide,), (9, wide))
+    return grad_x, weight_grad, bias_grad, kernel_grad.t().contiguous().view_as(depthwise)
+
+
+@expand_convolve_gradients.register_fake
+def _expand_convolve_gradients_fake(grad, x, weight, bias, depthwise, *rest):  # type: ignore[no-untyped-def]
+    return tuple(map(torch.empty_like, (x, weight, bias, depthwise)))
+
+
 @torch.library.custom_op("direct_hifimamba::add_expert", mutates_args=("out",), device_types="cpu")
 def add_expert(
     out: torch.Tensor,
@@ -186,3 +336,65 @@ def add_expert(
         b=project_bias,
         out=out,
     )
+
+
+@torch.library.custom_op("direct_hifimamba::add_expert_gradients", mutates_args=("grad_x",), device_types="cpu")
+def add_expert_gradients(
+    grad_x: torch.Tensor,
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    index: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    expand: torch.Tensor,
+    expand_bias: torch.Tensor,
+    project: torch.Tensor,
+    project_bias: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of :func:`add_expert`, given that of its output; the one of `x` is added to `grad_x`.
+
+    Parameters
+    ----------
+    grad_x, grad, x : torch.Tensor
+        Of shape (pixels, c), contiguous, float32.
+    index, weight, expand, expand_bias, project, project_bias
+        As there.
+
+    Returns
+    -------
+    tuple of torch.Tensor
+        Gradients of the two weights and biases in the order of the arguments, and of `weight`, empty if it is None.
+    """
+    hidden, channels = expand.shape
+    pixels = len(x) if index is None else len(index)
+    grad_weight = x.new_empty(0 if weight is None else pixels)
+    sums = _new_sums(pixels, 2 * hidden * channels + hidden + channels)
+    _call(
+        "expert_backward",
+        _ExpertBackward,
+        5 * pixels * channels * hidden,
+        pixels=pixels,
+        channels=channels,
+        hidden=hidden,
+        parts=len(sums),
+        x=x,
+        grad=grad,
+        index=index,
+        weight=weight,
+        U=expand,
+        a=expand_bias,
+        Ut=expand.t(),
+        Vt=project.t(),
+        b=project_bias,
+        grad_x=grad_x,
+        grad_weight=grad_weight,
+        sums=sums,
+    )
+    shape = (hidden, channels)
+    grad_expand, grad_project, grad_expand_bias, grad_project_bias = _add_up(sums, shape, shape, *zip(shape))
+    return grad_expand, grad_expand_bias, grad_project.t().contiguous(), grad_project_bias, grad_weight
+
+
+@add_expert_gradients.register_fake
+def _add_expert_gradients_fake(grad_x, grad, x, index, weight, *expert):  # type: ignore[no-untyped-def]
+    pixels = len(x) if index is None else len(index)
+    return (*(torch.empty_like(parameter) for parameter in expert), x.new_empty(0 if weight is None else pixels))

@@ -65,6 +65,27 @@ def test_float32_is_as_accurate_as_the_definition(offset, generator):
     assert error < 4 * plain_error + 1e-6 * exact.abs().max()
 
 
+@pytest.mark.parametrize("offset", [0.0, 20.0])
+def test_float32_gradients_are_as_accurate_as_those_of_the_definition(offset, generator):
+    """Channels that the compiled kernels take."""
+    weights = make_weights(32, 5, torch.float32, generator)
+    features = torch.randn(2, 24, 37, 32, generator=generator) + offset
+    grad = torch.randn(features.shape, generator=generator)
+
+    def gradients(function, dtype):
+        leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in (features, *weights)]
+        return torch.autograd.grad(function(leaves[0], BottleneckWeights(*leaves[1:])), leaves, grad.to(dtype))
+
+    exact = gradients(inverted_bottleneck_plain, torch.float64)
+    for a, p, e in zip(
+        gradients(inverted_bottleneck, torch.float32),
+        gradients(inverted_bottleneck_plain, torch.float32),
+        exact,
+        strict=True,
+    ):
+        assert (a - e).abs().max() < 4 * (p - e).abs().max() + 1e-6 * e.abs().max()
+
+
 def test_keeps_one_wide_tensor(generator):
     weights = make_weights(4, 5, torch.float32, generator)
     features = torch.randn(1, 32, 32, 4, generator=generator).requires_grad_()

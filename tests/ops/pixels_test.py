@@ -60,6 +60,76 @@ def test_add_expert(count: int, channels: int, hidden: int) -> None:
     assert_close(out, exact + outputs)
 
 
+def double(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    return [tensor.double().requires_grad_() for tensor in tensors]
+
+
+# The last ones have several parts of the pixels, whose ends leave tiles and chunks incomplete.
+@pytest.mark.parametrize(
+    ("height", "width", "channels", "wide"), [(1, 1, 16, 16), (3, 13, 48, 80), (31, 27, 32, 48), (3, 700, 16, 32)]
+)
+def test_activate_project_gradients(height: int, width: int, channels: int, wide: int) -> None:
+    convolved, grad = draw(height, width, wide), draw(height, width, channels)
+    gain, offset, weight = draw(wide), draw(wide, seed=1), draw(channels, wide)
+    exact_convolved, exact_offset, exact_weight = double(convolved, offset, weight)
+    normalised = exact_convolved * gain + exact_offset
+    projected = F.linear(F.gelu(normalised), exact_weight)
+    exact = torch.autograd.grad(F.gelu(projected), (normalised, exact_weight, exact_offset), grad.double())
+    actual = pixels.activate_project_gradients(grad, projected.detach().float(), convolved, gain, offset, weight)
+    for a, e in zip(actual, (*exact, (exact[0] * convolved).sum((0, 1))), strict=True):
+        assert a.is_contiguous()
+        assert_close(a, e)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "channels", "wide"),
+    [(1, 1, 16, 16), (2, 5, 16, 48), (7, 13, 48, 80), (31, 27, 32, 48), (3, 700, 16, 32)],
+)
+def test_expand_convolve_gradients(height: int, width: int, channels: int, wide: int) -> None:
+    x, weight, bias, kernel = draw(height, width, channels), draw(wide, channels), draw(wide), draw(wide, 1, 3, 3)
+    grad, normalised_grad = draw(height, width, channels, seed=1), draw(height, width, wide)
+    convolved, gain = draw(height, width, wide, seed=1), draw(wide, seed=1)
+    slope, level = torch.tensor(0.3), torch.tensor(-0.7)
+    actual = pixels.expand_convolve_gradients(
+        grad, x, weight, bias, kernel, normalised_grad, convolved, gain, slope, level
+    )
+
+    exact = double(x, weight, bias, kernel)
+    output = F.conv2d(
+        F.gelu(F.linear(*exact[:3])).permute(2, 0, 1).unsqueeze(0), exact[3], padding=1, groups=wide
+    ).permute(0, 2, 3, 1)[0]
+    output_grad = gain.double() * normalised_grad - slope.double() * convolved - level.double()
+    exact_grads = torch.autograd.grad(output, exact, output_grad)
+    for a, e in zip(actual, (grad + exact_grads[0], *exact_grads[1:]), strict=True):
+        assert a.is_contiguous()
+        assert_close(a, e)
+
+
+@pytest.mark.parametrize("chosen", [False, True])
+@pytest.mark.parametrize(
+    ("count", "channels", "hidden"), [(0, 16, 16), (1, 16, 32), (11, 48, 80), (40, 128, 256), (900, 32, 48)]
+)
+def test_add_expert_gradients(count: int, channels: int, hidden: int, chosen: bool) -> None:
+    x, grad, grad_x = draw(1000, channels), draw(1000, channels, seed=1), draw(1000, channels, seed=2)
+    expert = (draw(hidden, channels), draw(hidden), draw(channels, hidden), draw(channels))
+    index, weight = (torch.randperm(1000)[:count], draw(count)) if chosen else (None, None)
+    rows = slice(None) if index is None else index
+    exact_x, exact_weight, *exact_expert = double(x, torch.ones(1000) if weight is None else weight, *expert)
+    output = F.linear(F.gelu(F.linear(exact_x[rows], *exact_expert[:2])), *exact_expert[2:]) * exact_weight[:, None]
+    exact = torch.autograd.grad(output, (exact_x, *exact_expert, exact_weight), grad[rows].double())
+
+    expected = grad_x + exact[0]
+    *actual, weight_grad = pixels.add_expert_gradients(grad_x, grad, x, index, weight, *expert)
+    assert_close(grad_x, expected)
+    for a, e in zip(actual, exact[1:-1], strict=True):
+        assert a.is_contiguous()
+        assert_close(a, e)
+    if count and chosen:
+        assert_close(weight_grad, exact[-1])
+    else:
+        assert weight_grad.numel() == 0
+
+
 def test_gelu_everywhere() -> None:
     """The activation by itself: products with the identity leave the argument as it is."""
     x = torch.cat(
@@ -76,16 +146,30 @@ def test_gelu_everywhere() -> None:
     assert ((result[0] - exact).abs() <= 2e-7 * x[0].abs() + 1e-37).all()
 
 
+def test_slope_of_gelu_everywhere() -> None:
+    magnitudes = torch.logspace(-40, 30, 16 * 50)
+    x = torch.cat([torch.linspace(-12, 12, 16 * 997), magnitudes, -magnitudes]).view(-1, 16)
+    identity, zeros, slope = torch.eye(16), torch.zeros(16), torch.zeros_like(x)
+    pixels.add_expert_gradients(slope, torch.ones_like(x), x, None, None, identity, zeros, identity, zeros)
+    exact_x = x.double().requires_grad_()
+    exact = torch.autograd.grad(F.gelu(exact_x).sum(), exact_x)[0]
+    assert (slope - exact).abs().max() <= 2.5e-7
+
+
 def test_nan_stays_nan_and_in_its_pixel() -> None:
     x = draw(20, 16)
     x[3, 5] = float("nan")
-    out = torch.zeros(20, 16)
-    pixels.add_expert(out, x, None, None, draw(32, 16), draw(32), draw(16, 32), draw(16))
+    out, grad_x = torch.zeros(20, 16), torch.zeros(20, 16)
+    expert = (draw(32, 16), draw(32), draw(16, 32), draw(16))
+    pixels.add_expert(out, x, None, None, *expert)
     assert torch.equal(out.isnan().any(1), torch.arange(20) == 3)
+    grads = pixels.add_expert_gradients(grad_x, draw(20, 16), x, None, None, *expert)
+    assert torch.equal(grad_x.isnan().any(1), torch.arange(20) == 3)
+    assert grads[0].isnan().all()
 
 
 def test_bitwise_the_same_for_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, weight = draw(23, 9, 16), draw(48, 16)
+    x, weight = draw(61, 19, 16), draw(48, 16)
     expert = (weight, draw(48), draw(16, 48), draw(16))
     results = []
     for threads in (1, 2, 3, 7):
@@ -94,7 +178,15 @@ def test_bitwise_the_same_for_any_number_of_threads(monkeypatch: pytest.MonkeyPa
         result, _ = pixels.activate_project(x, convolved, draw(48), draw(48), draw(16, 48), False)
         out = x.flatten(0, 1).clone()
         pixels.add_expert(out, out.clone(), None, None, *expert)
-        results.append((convolved, moments, result, out))
+        grad_x = x.flatten(0, 1).clone()
+        grads = [
+            *pixels.activate_project_gradients(x, result, convolved, draw(48), draw(48), draw(16, 48)),
+            *pixels.expand_convolve_gradients(
+                x, x, weight, draw(48), draw(48, 1, 3, 3), convolved, convolved, draw(48), *draw(2)
+            ),
+            *pixels.add_expert_gradients(grad_x, out, grad_x.clone(), None, None, *expert),
+        ]
+        results.append((convolved, moments, result, out, grad_x, *grads))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
 
@@ -108,6 +200,21 @@ def test_operators_are_registered_correctly() -> None:
         (
             pixels.add_expert,
             (draw(20, 16), draw(20, 16), torch.randperm(20)[:7], draw(7), weight, bias, draw(16, 32), draw(16)),
+        ),
+        (
+            pixels.activate_project_gradients,
+            (x, draw(4, 5, 16), draw(4, 5, 32), bias, bias, draw(16, 32)),
+        ),
+        (
+            pixels.expand_convolve_gradients,
+            (x, x, weight, bias, draw(32, 1, 3, 3), draw(4, 5, 32), draw(4, 5, 32), bias, *draw(2)),
+        ),
+        (
+            pixels.add_expert_gradients,
+            (
+                *(draw(20, 16), draw(20, 16), draw(20, 16), torch.randperm(20)[:7], draw(7)),
+                *(weight, bias, draw(16, 32), draw(16)),
+            ),
         ),
     ]
     for operator, arguments in calls:

@@ -21,6 +21,12 @@ struct Kernels {
     void (*project)(const Project&, int64_t first, int64_t end, float* scratch);
     int64_t (*expert_scratch_floats)(const Expert&);
     void (*expert)(const Expert&, int64_t first, int64_t end, float* scratch);
+    int64_t (*project_backward_scratch_floats)(const ProjectBackward&);
+    void (*project_backward)(const ProjectBackward&, int64_t part, float* scratch);
+    int64_t (*expand_backward_scratch_floats)(const ExpandBackward&);
+    void (*expand_backward)(const ExpandBackward&, int64_t part, float* scratch);
+    int64_t (*expert_backward_scratch_floats)(const ExpertBackward&);
+    void (*expert_backward)(const ExpertBackward&, int64_t part, float* scratch);
 };
 
 extern const Kernels kPortable;

@@ -18,9 +18,12 @@
 #include "kernels.h"
 
 using native::Expand;
+using native::ExpandBackward;
 using native::Expert;
+using native::ExpertBackward;
 using native::Kernels;
 using native::Project;
+using native::ProjectBackward;
 using native::Scan;
 using native::Strip;
 using native::Turns;
@@ -240,6 +243,45 @@ EXPORT int native_expert(const Expert* given, int instruction_set, int64_t threa
         e.V = V.data();
         for_each_part(e.pixels, 8 * threads, threads, kernels.expert_scratch_floats(e),
                       [&](int64_t first, int64_t end, float* scratch) { kernels.expert(e, first, end, scratch); });
+    });
+}
+
+EXPORT int native_project_backward(const ProjectBackward* given, int instruction_set, int64_t threads) {
+    const Kernels& kernels = *instruction_sets()[instruction_set].kernels;
+    return guard([&] {
+        const auto Pt = packed(kernels, given->Pt, given->wide, given->channels);
+        ProjectBackward p = *given;
+        p.Pt = Pt.data();
+        for_each(p.parts, threads, kernels.project_backward_scratch_floats(p),
+                 [&](int64_t part, float* scratch) { kernels.project_backward(p, part, scratch); });
+    });
+}
+
+EXPORT int native_expand_backward(const ExpandBackward* given, int instruction_set, int64_t threads) {
+    const Kernels& kernels = *instruction_sets()[instruction_set].kernels;
+    return guard([&] {
+        const auto W = packed(kernels, given->W, given->wide, given->channels);
+        const auto Wt = packed(kernels, given->Wt, given->channels, given->wide);
+        ExpandBackward e = *given;
+        e.W = W.data();
+        e.Wt = Wt.data();
+        for_each(e.parts, threads, kernels.expand_backward_scratch_floats(e),
+                 [&](int64_t part, float* scratch) { kernels.expand_backward(e, part, scratch); });
+    });
+}
+
+EXPORT int native_expert_backward(const ExpertBackward* given, int instruction_set, int64_t threads) {
+    const Kernels& kernels = *instruction_sets()[instruction_set].kernels;
+    return guard([&] {
+        const auto U = packed(kernels, given->U, given->hidden, given->channels);
+        const auto Ut = packed(kernels, given->Ut, given->channels, given->hidden);
+        const auto Vt = packed(kernels, given->Vt, given->hidden, given->channels);
+        ExpertBackward e = *given;
+        e.U = U.data();
+        e.Ut = Ut.data();
+        e.Vt = Vt.data();
+        for_each(e.parts, threads, kernels.expert_backward_scratch_floats(e),
+                 [&](int64_t part, float* scratch) { kernels.expert_backward(e, part, scratch); });
     });
 }
 

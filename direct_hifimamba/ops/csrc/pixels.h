@@ -1,5 +1,5 @@
-// Arguments of the kernels that map pixels: mirrored field by field in inverted_bottleneck.py and expert.py. All tensors
-// are contiguous, channels last, and channel counts multiples of kChannels.
+// Arguments of the kernels that map pixels: mirrored field by field in pixels.py. All tensors are contiguous, channels
+// last, and channel counts multiples of kChannels.
 #pragma once
 
 #include <cstdint>
@@ -37,6 +37,48 @@ struct Expert {
     const float *U, *a;    // (hidden, channels), (hidden); U is replaced by its packed form
     const float *V, *b;    // (channels, hidden), (channels); V is replaced by its packed form
     float* out;            // (all pixels, channels)
+};
+
+// Backward passes cut their pixels into `parts`, each with `sums` of its own, (parts, ...): what adds these up in order
+// gets the same bits from any number of threads.
+
+// Gradients of Project up to n = gain convolved + offset; `grad` is that of y. Sums: gradient of P^T, (wide, channels);
+// over pixels of the gradient of n, and of that times convolved.
+struct ProjectBackward {
+    int64_t pixels, channels, wide, parts;
+    const float *grad, *projected, *convolved;  // (pixels, channels) twice, (pixels, wide)
+    const float *gain, *offset;                 // (wide)
+    const float* Pt;                            // (wide, channels), replaced by its packed form
+    float* grad_normalised;                     // (pixels, wide)
+    float* sums;                                // (parts, wide * channels + 2 * wide)
+};
+
+// Gradients of Expand, that of convolved being gain * grad_normalised - slope * convolved - level. With g, the gradient
+// of W x + b, the sums are: of g x^T, (wide, channels); of g; gradient of K, (3, 3, wide). Parts are rows.
+struct ExpandBackward {
+    int64_t height, width, channels, wide, parts;
+    const float *x, *grad;                      // (height, width, channels)
+    const float *W, *b;                         // (wide, channels), (wide); W is replaced by its packed form
+    const float* Wt;                            // (channels, wide), replaced by its packed form
+    const float* depthwise;                     // (3, 3, wide)
+    const float *grad_normalised, *convolved;   // (height, width, wide)
+    const float *gain, *slope, *level;          // (wide), scalar, scalar
+    float* grad_x;                              // (height, width, channels): grad + W^T g
+    float* sums;                                // (parts, wide * channels + wide + 9 * wide)
+};
+
+// Gradients of Expert; `grad` is that of its output. Sums: gradients of U and V^T, both (hidden, channels), a and b.
+struct ExpertBackward {
+    int64_t pixels, channels, hidden, parts;
+    const float *x, *grad;  // (all pixels, channels)
+    const int64_t* index;   // (pixels), or null
+    const float* weight;    // (pixels), or null
+    const float *U, *a;     // (hidden, channels), (hidden); U is replaced by its packed form
+    const float *Ut, *Vt;   // transposed, (channels, hidden), (hidden, channels); replaced by their packed forms
+    const float* b;         // (channels)
+    float* grad_x;          // (all pixels, channels), added to
+    float* grad_weight;     // (pixels), or null
+    float* sums;            // (parts, 2 * hidden * channels + hidden + channels)
 };
 
 }  // namespace native

@@ -29,18 +29,33 @@ void pack(const float* weight, int64_t outputs, int64_t depth, float* packed) {
                 *packed++ = n < outputs ? weight[n * depth + k] : 0.0f;
 }
 
-// Multiplies `tile` (kRows, depth) by a packed weight; work(row, output, sum) gets the products vector by vector.
+// The kRows x depth factor of a product: element (r, k) is data[r * row + k * step].
+struct Left {
+    const float* data;
+    int64_t row, step;
+};
+
+// The depth x outputs factor: element (k, n) is data[n * panel + k * step] for the first n of a panel; the rest follow.
+struct Right {
+    const float* data;
+    int64_t panel, step;
+};
+
+inline Right packed_weight(const float* packed, int64_t depth) { return {packed, depth, kPanel}; }
+
+// work(row, output, sum) gets the products vector by vector. Reads, and drops, whole tiles and panels of both factors.
 template <typename Work>
-inline void multiply(const float* tile, const float* packed, int64_t outputs, int64_t depth, int rows, Work&& work) {
+inline void multiply(Left left, Right right, int64_t outputs, int64_t depth, int rows, Work&& work) {
     for (int64_t first = 0; first < outputs; first += kPanel) {
+        const float *x = left.data, *weight = right.data + first * right.panel;
         Vec sums[kRows][kVecs];
         UNROLL for (int r = 0; r < kRows; ++r) UNROLL for (int v = 0; v < kVecs; ++v) sums[r][v] = Vec{};
-        for (int64_t k = 0; k < depth; ++k, packed += kPanel) {
-            Vec weight[kVecs];
-            UNROLL for (int v = 0; v < kVecs; ++v) weight[v] = load(packed + v * kWidth);
+        for (int64_t k = 0; k < depth; ++k, x += left.step, weight += right.step) {
+            Vec weights[kVecs];
+            UNROLL for (int v = 0; v < kVecs; ++v) weights[v] = load(weight + v * kWidth);
             UNROLL for (int r = 0; r < kRows; ++r) {
-                const Vec x = splat(tile[r * depth + k]);
-                UNROLL for (int v = 0; v < kVecs; ++v) sums[r][v] += x * weight[v];
+                const Vec factor = splat(x[r * left.row]);
+                UNROLL for (int v = 0; v < kVecs; ++v) sums[r][v] += factor * weights[v];
             }
         }
         UNROLL for (int v = 0; v < kVecs; ++v) {
@@ -72,7 +87,7 @@ void expand(const Expand& e, int64_t first_row, int64_t end_row, float* scratch)
         for (int64_t first = 0; first < e.width; first += kRows, out += kRows * e.wide) {
             const int rows = tile_rows(first, e.width);
             memcpy(tile, e.x + (y * e.width + first) * e.channels, rows * e.channels * sizeof(float));
-            multiply(tile, e.W, e.wide, e.channels, rows, [&](int r, int64_t n, Vec sum) {
+            multiply({tile, e.channels, 1}, packed_weight(e.W, e.channels), e.wide, e.channels, rows, [&](int r, int64_t n, Vec sum) {
                 store(out + r * e.wide + n, gelu(sum + load(e.b + n)));
             });
         }
@@ -133,7 +148,7 @@ void project(const Project& p, int64_t first, int64_t end, float* tile) {
             for (int64_t n = 0; n < p.wide; n += kWidth)
                 store(tile + r * p.wide + n,
                       gelu(load(convolved + r * p.wide + n) * load(p.gain + n) + load(p.offset + n)));
-        multiply(tile, p.P, p.channels, p.wide, rows, [&](int r, int64_t n, Vec sum) {
+        multiply({tile, p.wide, 1}, packed_weight(p.P, p.wide), p.channels, p.wide, rows, [&](int r, int64_t n, Vec sum) {
             const int64_t i = (first + r) * p.channels + n;
             if (p.projected) store(p.projected + i, sum);
             store(p.y + i, load(p.x + i) + gelu(sum));
@@ -151,10 +166,10 @@ void expert(const Expert& e, int64_t first, int64_t end, float* scratch) {
         const auto pixel = [&](int r) { return e.index ? e.index[first + r] : first + r; };
         for (int r = 0; r < rows; ++r)
             memcpy(tile + r * e.channels, e.x + pixel(r) * e.channels, e.channels * sizeof(float));
-        multiply(tile, e.U, e.hidden, e.channels, rows, [&](int r, int64_t n, Vec sum) {
+        multiply({tile, e.channels, 1}, packed_weight(e.U, e.channels), e.hidden, e.channels, rows, [&](int r, int64_t n, Vec sum) {
             store(hidden + r * e.hidden + n, gelu(sum + load(e.a + n)));
         });
-        multiply(hidden, e.V, e.channels, e.hidden, rows, [&](int r, int64_t n, Vec sum) {
+        multiply({hidden, e.hidden, 1}, packed_weight(e.V, e.hidden), e.channels, e.hidden, rows, [&](int r, int64_t n, Vec sum) {
             float* out = e.out + pixel(r) * e.channels + n;
             const Vec value = sum + load(e.b + n);
             store(out, load(out) + (e.weight ? value * e.weight[first + r] : value));

@@ -1,0 +1,224 @@
+// Backward passes of pixels_kernel.h, compiled once per instruction set.
+//
+// Some pixels at a time go through all products while what belongs to them is in the cache of the core. Values between
+// the layers are computed again. Gradients of weights, sums over pixels, are added to the sums of the part.
+#pragma once
+
+#include "pixels_kernel.h"
+
+namespace {
+
+using native::ExpandBackward;
+using native::ExpertBackward;
+using native::kChannels;
+using native::ProjectBackward;
+
+constexpr int kChunk = 8 * kRows;
+
+// Distance of the pixels of a chunk: by the added line they do not all fall into the same few sets of the cache.
+inline int64_t padded(int64_t channels) { return channels + kChannels; }
+
+// What `multiply` reads beyond the last pixel.
+constexpr int64_t kBeyond = kRows + kPanel;
+
+// out (rows, columns) += left^T right over `count` pixels, which are padded(rows) and padded(columns) apart.
+inline void add_products(const float* left, const float* right, int64_t rows, int64_t columns, int64_t count,
+                         float* out) {
+    // Panel by panel: that of `right` stays in the nearest cache.
+    for (int64_t column = 0; column < columns; column += kPanel)
+        for (int64_t row = 0; row < rows; row += kRows)
+            multiply({left + row, 1, padded(rows)}, {right + column, 1, padded(columns)},
+                     columns - column < kPanel ? columns - column : kPanel, count, tile_rows(row, rows),
+                     [&](int r, int64_t n, Vec sum) {
+                         float* to = out + (row + r) * columns + column + n;
+                         store(to, load(to) + sum);
+                     });
+}
+
+// out (channels) += the sum of `count` pixels, padded(channels) apart.
+inline void add_pixels(const float* values, int64_t channels, int64_t count, float* out) {
+    for (int64_t n = 0; n < channels; n += kWidth) {
+        Vec sum{};
+        for (int64_t i = 0; i < count; ++i) sum += load(values + i * padded(channels) + n);
+        store(out + n, load(out + n) + sum);
+    }
+}
+
+inline float total(Vec x) {
+    float sum = 0;
+    for (int lane = 0; lane < kWidth; ++lane) sum += x[lane];
+    return sum;
+}
+
+int64_t project_backward_scratch_floats(const ProjectBackward& p) {
+    return kChunk * (padded(p.channels) + padded(p.wide)) + kBeyond;
+}
+
+void project_backward(const ProjectBackward& p, int64_t part, float* scratch) {
+    memset(scratch, 0, project_backward_scratch_floats(p) * sizeof(float));
+    const int64_t narrow = padded(p.channels), wide = padded(p.wide);
+    float *grad = scratch, *activated = scratch + kChunk * narrow;
+
+    const int64_t weights = p.wide * p.channels, floats = weights + 2 * p.wide;
+    float *grad_Pt = p.sums + part * floats, *sum = grad_Pt + weights, *sum_products = sum + p.wide;
+    memset(grad_Pt, 0, floats * sizeof(float));
+
+    const int64_t end = (part + 1) * p.pixels / p.parts;
+    for (int64_t first = part * p.pixels / p.parts; first < end; first += kChunk) {
+        const int64_t count = end - first < kChunk ? end - first : kChunk;
+        for (int64_t i = 0; i < count; ++i)
+            for (int64_t n = 0; n < p.channels; n += kWidth) {
+                const int64_t at = (first + i) * p.channels + n;
+                store(grad + i * narrow + n, load(p.grad + at) * gelu_and_slope(load(p.projected + at)).slope);
+            }
+        for (int64_t tile = 0; tile < count; tile += kRows)
+            multiply({grad + tile * narrow, narrow, 1}, packed_weight(p.Pt, p.channels), p.wide, p.channels,
+                     tile_rows(tile, count), [&](int r, int64_t n, Vec product) {
+                         const int64_t at = (first + tile + r) * p.wide + n;
+                         const Vec convolved = load(p.convolved + at);
+                         const Gelu gelu = gelu_and_slope(convolved * load(p.gain + n) + load(p.offset + n));
+                         store(activated + (tile + r) * wide + n, gelu.value);
+                         const Vec value = product * gelu.slope;
+                         store(p.grad_normalised + at, value);
+                         store(sum + n, load(sum + n) + value);
+                         store(sum_products + n, load(sum_products + n) + value * convolved);
+                     });
+        add_products(activated, grad, p.wide, p.channels, count, grad_Pt);
+    }
+}
+
+int64_t expand_backward_scratch_floats(const ExpandBackward& e) {
+    return 4 * (e.width + 2) * e.wide + (e.width + kRows) * (padded(e.channels) + padded(e.wide)) + kBeyond;
+}
+
+void expand_backward(const ExpandBackward& e, int64_t part, float* scratch) {
+    memset(scratch, 0, expand_backward_scratch_floats(e) * sizeof(float));
+    const int64_t narrow = padded(e.channels), wide = padded(e.wide);
+    const int64_t row_floats = (e.width + 2) * e.wide;  // a column of zeros on either side
+    float *lines = scratch, *x = lines + 4 * row_floats, *expanded = x + (e.width + kRows) * narrow;
+    const auto line = [&](int64_t y) { return lines + (y >= 0 && y < e.height ? y % 3 : 3) * row_floats; };
+
+    const int64_t weights = e.wide * e.channels, floats = weights + 10 * e.wide;
+    float *correlation = e.sums + part * floats, *sum = correlation + weights, *grad_K = sum + e.wide;
+    memset(correlation, 0, floats * sizeof(float));
+
+    const Vec slope = splat(*e.slope), level = splat(*e.level);
+    const auto fill = [&](int64_t y) {
+        if (y < 0 || y >= e.height) return;
+        float* out = line(y) + e.wide;
+        for (int64_t i = 0; i < e.width; ++i)
+            for (int64_t n = 0; n < e.wide; n += kWidth) {
+                const int64_t at = (y * e.width + i) * e.wide + n;
+                store(out + i * e.wide + n,
+                      load(e.gain + n) * load(e.grad_normalised + at) - slope * load(e.convolved + at) - level);
+            }
+    };
+    // Replaces `expanded` by its gradient.
+    const auto convolve = [&](int64_t y) {
+        const float* rows[3] = {line(y + 1), line(y), line(y - 1)};
+        for (int64_t n = 0; n < e.wide; n += kWidth) {
+            Vec K[9], products[9] = {}, total{};
+            UNROLL for (int i = 0; i < 9; ++i) K[i] = load(e.depthwise + i * e.wide + n);
+            for (int64_t column = 0; column < e.width; ++column) {
+                float* value = expanded + column * wide + n;
+                const Gelu activated = gelu_and_slope(load(value));
+                Vec grad{};
+                UNROLL for (int i = 0; i < 9; ++i) {
+                    const Vec grad_convolved = load(rows[i / 3] + (column + 2 - i % 3) * e.wide + n);
+                    grad += K[i] * grad_convolved;
+                    products[i] += activated.value * grad_convolved;
+                }
+                grad *= activated.slope;
+                total += grad;
+                store(value, grad);
+            }
+            store(sum + n, load(sum + n) + total);
+            UNROLL for (int i = 0; i < 9; ++i) {
+                float* to = grad_K + i * e.wide + n;
+                store(to, load(to) + products[i]);
+            }
+        }
+    };
+
+    const int64_t first = part * e.height / e.parts, end = (part + 1) * e.height / e.parts;
+    if (first == end) return;
+    fill(first - 1);
+    fill(first);
+    for (int64_t y = first; y < end; ++y) {
+        fill(y + 1);
+        const int64_t row = y * e.width * e.channels;
+        for (int64_t i = 0; i < e.width; ++i)
+            memcpy(x + i * narrow, e.x + row + i * e.channels, e.channels * sizeof(float));
+        for (int64_t tile = 0; tile < e.width; tile += kRows)
+            multiply({x + tile * narrow, narrow, 1}, packed_weight(e.W, e.channels), e.wide, e.channels,
+                     tile_rows(tile, e.width), [&](int r, int64_t n, Vec product) {
+                         store(expanded + (tile + r) * wide + n, product + load(e.b + n));
+                     });
+        convolve(y);
+        for (int64_t tile = 0; tile < e.width; tile += kRows)
+            multiply({expanded + tile * wide, wide, 1}, packed_weight(e.Wt, e.wide), e.channels, e.wide,
+                     tile_rows(tile, e.width), [&](int r, int64_t n, Vec product) {
+                         const int64_t at = row + (tile + r) * e.channels + n;
+                         store(e.grad_x + at, load(e.grad + at) + product);
+                     });
+        add_products(expanded, x, e.wide, e.channels, e.width, correlation);
+    }
+}
+
+int64_t expert_backward_scratch_floats(const ExpertBackward& e) {
+    return 2 * kChunk * (padded(e.channels) + padded(e.hidden)) + kBeyond;
+}
+
+void expert_backward(const ExpertBackward& e, int64_t part, float* scratch) {
+    memset(scratch, 0, expert_backward_scratch_floats(e) * sizeof(float));
+    const int64_t narrow = padded(e.channels), wide = padded(e.hidden);
+    float *x = scratch, *grad = x + kChunk * narrow;
+    float *hidden = grad + kChunk * narrow, *grad_hidden = hidden + kChunk * wide;
+
+    const int64_t weights = e.hidden * e.channels, floats = 2 * weights + e.hidden + e.channels;
+    float *grad_U = e.sums + part * floats, *grad_Vt = grad_U + weights;
+    float *grad_a = grad_Vt + weights, *grad_b = grad_a + e.hidden;
+    memset(grad_U, 0, floats * sizeof(float));
+
+    const int64_t end = (part + 1) * e.pixels / e.parts;
+    for (int64_t first = part * e.pixels / e.parts; first < end; first += kChunk) {
+        const int64_t count = end - first < kChunk ? end - first : kChunk;
+        const auto pixel = [&](int64_t i) { return e.index ? e.index[first + i] : first + i; };
+        for (int64_t i = 0; i < count; ++i) {
+            memcpy(x + i * narrow, e.x + pixel(i) * e.channels, e.channels * sizeof(float));
+            memcpy(grad + i * narrow, e.grad + pixel(i) * e.channels, e.channels * sizeof(float));
+        }
+        for (int64_t tile = 0; tile < count; tile += kRows) {
+            const int rows = tile_rows(tile, count);
+            multiply({x + tile * narrow, narrow, 1}, packed_weight(e.U, e.channels), e.hidden, e.channels, rows,
+                     [&](int r, int64_t n, Vec sum) { store(hidden + (tile + r) * wide + n, sum + load(e.a + n)); });
+            Vec dots[kRows] = {};
+            multiply({grad + tile * narrow, narrow, 1}, packed_weight(e.Vt, e.channels), e.hidden, e.channels, rows,
+                     [&](int r, int64_t n, Vec sum) {
+                         const int64_t i = (tile + r) * wide + n;
+                         const Gelu activated = gelu_and_slope(load(hidden + i));
+                         store(hidden + i, activated.value);
+                         dots[r] += sum * activated.value;
+                         store(grad_hidden + i, sum * activated.slope * (e.weight ? e.weight[first + tile + r] : 1.0f));
+                     });
+            for (int r = 0; e.weight && r < rows; ++r)
+                for (int64_t n = 0; n < e.channels; n += kWidth) {
+                    float* output_grad = grad + (tile + r) * narrow + n;
+                    dots[r] += load(output_grad) * load(e.b + n);
+                    store(output_grad, load(output_grad) * e.weight[first + tile + r]);
+                }
+            for (int r = 0; e.weight && r < rows; ++r) e.grad_weight[first + tile + r] = total(dots[r]);
+            multiply({grad_hidden + tile * wide, wide, 1}, packed_weight(e.Ut, e.hidden), e.channels, e.hidden, rows,
+                     [&](int r, int64_t n, Vec sum) {
+                         float* out = e.grad_x + pixel(tile + r) * e.channels + n;
+                         store(out, load(out) + sum);
+                     });
+        }
+        add_products(grad_hidden, x, e.hidden, e.channels, count, grad_U);
+        add_products(hidden, grad, e.hidden, e.channels, count, grad_Vt);
+        add_pixels(grad_hidden, e.hidden, count, grad_a);
+        add_pixels(grad, e.channels, count, grad_b);
+    }
+}
+
+}  // namespace
