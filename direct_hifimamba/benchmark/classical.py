@@ -8,27 +8,57 @@ References
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
+import h5py
 import numpy as np
+import torch
+import yaml
+from direct.data.transforms import center_crop
 from direct.functionals.challenges import fastmri_psnr
 from numpy.typing import NDArray
+from tqdm import tqdm
 
+from direct_hifimamba.benchmark.folder import RunFolder
+from direct_hifimamba.benchmark.inputs import list_files
+from direct_hifimamba.benchmark.specification import Specification
 from direct_hifimamba.data.fourier import kspace_to_image, root_sum_of_squares
+from direct_hifimamba.data.hdf5 import read_slices
+from direct_hifimamba.files import replace_when_complete
+
+BART = "BART pics"
+"""Label of the row."""
 
 REGULARISATIONS = (0.0005, 0.002, 0.005, 0.01, 0.02, 0.05)
 """Weights of the l1 norm of the wavelet coefficients to choose from; BART scales the data to a maximum of about 1."""
 
-Acquisition = tuple[NDArray[np.complex64], NDArray[np.bool_]]
-"""Fully sampled k-space of shape (slices, coil, height, width), centred, and the mask of its columns."""
+
+class Acquisition(NamedTuple):
+    """Fully sampled k-space and its mask."""
+
+    kspace: NDArray[np.complex64]  #: (slices[, coil], height, width), centred
+    mask: NDArray[np.bool_]  #: of the columns, (width,)
+
+    @classmethod
+    def read(cls, path: Path) -> "Acquisition":
+        """Of a validation or test file."""
+        with h5py.File(path) as file:
+            return cls(np.stack(list(read_slices(file))), file["mask"][()].astype(bool))
 
 
 def find_bart() -> Path | None:
     """The program `bart` on the PATH, if there is one."""
     path = shutil.which("bart")
     return None if path is None else Path(path)
+
+
+def bart_version() -> str:
+    """What the program says of itself."""
+    return subprocess.run(["bart", "version"], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def estimate_sensitivity_map(
@@ -123,16 +153,76 @@ def reconstruct(kspace: NDArray[np.complex64], mask: NDArray[np.bool_], regulari
 
 
 def choose_regularisation(
-    acquisitions: Iterable[Acquisition], regularisations: Sequence[float] = REGULARISATIONS
+    acquisitions: Sequence[Acquisition], jobs: int = 1, regularisations: Sequence[float] | None = None
 ) -> float:
-    """The weight with the highest mean PSNR over the volumes of the validation split."""
+    """The weight, of `REGULARISATIONS` unless given, with the highest mean PSNR over the validation volumes."""
+    regularisations = regularisations or REGULARISATIONS
 
-    def score(kspace: NDArray[np.complex64], mask: NDArray[np.bool_], regularisation: float) -> float:
+    def score(task: tuple[Acquisition, float]) -> float:
+        (kspace, mask), regularisation = task
         target = np.stack([root_sum_of_squares(kspace_slice) for kspace_slice in kspace])
         return fastmri_psnr(target[:, None], reconstruct(kspace, mask, regularisation)[:, None]).item()
 
-    volumes = list(acquisitions)
-    return max(regularisations, key=lambda weight: np.mean([score(*volume, weight) for volume in volumes]))
+    tasks = [(acquisition, weight) for weight in regularisations for acquisition in acquisitions]
+    with ThreadPoolExecutor(jobs) as pool:
+        scores = list(tqdm(pool.map(score, tasks), "choose the weight for BART", len(tasks), unit="file"))
+    means = np.reshape(scores, (len(regularisations), -1)).mean(1)
+    return regularisations[int(means.argmax())]
+
+
+def reconstruct_test_split(
+    specification: Specification, folder: RunFolder, shapes: RunFolder | None, jobs: int
+) -> dict[str, float]:
+    """Reconstruct the test split with the weights that are best on the validation split, where this was not done yet.
+
+    Parameters
+    ----------
+    specification : Specification
+        Its data have one mask of columns per file, and its Fourier transform is centred.
+    folder : RunFolder
+        To which predictions are written as `direct predict` does, and which weight was chosen.
+    shapes : RunFolder, optional
+        A run with predictions of the size to which images are cropped. None: they are not.
+    jobs : int
+
+    Returns
+    -------
+    dict
+        The weight by acceleration.
+    """
+    splits = specification.splits
+    weights: dict[str, float] = {}
+    for acceleration in specification.accelerations:
+        output = folder.predictions(acceleration)
+        record = output.with_suffix(".yaml")
+        if not output.exists():
+            validation = list_files(specification.folder(splits.validation, acceleration))
+            weight = choose_regularisation([Acquisition.read(path) for path in validation], jobs)
+            output.parent.mkdir(parents=True, exist_ok=True)
+            with replace_when_complete(record) as partial:
+                partial.write_text(yaml.safe_dump({"regularisation": weight}))
+            tests = list_files(specification.folder(splits.test, acceleration))
+            _reconstruct_files(tests, output, weight, shapes.predictions(acceleration) if shapes else None, jobs)
+        weights[acceleration] = yaml.safe_load(record.read_text())["regularisation"]
+    return weights
+
+
+def _reconstruct_files(paths: Sequence[Path], output: Path, weight: float, shapes: Path | None, jobs: int) -> None:
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+
+    def write(path: Path) -> None:
+        images = torch.from_numpy(reconstruct(*Acquisition.read(path), weight))
+        if shapes is not None:
+            with h5py.File(shapes / path.name) as reference:
+                images = center_crop(images, reference["reconstruction"].shape[1:])
+        with h5py.File(partial / path.name, "w") as file:
+            file["reconstruction"] = images.numpy()
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(tqdm(pool.map(write, paths), f"BART, {output.name}", len(paths), unit="file"))
+    partial.replace(output)
 
 
 def write_cfl(path: Path, array: NDArray[np.complex64]) -> None:

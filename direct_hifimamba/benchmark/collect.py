@@ -5,9 +5,11 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 
 from direct_hifimamba.benchmark import provenance
+from direct_hifimamba.benchmark.classical import BART, bart_version, find_bart, reconstruct_test_split
 from direct_hifimamba.benchmark.cost import Cost
 from direct_hifimamba.benchmark.folder import slug
 from direct_hifimamba.benchmark.inputs import list_files
@@ -27,6 +29,7 @@ from direct_hifimamba.benchmark.results import (
 from direct_hifimamba.benchmark.runner import THREADS, Run
 from direct_hifimamba.benchmark.scores import METRICS, SPECTRUM_EDGES, VolumeScores
 from direct_hifimamba.benchmark.scoring import Volume, score_volumes, volumes_of
+from direct_hifimamba.data.hdf5 import CMRXRECON_SUFFIX
 
 ZERO_FILLED = "zero-filled"
 
@@ -59,7 +62,8 @@ def collect(
         Number of processes.
     """
     specification = benchmark.specification
-    scores = _score(benchmark, cells, jobs)
+    weights = _run_bart(benchmark, cells, jobs)
+    scores = _score(benchmark, cells, bool(weights), jobs)
     runs = list(cells.values())
     commands = [provenance.as_typed(command)]
     for run in runs:
@@ -96,13 +100,33 @@ def collect(
                 for label in benchmark.configs
             ),
             Model(ZERO_FILLED, slug(ZERO_FILLED), "classical"),
+            *([_describe_bart(weights)] if weights else []),
         ],
         scores=scores,
         summary=summarise_scores(scores, specification.baseline),
     )
 
 
-def _score(benchmark: Benchmark, cells: Mapping[tuple[str, int], Run], jobs: int) -> list[Scores]:
+def _run_bart(benchmark: Benchmark, cells: Mapping[tuple[str, int], Run], jobs: int) -> dict[str, float]:
+    """The weights of BART's reconstructions by acceleration; empty if there are none."""
+    if find_bart() is None:
+        print("There is no program bart on the PATH, so there is no row of compressed sensing.")
+        return {}
+    specification = benchmark.specification
+    tests = [specification.folder(specification.splits.test, name) for name in specification.accelerations]
+    if not benchmark.is_centered() or any(path.suffix == CMRXRECON_SUFFIX for path in list_files(tests[0])):
+        print("BART is run for centred k-space with masks of columns only, so there is no row of compressed sensing.")
+        return {}
+    shapes = next((run.folder for run in cells.values() if run.is_finished), None)
+    return reconstruct_test_split(specification, benchmark.folder.cell(BART, 0), shapes, jobs)
+
+
+def _describe_bart(weights: Mapping[str, float]) -> Model:
+    settings = {"program": f"BART {bart_version()}, pics -S -l1", "regularisation": dict(weights)}
+    return Model(BART, slug(BART), "classical", config=yaml.safe_dump(settings, sort_keys=False))
+
+
+def _score(benchmark: Benchmark, cells: Mapping[tuple[str, int], Run], with_bart: bool, jobs: int) -> list[Scores]:
     specification = benchmark.specification
     is_centered = benchmark.is_centered()
     volumes: dict[tuple[str, int | None], list[Volume]] = {
@@ -120,12 +144,20 @@ def _score(benchmark: Benchmark, cells: Mapping[tuple[str, int], Run], jobs: int
         for name in specification.accelerations
         for path in list_files(specification.folder(specification.splits.test, name))
     ]
+    classical = [ZERO_FILLED]
+    if with_bart:
+        classical.append(BART)
+        predictions = benchmark.folder.cell(BART, 0)
+        volumes[BART, None] = [
+            volume._replace(prediction=predictions.predictions(volume.acceleration) / volume.data.name)
+            for volume in volumes[ZERO_FILLED, None]
+        ]
     scored = iter(score_volumes([volume for group in volumes.values() for volume in group], jobs, "score"))
     found = {key: [(volume, next(scored)) for volume in group] for key, group in volumes.items()}
     rows: list[tuple[str, int | None]] = [(label, seed) for label in benchmark.configs for seed in specification.seeds]
     return [
         _describe_scores(benchmark, label, seed, acceleration, found.get((label, seed)))
-        for label, seed in [*rows, (ZERO_FILLED, None)]
+        for label, seed in [*rows, *((label, None) for label in classical)]
         for acceleration in specification.accelerations
     ]
 

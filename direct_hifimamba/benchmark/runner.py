@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -109,6 +110,11 @@ class Run:
         except (OSError, IndexError, ValueError):  # not begun, or just being written
             return 0
 
+    def discard_if_of_another_configuration(self) -> None:
+        """Remove what was done with another one, such as a learning rate that was the best until a trial succeeded."""
+        if self.folder.config.exists() and OmegaConf.load(self.folder.config) != self.config:
+            shutil.rmtree(self.folder.path)
+
     def training_command(self) -> list[str]:
         """Arguments of `direct-hifimamba`."""
         paths: list[str | Path] = ["train", self.folder.experiment, "--cfg", self.folder.config]
@@ -172,6 +178,8 @@ class Runner:
         KeyboardInterrupt
             After the processes have ended, as DIRECT does on this signal: with a checkpoint.
         """
+        for run in runs:
+            run.discard_if_of_another_configuration()
         # Files of earlier failures would count as progress.
         waiting = [run for run in runs if not run.is_finished]
         for run in waiting:
@@ -235,8 +243,10 @@ class Runner:
         self._call(run.prediction_command(acceleration, partial), run.folder.log)
         try:
             check_predictions(partial, run.prediction_data[acceleration])
-        except (ValueError, OSError, KeyError) as error:
-            shutil.rmtree(run.folder.experiment)  # the same weights would do the same again
+        except ValueError as error:
+            # The same weights would do the same again; and others would not go with the predictions of these.
+            shutil.rmtree(run.folder.experiment)
+            shutil.rmtree(folder.parent)
             raise RunError(f"The prediction of {acceleration} is of no use: {error}") from error
         partial.replace(folder)
 
@@ -278,9 +288,10 @@ class Runner:
             processes = list(self._processes)
         for process in processes:
             process.send_signal(signal.SIGINT)
+        deadline = time.monotonic() + _SECONDS_TO_STOP
         try:
             for process in processes:
-                process.wait(_SECONDS_TO_STOP)
+                process.wait(max(0, deadline - time.monotonic()))
         except (KeyboardInterrupt, subprocess.TimeoutExpired):
             for process in processes:
                 process.kill()

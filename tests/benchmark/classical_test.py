@@ -1,10 +1,16 @@
+import h5py
 import numpy as np
 import pytest
 from direct.functionals.challenges import fastmri_psnr
 
 from direct_hifimamba.benchmark import classical
+from direct_hifimamba.benchmark.folder import RunFolder
+from direct_hifimamba.benchmark.images import load_reconstruction
+from direct_hifimamba.benchmark.inputs import list_files
+from direct_hifimamba.benchmark.specification import Specification
 from direct_hifimamba.data.fourier import image_to_kspace, root_sum_of_squares
 from direct_hifimamba.data.simulate import simulate_sensitivity_map
+from tests.benchmark.small_benchmark import MASKS, SLICES
 
 SHAPE = (48, 64)
 SCALE = 3e-4  # far from 1, as in measured data
@@ -90,7 +96,7 @@ def test_regularisation_is_chosen_by_the_psnr():
     kspace, mask = _acquisition(4)
     scores = {weight: _psnr(kspace, classical.reconstruct(kspace, mask, weight)) for weight in (1e-4, 0.01, 1.0)}
     best = max(scores, key=lambda weight: scores[weight])
-    assert classical.choose_regularisation([(kspace, mask)], list(scores)) == best
+    assert classical.choose_regularisation([classical.Acquisition(kspace, mask)], 1, list(scores)) == best
     assert best != 1.0
 
 
@@ -107,3 +113,39 @@ def test_failure_of_the_program_is_reported():
     maps = np.ones_like(kspace)[..., :-1]
     with pytest.raises(RuntimeError, match=r"bart pics .* failed: .+"):
         classical.reconstruct_pics(kspace, mask, maps, 0.01)
+
+
+@needs_bart
+def test_the_test_split_is_reconstructed_once_with_the_weight_of_the_validation_split(
+    small_specification, tmp_path, monkeypatch
+):
+    specification = Specification.load(small_specification)
+    folder = RunFolder(tmp_path / "bart")
+    monkeypatch.setattr(classical, "REGULARISATIONS", (0.002, 1.0))
+    weights = classical.reconstruct_test_split(specification, folder, None, jobs=2)
+    assert weights.keys() == MASKS.keys()
+    assert weights["equispaced_4x"] == 0.002
+    for path in list_files(specification.folder("test", "equispaced_4x")):
+        kspace, mask = classical.Acquisition.read(path)
+        images = load_reconstruction(folder.predictions("equispaced_4x") / path.name)
+        zero_filled = np.stack([root_sum_of_squares(kspace_slice * mask) for kspace_slice in kspace])
+        assert _psnr(kspace, images) > _psnr(kspace, zero_filled)
+    monkeypatch.setattr(classical, "reconstruct", None)
+    assert classical.reconstruct_test_split(specification, folder, None, jobs=2) == weights
+
+
+@needs_bart
+def test_images_are_cropped_like_those_of_another_run(small_specification, tmp_path):
+    specification = Specification.load(small_specification)
+    other, folder, output = RunFolder(tmp_path / "other"), RunFolder(tmp_path / "bart"), tmp_path / "images"
+    acceleration = next(iter(MASKS))
+    tests = list_files(specification.folder("test", acceleration))
+    other.predictions(acceleration).mkdir(parents=True)
+    for path in tests:
+        with h5py.File(other.predictions(acceleration) / path.name, "w") as file:
+            file["reconstruction"] = np.zeros((SLICES, 40, 30), np.float32)
+    classical._reconstruct_files(tests, output, 0.002, other.predictions(acceleration), jobs=1)
+    classical._reconstruct_files(tests, folder.path, 0.002, None, jobs=1)
+    for path in tests:
+        cropped, whole = load_reconstruction(output / path.name), load_reconstruction(folder.path / path.name)
+        np.testing.assert_array_equal(cropped, whole[:, 12:52, 17:47])

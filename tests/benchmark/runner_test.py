@@ -134,6 +134,17 @@ def test_what_is_not_finite_is_trained_anew(tmp_path: Path, lock: IO[str]) -> No
     assert calls(run)[1:] == ["train", "predict", "predict"]
 
 
+def test_what_another_configuration_has_made_is_made_anew(tmp_path: Path, lock: IO[str]) -> None:
+    run = make_run(tmp_path)
+    Runner(1, lock).run([run], "test")
+    run.config.training.lr = 0.1
+    (run.folder.path / "mark").touch()
+    Runner(1, lock).run([run], "test")
+    assert not (run.folder.path / "mark").exists()
+    assert run.is_finished
+    assert calls(run) == ["train", "predict", "predict"]
+
+
 def test_an_unforeseen_error_is_that_of_its_run(tmp_path: Path, lock: IO[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise ZeroDivisionError("by nought")

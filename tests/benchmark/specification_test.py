@@ -125,6 +125,6 @@ def test_extensions_are_of_one_folder_and_one_step(folder: Path) -> None:
     (folder / "deeper" / "third.yaml").write_text(f"extends: ../{base.name}")
     with pytest.raises(ValueError, match="expected a specification in the same folder"):
         Specification.load(folder / "deeper" / "third.yaml")
-    with pytest.raises(FileNotFoundError, match="extends is 'none.yaml'"):
-        (folder / "fourth.yaml").write_text("extends: none.yaml")
+    (folder / "fourth.yaml").write_text("extends: none.yaml")
+    with pytest.raises(FileNotFoundError, match=r"extends is 'none\.yaml'"):
         Specification.load(folder / "fourth.yaml")
