@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from direct_hifimamba.benchmark import provenance
 from direct_hifimamba.benchmark.classical import BART, bart_version, find_bart, reconstruct_test_split
-from direct_hifimamba.benchmark.cost import Cost
+from direct_hifimamba.benchmark.cost import THREADS, Cost
 from direct_hifimamba.benchmark.folder import slug
 from direct_hifimamba.benchmark.inputs import list_files
 from direct_hifimamba.benchmark.matrix import Benchmark
@@ -26,7 +26,7 @@ from direct_hifimamba.benchmark.results import (
     digest,
     summarise_scores,
 )
-from direct_hifimamba.benchmark.runner import THREADS, Run
+from direct_hifimamba.benchmark.runner import Run
 from direct_hifimamba.benchmark.scores import METRICS, SPECTRUM_EDGES, VolumeScores
 from direct_hifimamba.benchmark.scoring import Volume, score_volumes, volumes_of
 from direct_hifimamba.data.hdf5 import CMRXRECON_SUFFIX
@@ -214,9 +214,9 @@ def _describe_model(label: str, cost: Cost, trials: list[Trial], runs: Sequence[
         parameters=cost.parameters,
         active_parameters=cost.active_parameters,
         macs=cost.macs,
-        seconds_per_iteration=_spread(cost.seconds_per_iteration),
-        seconds_per_slice=_spread(cost.seconds_per_slice),
-        peak_memory_bytes=_spread(cost.peak_memory_bytes),
+        seconds_per_iteration=cost.seconds_per_iteration,
+        seconds_per_slice=cost.seconds_per_slice,
+        peak_memory_bytes=None if cost.peak_memory_bytes is None else Spread.of([cost.peak_memory_bytes]),
         search=trials,
     )
     if not runs:
@@ -229,11 +229,3 @@ def _describe_model(label: str, cost: Cost, trials: list[Trial], runs: Sequence[
         iterations=runs[0].iterations,
         learning_rate=config.training.lr,
     )
-
-
-def _spread(measured: Any) -> Spread | None:
-    if measured is None:
-        return None
-    if isinstance(measured, int):
-        return Spread(measured, measured, measured)
-    return Spread(measured.median, measured.low, measured.high)

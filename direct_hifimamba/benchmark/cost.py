@@ -6,7 +6,6 @@ import math
 import multiprocessing
 import os
 import signal
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +31,7 @@ from direct.data.datasets import build_dataset_from_input  # which cannot be imp
 from direct.train import build_transforms_from_environment
 
 from direct_hifimamba.benchmark.memory import extra_resident_bytes
+from direct_hifimamba.benchmark.results import Spread
 from direct_hifimamba.layers import bottleneck, moe, selective_scan_2d
 from direct_hifimamba.layers.moe import RoutedExperts
 from direct_hifimamba.ops.experts import sum_of_experts_plain
@@ -43,20 +43,6 @@ THREADS = 1
 
 _STEPS_TO_PEAK = 2
 """Training iterations up to the largest memory: the first one makes the state of the optimizer."""
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Median, smallest and largest of what was measured in several rounds."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Self:
-        """Summarise at least one value."""
-        return cls(statistics.median(values), min(values), max(values))
 
 
 @dataclass(frozen=True)

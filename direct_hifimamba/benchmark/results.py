@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from importlib import resources
@@ -86,11 +87,16 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Spread:
-    """Repeated measurement of a cost."""
+    """Median, smallest and largest of what was measured in several rounds."""
 
     median: float
     low: float
     high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Self:
+        """Summarise at least one value."""
+        return cls(statistics.median(values), min(values), max(values))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from typing import IO
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
+from direct_hifimamba.benchmark.cost import THREADS
 from direct_hifimamba.benchmark.folder import RunFolder
 from direct_hifimamba.benchmark.initialisation import write_initialisation
 from direct_hifimamba.benchmark.inputs import check_predictions
@@ -25,9 +26,6 @@ from direct_hifimamba.benchmark.provenance import as_typed, program
 from direct_hifimamba.benchmark.specification import COSINE
 from direct_hifimamba.direct_command import COSINE_OPTION
 from direct_hifimamba.files import replace_when_complete
-
-THREADS = 1
-"""Threads of each process of DIRECT, which sets PyTorch to this itself."""
 
 _SECONDS_TO_STOP = 60
 _SECONDS_BETWEEN_LOOKS = 1.0
