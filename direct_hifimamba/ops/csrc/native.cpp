@@ -1,5 +1,7 @@
 // C interface of the kernels: choice of the instruction set, threads. Python loads it through ctypes.
 #include <Python.h>
+#include <dlfcn.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -121,8 +123,33 @@ class BackwardTurns final : public Turns {
     std::vector<Finished> finished_;
 };
 
+const pid_t kLoadedBy = getpid();
+
+// Calls `run` on up to `threads` threads at once, this one among them, and waits for all.
+//
+// These are PyTorch's own where it uses GNU OpenMP (or what answers to its entry point, whose interface is fixed): they
+// spin for a while after each of its operators, and other threads would share their cores with them. A forked process
+// has lost them without OpenMP knowing; there, as without OpenMP, threads are started that end with the call.
+template <typename Run>
+void on_threads(int64_t threads, Run& run) {
+    using Parallel = void (*)(void (*)(void*), void*, unsigned threads, unsigned flags);
+    static const auto parallel = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+    if (threads > 1 && parallel && getpid() == kLoadedBy) {
+        parallel([](void* given) { (*static_cast<Run*>(given))(); }, &run, unsigned(threads), 0);
+        return;
+    }
+    std::vector<std::thread> others;
+    others.reserve(threads);
+    try {
+        for (int64_t thread = 1; thread < threads; ++thread) others.emplace_back([&run] { run(); });
+    } catch (const std::system_error&) {
+        // The threads that could be started do the work.
+    }
+    run();
+    for (auto& other : others) other.join();
+}
+
 // Calls work(task, scratch) for tasks 0, 1, ... in this order, on up to `threads` threads with `floats` of scratch each.
-// The threads end with the call, so a process may fork at any time.
 template <typename Work>
 void for_each(int64_t tasks, int64_t threads, int64_t floats, Work work) {
     constexpr int64_t line = 64 / sizeof(float);
@@ -131,20 +158,13 @@ void for_each(int64_t tasks, int64_t threads, int64_t floats, Work work) {
     const std::unique_ptr<float[]> memory(new float[threads * floats + line]);
     float* aligned = memory.get() + line - reinterpret_cast<uintptr_t>(memory.get()) / sizeof(float) % line;
 
-    std::atomic<int64_t> next{0};
-    const auto run = [&](int64_t thread) {
+    std::atomic<int64_t> next{0}, started{0};
+    auto run = [&] {
         [[maybe_unused]] const FlushDenormals flush;
-        for (int64_t i; (i = next.fetch_add(1)) < tasks;) work(i, aligned + thread * floats);
+        float* scratch = aligned + started.fetch_add(1) * floats;
+        for (int64_t i; (i = next.fetch_add(1)) < tasks;) work(i, scratch);
     };
-    std::vector<std::thread> others;
-    others.reserve(threads);
-    try {
-        for (int64_t thread = 1; thread < threads; ++thread) others.emplace_back(run, thread);
-    } catch (const std::system_error&) {
-        // The threads that could be started do the work.
-    }
-    run(0);
-    for (auto& other : others) other.join();
+    on_threads(threads, run);
 }
 
 // Calls work(first, end, scratch) for the parts of a range, several times as many as there are threads.
