@@ -177,6 +177,8 @@ def _short(value: Any) -> str:
 def check_predictions(predictions: Path, data: Path) -> None:
     """Make sure that the reconstructions of a folder are those of all files of `data`, finite, and with their masks.
 
+    Some engines of DIRECT, such as that of RIM, do not say which mask they used; then nothing is checked of it.
+
     Raises
     ------
     ValueError
@@ -185,12 +187,14 @@ def check_predictions(predictions: Path, data: Path) -> None:
     for path in list_files(data):
         with h5py.File(path) as measured, h5py.File(predictions / path.name) as predicted:
             images = predicted["reconstruction"][()]
-            used = predicted["sampling_mask"][()] != 0
+            used = predicted["sampling_mask"][()] != 0 if "sampling_mask" in predicted else None
             mask = measured["mask"][()] != 0
         if path.suffix == CMRXRECON_SUFFIX:
             mask = mask.T
         if not np.isfinite(images).all():
             raise ValueError(f"The reconstruction of {path.name} is not finite: {_count_bad(images)} of its pixels.")
+        if used is None:
+            continue
         # DIRECT stores (slices, height or 1, width, 1).
         used = used.reshape(len(images), -1, mask.shape[-1])
         if not (used == mask.reshape(-1, mask.shape[-1])).all():

@@ -154,6 +154,12 @@ def test_other_predictions_are_refused(predictions: tuple[Path, Path], name: str
         check_predictions(*predictions)
 
 
+def test_predictions_need_not_have_a_mask(predictions: tuple[Path, Path]) -> None:
+    with h5py.File(predictions[0] / "d.h5", "r+") as file:
+        del file["sampling_mask"]
+    check_predictions(*predictions)
+
+
 def test_a_missing_prediction_is_noticed(predictions: tuple[Path, Path]) -> None:
     (predictions[0] / "e.h5").unlink()
     with pytest.raises(FileNotFoundError, match=r"e\.h5"):
