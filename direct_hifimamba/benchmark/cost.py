@@ -34,6 +34,7 @@ from direct_hifimamba.benchmark.memory import extra_resident_bytes
 from direct_hifimamba.benchmark.results import Spread
 from direct_hifimamba.layers import bottleneck, moe, selective_scan_2d
 from direct_hifimamba.layers.moe import RoutedExperts
+from direct_hifimamba.ops import pixels
 from direct_hifimamba.ops.experts import sum_of_experts_plain
 from direct_hifimamba.ops.inverted_bottleneck import inverted_bottleneck_plain
 from direct_hifimamba.ops.selective_scan import selective_scan
@@ -366,6 +367,7 @@ def _as_defined() -> Iterator[list[int]]:
         mock.patch.object(selective_scan_2d, "selective_scan", counted_scan),
         mock.patch.object(bottleneck, "inverted_bottleneck", inverted_bottleneck_plain),
         mock.patch.object(moe, "sum_of_experts", sum_of_experts_plain),
+        mock.patch.object(pixels, "computes", return_value=False),
     ):
         yield scans
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from direct_hifimamba.layers.bottleneck import convolve
 from direct_hifimamba.layers.recompute import pixelwise
+from direct_hifimamba.ops import pixels as kernels
 from direct_hifimamba.ops.selective_scan import selective_scan
 
 
@@ -29,6 +30,12 @@ class StateGate(nn.Module):
 
     def forward(self, matrix: torch.Tensor) -> torch.Tensor:
         """Map (..., state_size) to (..., state_size)."""
+        if not torch.is_grad_enabled() and kernels.computes(matrix, *self.project.weight.shape):
+            gate, value = self.expand.weight.chunk(2)
+            return kernels.gated_mlp(matrix.flatten(0, -2), gate, value, self.project.weight).view(matrix.shape)
+        return pixelwise(self._map, matrix)
+
+    def _map(self, matrix: torch.Tensor) -> torch.Tensor:
         gate, value = self.expand(matrix).chunk(2, dim=-1)
         return self.project(F.gelu(gate) * value)
 
@@ -154,8 +161,8 @@ class SelectiveScan2D(nn.Module):
             projection = self.steering_matrix_projection @ self.steering_input_projection.weight
             steering_b, steering_c = self._per_direction(high, projection).chunk(2, dim=-1)
             step_size, B, C = matrices.split(sizes, dim=-1)
-            B = B + pixelwise(self.steering_gate_b, steering_b)
-            C = C + pixelwise(self.steering_gate_c, steering_c)
+            B = B + self.steering_gate_b(steering_b)
+            C = C + self.steering_gate_c(steering_c)
             matrices = torch.cat([step_size, B, C], dim=-1)
         sequences = self._to_sequences(matrices)
         # (batch, 1, length, channels): an image of height 1

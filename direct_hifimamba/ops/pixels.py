@@ -26,7 +26,7 @@ def _struct(name: str, integers: str, pointers: str) -> type[ctypes.Structure]:
 
 _Expand = _struct("Expand", "height width channels wide", "x W b depthwise convolved moments")
 _Project = _struct("Project", "pixels channels wide", "x convolved gain offset P projected y")
-_Expert = _struct("Expert", "pixels channels hidden", "x index weight U a V b out")
+_Expert = _struct("Expert", "pixels channels hidden", "x index weight U a G V b out")
 _ProjectBackward = _struct(
     "ProjectBackward",
     "pixels channels wide parts",
@@ -43,9 +43,10 @@ _ExpertBackward = _struct(
 
 
 def computes(features: torch.Tensor, *channels: int) -> bool:
-    """Whether these kernels take `features` and these numbers of channels."""
+    """Whether these kernels take `features` and these numbers of channels, here and now."""
     return (
         library.CHANNELS > 0
+        and not torch.is_autocast_enabled("cpu")
         and features.device.type == "cpu"
         and features.dtype == torch.float32
         and all(count % library.CHANNELS == 0 for count in channels)
@@ -336,6 +337,45 @@ def add_expert(
         b=project_bias,
         out=out,
     )
+
+
+@torch.library.custom_op("direct_hifimamba::gated_mlp", mutates_args=(), device_types="cpu")
+def gated_mlp(x: torch.Tensor, expand: torch.Tensor, gate: torch.Tensor, project: torch.Tensor) -> torch.Tensor:
+    """V (gelu(U x) * (G x)) of every pixel.
+
+    Parameters
+    ----------
+    x : torch.Tensor
+        Of shape (pixels, c), float32, as all of them.
+    expand, gate, project : torch.Tensor
+        U and G (hidden, c), V (c, hidden).
+
+    Returns
+    -------
+    torch.Tensor
+        Of shape (pixels, c).
+    """
+    out = torch.zeros_like(x, memory_format=torch.contiguous_format)
+    hidden, channels = expand.shape
+    _call(
+        "expert",
+        _Expert,
+        3 * len(x) * channels * hidden,
+        pixels=len(x),
+        channels=channels,
+        hidden=hidden,
+        x=x,
+        U=expand,
+        G=gate,
+        V=project,
+        out=out,
+    )
+    return out
+
+
+@gated_mlp.register_fake
+def _gated_mlp_fake(x, expand, gate, project):  # type: ignore[no-untyped-def]
+    return x.new_empty(x.shape)
 
 
 @torch.library.custom_op("direct_hifimamba::add_expert_gradients", mutates_args=("grad_x",), device_types="cpu")

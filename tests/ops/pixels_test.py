@@ -130,6 +130,14 @@ def test_add_expert_gradients(count: int, channels: int, hidden: int, chosen: bo
         assert weight_grad.numel() == 0
 
 
+@pytest.mark.parametrize(("count", "channels", "hidden"), [(1, 16, 16), (29, 16, 96), (40, 48, 80)])
+def test_gated_mlp(count: int, channels: int, hidden: int) -> None:
+    x, project = draw(count, channels), draw(channels, hidden)
+    expand, gate = draw(hidden, channels), draw(hidden, channels, seed=1)
+    wide = F.gelu(F.linear(x.double(), expand.double())) * F.linear(x.double(), gate.double())
+    assert_close(pixels.gated_mlp(x, expand, gate, project), F.linear(wide, project.double()))
+
+
 def test_gelu_everywhere() -> None:
     """The activation by itself: products with the identity leave the argument as it is."""
     x = torch.cat(
@@ -194,6 +202,7 @@ def test_bitwise_the_same_for_any_number_of_threads(monkeypatch: pytest.MonkeyPa
 def test_operators_are_registered_correctly() -> None:
     x, weight, bias = draw(4, 5, 16), draw(32, 16), draw(32)
     calls = [
+        (pixels.gated_mlp, (draw(20, 16), weight, weight, draw(16, 32))),
         (pixels.expand_convolve, (x, weight, bias, draw(32, 1, 3, 3))),
         (pixels.activate_project, (x, draw(4, 5, 32), bias, bias, draw(16, 32), False)),
         (pixels.activate_project, (x, draw(4, 5, 32), bias, bias, draw(16, 32), True)),

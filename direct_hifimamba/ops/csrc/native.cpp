@@ -257,9 +257,11 @@ EXPORT int native_expert(const Expert* given, int instruction_set, int64_t threa
     const Kernels& kernels = *instruction_sets()[instruction_set].kernels;
     return guard([&] {
         const auto U = packed(kernels, given->U, given->hidden, given->channels);
+        const auto G = packed(kernels, given->G, given->G ? given->hidden : 0, given->channels);
         const auto V = packed(kernels, given->V, given->channels, given->hidden);
         Expert e = *given;
         e.U = U.data();
+        if (given->G) e.G = G.data();
         e.V = V.data();
         for_each_part(e.pixels, 8 * threads, threads, kernels.expert_scratch_floats(e),
                       [&](int64_t first, int64_t end, float* scratch) { kernels.expert(e, first, end, scratch); });

@@ -28,14 +28,16 @@ struct Project {
     float* y;                    // (pixels, channels)
 };
 
-// out[i] += weight[i] (V gelu(U x[i] + a) + b) for the pixels i of `index`, each of which stands in it once.
+// out[i] += weight[i] (V h + b) with h = gelu(U x[i] + a), or times G x[i] where there is a gate G, for the pixels i of
+// `index`, each of which stands in it once.
 struct Expert {
     int64_t pixels, channels, hidden;
     const float* x;        // (all pixels, channels)
     const int64_t* index;  // (pixels), or null for all in order
     const float* weight;   // (pixels), or null for 1
-    const float *U, *a;    // (hidden, channels), (hidden); U is replaced by its packed form
-    const float *V, *b;    // (channels, hidden), (channels); V is replaced by its packed form
+    const float *U, *a;    // (hidden, channels), (hidden) or null for 0; U is replaced by its packed form
+    const float* G;        // (hidden, channels), replaced by its packed form, or null
+    const float *V, *b;    // (channels, hidden), (channels) or null for 0; V is replaced by its packed form
     float* out;            // (all pixels, channels)
 };
 

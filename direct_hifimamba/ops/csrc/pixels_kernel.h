@@ -167,11 +167,15 @@ void expert(const Expert& e, int64_t first, int64_t end, float* scratch) {
         for (int r = 0; r < rows; ++r)
             memcpy(tile + r * e.channels, e.x + pixel(r) * e.channels, e.channels * sizeof(float));
         multiply({tile, e.channels, 1}, packed_weight(e.U, e.channels), e.hidden, e.channels, rows, [&](int r, int64_t n, Vec sum) {
-            store(hidden + r * e.hidden + n, gelu(sum + load(e.a + n)));
+            store(hidden + r * e.hidden + n, gelu(e.a ? sum + load(e.a + n) : sum));
         });
+        if (e.G)
+            multiply({tile, e.channels, 1}, packed_weight(e.G, e.channels), e.hidden, e.channels, rows, [&](int r, int64_t n, Vec sum) {
+                store(hidden + r * e.hidden + n, load(hidden + r * e.hidden + n) * sum);
+            });
         multiply({hidden, e.hidden, 1}, packed_weight(e.V, e.hidden), e.channels, e.hidden, rows, [&](int r, int64_t n, Vec sum) {
             float* out = e.out + pixel(r) * e.channels + n;
-            const Vec value = sum + load(e.b + n);
+            const Vec value = e.b ? sum + load(e.b + n) : sum;
             store(out, load(out) + (e.weight ? value * e.weight[first + r] : value));
         });
     }
