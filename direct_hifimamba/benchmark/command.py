@@ -131,17 +131,18 @@ def _write(folder: BenchmarkFolder, results: Results, cells: Mapping[tuple[str, 
 
 
 @contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
-    """Let the signal of `kill` do what Ctrl-C does."""
+def _signals_as_interrupt() -> Iterator[None]:
+    """Let the signal of `kill` do what Ctrl-C does; and that itself, also where it is ignored, as after nohup and &."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -163,7 +164,7 @@ def main(args: argparse.Namespace) -> None:
     """
     command = ["benchmark", str(args.specification), "--output", str(args.output), "--jobs", str(args.jobs)]
     try:
-        with _termination_as_interrupt():
+        with _signals_as_interrupt():
             results = run_benchmark(Specification.load(args.specification), args.output, args.jobs, command)
     except KeyboardInterrupt:
         print("\nInterrupted; the same command goes on from here.", file=sys.stderr)

@@ -1,6 +1,7 @@
 """The whole command, with DIRECT itself."""
 
 import json
+import signal
 import zipfile
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from direct_hifimamba import cli
 from direct_hifimamba.benchmark import runner
 from direct_hifimamba.benchmark.classical import find_bart
+from direct_hifimamba.benchmark.command import _signals_as_interrupt
 from direct_hifimamba.benchmark.folder import BenchmarkFolder
 from direct_hifimamba.benchmark.results import Results
 from direct_hifimamba.reconstruct import Reconstructor
@@ -89,3 +91,15 @@ def test_what_is_wrong_is_said_before_anything_starts(
         cli.main(["benchmark", str(small_specification), "--output", str(tmp_path / "out")])
     assert "search.metric is 'psnr'; expected one of fastmri_ssim, fastmri_psnr" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL])
+def test_signals_interrupt_whatever_they_did_before(number: signal.Signals, handler: signal.Handlers) -> None:
+    before = signal.signal(number, handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), _signals_as_interrupt():
+            signal.raise_signal(number)
+        assert signal.getsignal(number) == handler
+    finally:
+        signal.signal(number, before)
