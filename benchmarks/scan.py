@@ -1,6 +1,6 @@
 """The selective scan on a CPU: time, memory and error of our backends and of others' code, beside the machine's limits.
 
-Run `python benchmarks/scan.py --output docs/benchmarks` (`--quick` for minutes instead of an hour). Arguments are laid
+Run `python benchmarks/scan.py --output docs/benchmarks`. Arguments are laid
 out as in the network, (batch, length, channels), with batch 1, a skip, a bias and softplus. Times are medians of rounds
 that go through all implementations; whoever takes over a second has fewer rounds, as the table says. Memory is what one
 call adds to the largest resident size of a fresh process.
@@ -13,6 +13,7 @@ import itertools
 import json
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -36,11 +37,10 @@ from direct_hifimamba.ops.selective_scan import selective_scan
 
 Scan = Callable[..., torch.Tensor]
 
-SIZES = ((128, 16), (64, 8))  # channels, state
-LENGTHS = (1024, 4096, 25600)
+#: Channels -> state size.
+STATES = {128: 16, 64: 8}
 THREADS = (1, 2)
 KINDS = ("forward", "forward + backward")
-ROUNDS = 15
 SLOW_SECONDS, SLOW_ROUNDS = 1.0, 2
 #: Backward of mamba-ssm's reference takes time and memory quadratic in the length.
 LONGEST_QUADRATIC = 1024
@@ -159,7 +159,7 @@ def measure_limits(threads: int) -> dict[str, float]:
     """Bytes per second of a copy, seconds of an exponential and of a multiply-add, with all `threads`."""
     source = torch.ones(64 << 20)
     target = torch.empty_like(source)
-    copies = interleaved_medians({"copy": lambda: target.copy_(source)}, ROUNDS)["copy"]
+    copies = interleaved_medians({"copy": lambda: target.copy_(source)}, rounds=15)["copy"]
     width, flags = VECTORS[instruction_set()]
     with tempfile.TemporaryDirectory() as folder:
         program = f"{folder}/limits"
@@ -190,7 +190,9 @@ def parse_arguments() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(), help="folder for scan.json and scan.md")
-    parser.add_argument("--quick", action="store_true", help="one size, the two shorter lengths, 5 rounds")
+    parser.add_argument("--channels", type=int, nargs="+", default=list(STATES), choices=STATES, help="default: all")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096, 25600], help="default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=15, help="counted rounds (default: %(default)s)")
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -252,16 +254,14 @@ def main() -> None:
     if options.worker:
         print(json.dumps(work(*options.worker)))
         return
-    all_sizes = itertools.product(SIZES[:1] if options.quick else SIZES, LENGTHS[:2] if options.quick else LENGTHS)
-    rounds = 5 if options.quick else ROUNDS
     description = machine() | {"instruction set": instruction_set()}
     limits = {threads: in_fresh_process(__file__, ["--worker", "limits", str(threads)], threads) for threads in THREADS}
     cases = [
-        measure_case(limits, kind, (*size, length), rounds)
-        for (size, length), kind in itertools.product(all_sizes, KINDS)
+        measure_case(limits, kind, (channels, STATES[channels], length), options.rounds)
+        for channels, length, kind in itertools.product(options.channels, options.lengths, KINDS)
     ]
-    command = "python benchmarks/scan.py" + (" --quick" if options.quick else "")
-    head = f"`{command}` on " + ", ".join(f"{key} {value}" for key, value in description.items()) + "."
+    head = f"`python benchmarks/scan.py {' '.join(sys.argv[1:])}` on "
+    head += ", ".join(f"{key} {value}" for key, value in description.items()) + "."
     markdown = "\n\n".join(["# Selective scan", head, *map(tabulate, cases)])
     write_results(options.output, "scan", {"machine": description, "limits": limits, "cases": cases}, markdown)
 
