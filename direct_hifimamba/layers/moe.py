@@ -117,7 +117,7 @@ def watch_routing(network: nn.Module, callback: Callable[[str, Routing], None]) 
 
 
 class RoutedExperts(nn.Module):
-    """Experts of which each pixel uses those its router chose: one matrix product per expert over sorted pixels.
+    """Experts of which each pixel uses those its router chose.
 
     Every expert runs at every call, on no pixel if need be, so that its parameters always have a gradient.
 

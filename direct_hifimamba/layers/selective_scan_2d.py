@@ -32,7 +32,8 @@ class StateGate(nn.Module):
         """Map (..., state_size) to (..., state_size)."""
         if not torch.is_grad_enabled() and kernels.computes(matrix, *self.project.weight.shape):
             gate, value = self.expand.weight.chunk(2)
-            return kernels.gated_mlp(matrix.flatten(0, -2), gate, value, self.project.weight).view(matrix.shape)
+            pixels = matrix.reshape(-1, matrix.shape[-1])
+            return kernels.gated_mlp(pixels, gate, value, self.project.weight).view(matrix.shape)
         return pixelwise(self._map, matrix)
 
     def _map(self, matrix: torch.Tensor) -> torch.Tensor:

@@ -131,8 +131,9 @@ class _SumOfExperts(torch.autograd.Function):
         grad = grad.contiguous()
         grad_features = torch.zeros_like(features)
         grads: list[torch.Tensor | None] = []
-        for expert, assignment in _unpack(tensors):
-            grads += _add_gradients(grad, features, expert, assignment, grad_features)
+        with torch.autocast("cpu", enabled=False):  # as it was in the forward pass
+            for expert, assignment in _unpack(tensors):
+                grads += _add_gradients(grad, features, expert, assignment, grad_features)
         return grad_features, *grads
 
 

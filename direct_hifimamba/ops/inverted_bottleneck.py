@@ -324,10 +324,11 @@ class _BandedBottleneck(torch.autograd.Function):
         features, *rest = ctx.saved_tensors
         weights, rest = BottleneckWeights(*rest[:7]), rest[7:]
         grads = BottleneckWeights(*(torch.zeros_like(weight) for weight in weights))
-        input_grads = [
-            _backward_image(x, weights, _Saved(*rest[3 * i : 3 * i + 3]), image_grad.contiguous(), grads)
-            for i, (x, image_grad) in enumerate(zip(features, grad, strict=True))
-        ]
+        with torch.autocast("cpu", enabled=False):  # as it was in the forward pass
+            input_grads = [
+                _backward_image(x, weights, _Saved(*rest[3 * i : 3 * i + 3]), image_grad.contiguous(), grads)
+                for i, (x, image_grad) in enumerate(zip(features, grad, strict=True))
+            ]
         return torch.stack(input_grads), *grads
 
 

@@ -29,7 +29,12 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         library = ctypes.CDLL(spec.origin)
         library.native_instruction_sets.restype = ctypes.c_char_p
         for name in _FUNCTIONS:
-            getattr(library, f"native_{name}").argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_int64)
+            getattr(library, f"native_{name}").argtypes = (
+                ctypes.c_void_p,
+                ctypes.c_int64,
+                ctypes.c_int,
+                ctypes.c_int64,
+            )
     except (ImportError, OSError, AttributeError) as error:  # the last: a library of another version
         logger.warning("No compiled kernels on the CPU, PyTorch takes their place and several times as long: %s", error)
         return None, str(error)
@@ -80,8 +85,16 @@ def call(function: str, arguments: ctypes.Structure, work: int, work_per_thread:
     ------
     MemoryError
         If the working memory could not be allocated.
+    RuntimeError
+        If the library was built from other sources than these.
     """
     threads = number_of_threads(work, work_per_thread)
     run = getattr(_LIBRARY, f"native_{function}")
-    if run(ctypes.byref(arguments), INSTRUCTION_SETS.index(instruction_set()), threads):
+    status = run(ctypes.byref(arguments), ctypes.sizeof(arguments), INSTRUCTION_SETS.index(instruction_set()), threads)
+    if status == 1:
         raise MemoryError(f"The kernel {function} could not allocate its working memory.")
+    if status:
+        raise RuntimeError(
+            "The compiled kernels are of another version than this package; reinstall it, or in a checkout run: "
+            "python setup.py build_ext --inplace"
+        )

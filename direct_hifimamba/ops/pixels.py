@@ -53,7 +53,33 @@ def computes(features: torch.Tensor, *channels: int) -> bool:
     )
 
 
+_OTHER_DTYPES = {"index": torch.int64, "moments": torch.float64}
+
+
+def _check_pixels(x: torch.Tensor, channels: int, **others: torch.Tensor) -> None:
+    """What is written to, and read pixel by pixel, must have the shape that the kernel goes by."""
+    if x.ndim != 2 or x.shape[1] != channels:
+        raise ValueError(f"x has shape {tuple(x.shape)}; expected (pixels, {channels}), as the weights say.")
+    for name, tensor in others.items():
+        if tensor.shape != x.shape or not tensor.is_contiguous():
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected a contiguous {tuple(x.shape)}, as x.")
+
+
+def _check_assignment(x: torch.Tensor, index: torch.Tensor | None, weight: torch.Tensor | None) -> int:
+    """The number of pixels that are assigned."""
+    if index is not None and len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(x):
+        raise IndexError(f"index goes from {int(index.min())} to {int(index.max())}; expected rows of {len(x)}.")
+    pixels = len(x) if index is None else len(index)
+    if weight is not None and len(weight) != pixels:
+        raise ValueError(f"weight has {len(weight)} elements; expected {pixels}, one per pixel.")
+    return pixels
+
+
 def _call(function: str, struct: type[ctypes.Structure], work: int, **arguments: int | torch.Tensor | None) -> None:
+    for name, value in arguments.items():
+        dtype = _OTHER_DTYPES.get(name, torch.float32)
+        if isinstance(value, torch.Tensor) and value.dtype != dtype:
+            raise TypeError(f"{name} is {value.dtype}; expected {dtype}.")
     # What is made contiguous here has to live until the kernel has read it.
     values = {
         name: value.contiguous() if isinstance(value, torch.Tensor) else value for name, value in arguments.items()
@@ -201,7 +227,7 @@ def activate_project_gradients(
         product with `convolved`, (E,).
     """
     pixels, (channels, wide) = grad.shape[0] * grad.shape[1], weight.shape
-    normalised_grad = torch.empty_like(convolved)
+    normalised_grad = convolved.new_empty(convolved.shape)
     sums = _new_sums(pixels, wide * channels + 2 * wide)
     _call(
         "project_backward",
@@ -226,7 +252,7 @@ def activate_project_gradients(
 
 @activate_project_gradients.register_fake
 def _activate_project_gradients_fake(grad, projected, convolved, gain, offset, weight):  # type: ignore[no-untyped-def]
-    return tuple(map(torch.empty_like, (convolved, weight, gain, gain)))
+    return tuple(like.new_empty(like.shape) for like in (convolved, weight, gain, gain))
 
 
 @torch.library.custom_op("direct_hifimamba::expand_convolve_gradients", mutates_args=(), device_types="cpu")
@@ -261,7 +287,7 @@ def expand_convolve_gradients(
         `grad` + gradient of `x`; gradients of the weight, the bias and the kernel, in their shapes.
     """
     (height, width, channels), wide = x.shape, len(weight)
-    grad_x = torch.empty_like(x)
+    grad_x = x.new_empty(x.shape)
     sums = _new_sums(height * width, wide * channels + 10 * wide)
     _call(
         "expand_backward",
@@ -292,7 +318,7 @@ def expand_convolve_gradients(
 
 @expand_convolve_gradients.register_fake
 def _expand_convolve_gradients_fake(grad, x, weight, bias, depthwise, *rest):  # type: ignore[no-untyped-def]
-    return tuple(map(torch.empty_like, (x, weight, bias, depthwise)))
+    return tuple(like.new_empty(like.shape) for like in (x, weight, bias, depthwise))
 
 
 @torch.library.custom_op("direct_hifimamba::add_expert", mutates_args=("out",), device_types="cpu")
@@ -319,8 +345,9 @@ def add_expert(
     expand, expand_bias, project, project_bias : torch.Tensor
         U (hidden, c), a (hidden,), V (c, hidden), b (c,).
     """
-    pixels = len(x) if index is None else len(index)
     hidden, channels = expand.shape
+    _check_pixels(x, channels, out=out)
+    pixels = _check_assignment(x, index, weight)
     _call(
         "expert",
         _Expert,
@@ -357,6 +384,7 @@ def gated_mlp(x: torch.Tensor, expand: torch.Tensor, gate: torch.Tensor, project
     """
     out = torch.zeros_like(x, memory_format=torch.contiguous_format)
     hidden, channels = expand.shape
+    _check_pixels(x, channels)
     _call(
         "expert",
         _Expert,
@@ -405,7 +433,8 @@ def add_expert_gradients(
         Gradients of the two weights and biases in the order of the arguments, and of `weight`, empty if it is None.
     """
     hidden, channels = expand.shape
-    pixels = len(x) if index is None else len(index)
+    _check_pixels(x, channels, grad_x=grad_x)
+    pixels = _check_assignment(x, index, weight)
     grad_weight = x.new_empty(0 if weight is None else pixels)
     sums = _new_sums(pixels, 2 * hidden * channels + hidden + channels)
     _call(
@@ -437,4 +466,7 @@ def add_expert_gradients(
 @add_expert_gradients.register_fake
 def _add_expert_gradients_fake(grad_x, grad, x, index, weight, *expert):  # type: ignore[no-untyped-def]
     pixels = len(x) if index is None else len(index)
-    return (*(torch.empty_like(parameter) for parameter in expert), x.new_empty(0 if weight is None else pixels))
+    return (
+        *(parameter.new_empty(parameter.shape) for parameter in expert),
+        x.new_empty(0 if weight is None else pixels),
+    )

@@ -91,6 +91,16 @@ def test_the_state_gate_is_a_gated_mlp() -> None:
 
 
 @torch.no_grad()
+def test_the_state_gate_is_the_same_without_gradients() -> None:
+    """Of sizes that the compiled kernel takes."""
+    gate = perturb(StateGate(16, 6), scale=0.5)
+    matrix = torch.randn(2, 3, 5, 16)
+    expected = gate(matrix)
+    with torch.no_grad():
+        assert_close(gate(matrix), expected, 1e-6)
+        assert_close(gate(matrix[0, 0, 0]), expected[0, 0, 0], 1e-6)
+
+
 def make_directions_equal(scan: SelectiveScan2D) -> None:
     """Give every direction the weights of the first, and make the depthwise convolution symmetric."""
     directions = scan.directions

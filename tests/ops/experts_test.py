@@ -105,6 +105,25 @@ def test_under_autocast_it_is_the_definition() -> None:
     torch.testing.assert_close(output.float(), sum_of_experts(features, experts, assignments), rtol=0.05, atol=0.2)
 
 
+@pytest.mark.parametrize("channels", [4, 16])
+def test_backward_under_autocast_is_that_without(channels: int) -> None:
+    experts, assignments = make_experts(4, channels, 16, torch.float32), make_assignments(40, torch.float32)
+    features = torch.randn(40, channels).requires_grad_()
+    output = sum_of_experts(features, experts, assignments)
+    expected = torch.autograd.grad(output.sum(), features, retain_graph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(torch.autograd.grad(output.sum(), features)[0], expected[0])
+
+
+@pytest.mark.parametrize("channels", [4, 16])
+def test_no_pixels_have_gradients_of_zero(channels: int) -> None:
+    (expert,) = make_experts(1, channels, 16, torch.float32)
+    features = torch.randn(0, channels).requires_grad_()
+    output = sum_of_experts(features, [expert], [Assignment()])
+    assert output.shape == (0, channels)
+    assert all(not grad.any() for grad in torch.autograd.grad(output.sum(), [features, *expert]))
+
+
 def test_no_experts_make_zeros() -> None:
     assert torch.equal(sum_of_experts(torch.randn(3, 2), [], []), torch.zeros(3, 2))
     assert torch.equal(sum_of_experts_plain(torch.randn(3, 2), [], []), torch.zeros(3, 2))

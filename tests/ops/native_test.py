@@ -126,6 +126,7 @@ def test_bitwise_the_same_for_any_number_of_threads(monkeypatch: pytest.MonkeyPa
         inputs = make_inputs(batch, channels, 700, 8, groups, requires_grad=True)
         results = []
         for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
             monkeypatch.setattr(library, "number_of_threads", lambda *_, threads=threads: threads)
             results.append(run(native.selective_scan_native, inputs, True))
         for result in results[1:]:

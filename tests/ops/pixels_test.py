@@ -181,6 +181,7 @@ def test_bitwise_the_same_for_any_number_of_threads(monkeypatch: pytest.MonkeyPa
     expert = (weight, draw(48), draw(16, 48), draw(16))
     results = []
     for threads in (1, 2, 3, 7):
+        torch.set_num_threads(threads)
         monkeypatch.setattr(library, "number_of_threads", lambda *_, threads=threads: threads)
         convolved, moments = pixels.expand_convolve(x, weight, draw(48), draw(48, 1, 3, 3))
         result, _ = pixels.activate_project(x, convolved, draw(48), draw(48), draw(16, 48), False)
@@ -229,3 +230,61 @@ def test_operators_are_registered_correctly() -> None:
     for operator, arguments in calls:
         # Not through autograd: they are called from within functions that bring their own gradients.
         torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_arguments_need_not_be_contiguous() -> None:
+    x, weight, kernel = draw(6, 16, 5).mT, draw(16, 32).t(), draw(3, 3, 32, 1).permute(2, 3, 0, 1)
+    plain = [t.contiguous() for t in (x, weight, kernel)]
+    for actual, expected in zip(
+        pixels.expand_convolve(x, weight, draw(32), kernel),
+        pixels.expand_convolve(plain[0], plain[1], draw(32), plain[2]),
+        strict=True,
+    ):
+        assert torch.equal(actual, expected)
+    convolved = draw(6, 32, 5).mT
+    arguments = (draw(32), draw(32), draw(16, 32))
+    for actual, expected in zip(
+        pixels.activate_project_gradients(draw(6, 16, 5).mT, x, convolved, *arguments),
+        pixels.activate_project_gradients(draw(6, 16, 5).mT.contiguous(), plain[0], convolved.contiguous(), *arguments),
+        strict=True,
+    ):
+        assert torch.equal(actual, expected)
+
+
+def test_what_would_be_read_or_written_elsewhere_is_refused() -> None:
+    x, index, expert = draw(9, 16), torch.arange(4), (draw(32, 16), draw(32), draw(16, 32), draw(16))
+    out = torch.zeros(9, 16)
+    with pytest.raises(ValueError, match=r"x has shape \(9, 32\); expected \(pixels, 16\)"):
+        pixels.add_expert(torch.zeros(9, 32), draw(9, 32), None, None, *expert)
+    with pytest.raises(ValueError, match=r"out has shape .* expected a contiguous"):
+        pixels.add_expert(torch.zeros(16, 9).t(), x, None, None, *expert)
+    with pytest.raises(IndexError, match="index goes from 0 to 9; expected rows of 9"):
+        pixels.add_expert(out, x, torch.tensor([0, 9]), None, *expert)
+    with pytest.raises(TypeError, match=r"index is torch\.int32; expected torch\.int64"):
+        pixels.add_expert(out, x, index.int(), None, *expert)
+    with pytest.raises(ValueError, match="weight has 3 elements; expected 4"):
+        pixels.add_expert(out, x, index, draw(3), *expert)
+    with pytest.raises(TypeError, match=r"U is torch\.float64; expected torch\.float32"):
+        pixels.add_expert(out, x, index, None, expert[0].double(), *expert[1:])
+    with pytest.raises(ValueError, match="x has shape"):
+        pixels.gated_mlp(draw(9, 48), *(draw(32, 16),) * 2, draw(16, 32))
+    assert not out.any()
+
+
+def test_infinite_arguments() -> None:
+    identity, zeros = torch.eye(16), torch.zeros(16)
+    x = torch.zeros(2, 16)
+    x[0, 0], x[1, 1] = float("inf"), -1e30
+    out = torch.zeros(1, 2, 16)
+    ones = torch.ones(16)
+    result, _ = pixels.activate_project(out, x.unsqueeze(0), ones, zeros, identity.clone(), False)
+    # inf times 0 in the product spoils the pixel, as it does anywhere.
+    assert not result[0, 0].isfinite().any()
+    assert result[0, 1].abs().max() < 1e-8
+
+
+def test_a_library_of_another_layout_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    longer = pixels._struct("Expert", "pixels channels hidden", "x index weight U a G V b out more")
+    monkeypatch.setattr(pixels, "_Expert", longer)
+    with pytest.raises(RuntimeError, match="compiled kernels are of another version"):
+        pixels.add_expert(torch.zeros(9, 16), draw(9, 16), None, None, draw(32, 16), draw(32), draw(16, 32), draw(16))

@@ -125,17 +125,18 @@ class BackwardTurns final : public Turns {
 
 const pid_t kLoadedBy = getpid();
 
-// Calls `run` on up to `threads` threads at once, this one among them, and waits for all.
+// Calls `run` on several threads at once, this one among them, and waits for all.
 //
 // These are PyTorch's own where it uses GNU OpenMP (or what answers to its entry point, whose interface is fixed): they
-// spin for a while after each of its operators, and other threads would share their cores with them. A forked process
-// has lost them without OpenMP knowing; there, as without OpenMP, threads are started that end with the call.
+// spin for a while after each of its operators, and other threads would share their cores with them. As many as PyTorch
+// takes are called, since OpenMP ends those that a smaller team leaves out. A forked process has lost them without
+// OpenMP knowing; there, as without OpenMP, `threads` are started that end with the call.
 template <typename Run>
 void on_threads(int64_t threads, Run& run) {
     using Parallel = void (*)(void (*)(void*), void*, unsigned threads, unsigned flags);
     static const auto parallel = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
     if (threads > 1 && parallel && getpid() == kLoadedBy) {
-        parallel([](void* given) { (*static_cast<Run*>(given))(); }, &run, unsigned(threads), 0);
+        parallel([](void* given) { (*static_cast<Run*>(given))(); }, &run, 0, 0);
         return;
     }
     std::vector<std::thread> others;
@@ -160,14 +161,16 @@ void for_each(int64_t tasks, int64_t threads, int64_t floats, Work work) {
 
     std::atomic<int64_t> next{0}, started{0};
     auto run = [&] {
+        const int64_t thread = started.fetch_add(1);
+        if (thread >= threads) return;
         [[maybe_unused]] const FlushDenormals flush;
-        float* scratch = aligned + started.fetch_add(1) * floats;
+        float* scratch = aligned + thread * floats;
         for (int64_t i; (i = next.fetch_add(1)) < tasks;) work(i, scratch);
     };
     on_threads(threads, run);
 }
 
-// Calls work(first, end, scratch) for the parts of a range, several times as many as there are threads.
+// Calls work(first, end, scratch) for the parts of a range.
 template <typename Work>
 void for_each_part(int64_t size, int64_t parts, int64_t threads, int64_t floats, Work work) {
     parts = std::max<int64_t>(1, std::min(parts, size));
@@ -182,9 +185,10 @@ std::vector<float> packed(const Kernels& kernels, const float* weight, int64_t o
     return result;
 }
 
-// 0, or 1 if memory ran out.
-template <typename Work>
-int guard(Work work) {
+// 0, 1 if memory ran out, or 2 if the caller's struct has not the size of ours.
+template <typename Arguments, typename Work>
+int guard(const Arguments*, int64_t bytes, Work work) {
+    if (bytes != sizeof(Arguments)) return 2;
     try {
         work();
     } catch (const std::bad_alloc&) {
@@ -211,18 +215,18 @@ EXPORT const char* native_instruction_sets() {
     return names.c_str();
 }
 
-EXPORT int native_scan_forward(const Scan* s, int instruction_set, int64_t threads) {
+EXPORT int native_scan_forward(const Scan* s, int64_t bytes, int instruction_set, int64_t threads) {
     const Kernels& kernels = *instruction_sets()[instruction_set].kernels;
-    return guard([&] {
+    return guard(s, bytes, [&] {
         const Strips strips(*s, threads);
         for_each(strips.count(), threads, kernels.scan_scratch_floats(*s, strips.most_blocks()),
                  [&](int64_t i, float* scratch) { kernels.scan_forward(*s, strips[i], scratch); });
     });
 }
 
-EXPORT int native_scan_backward(const Scan* s, int instruction_set, int64_t threads) {
+EXPORT int native_scan_backward(const Scan* s, int64_t bytes, int instruction_set, int64_t threads) {
     const Kernels& kernels = *instruction_sets()[instruction_set].kernels;
-    return guard([&] {
+    return guard(s, bytes, [&] {
         const Strips strips(*s, threads);
         BackwardTurns turns(*s, strips);
         for_each(strips.count(), threads, kernels.scan_scratch_floats(*s, strips.most_blocks()),
@@ -230,9 +234,9 @@ EXPORT int native_scan_backward(const Scan* s, int instruction_set, int64_t thre
     });
 }
 
-EXPORT int native_expand(const Expand* given, int instruction_set, int64_t threads) {
+EXPORT int native_expand(const Expand* given, int64_t bytes, int instruction_set, int64_t threads) {
     const Kernels& kernels = *instruction_sets()[instruction_set].kernels;
-    return guard([&] {
+    return guard(given, bytes, [&] {
         const auto W = packed(kernels, given->W, given->wide, given->channels);
         Expand e = *given;
         e.W = W.data();
@@ -242,9 +246,9 @@ EXPORT int native_expand(const Expand* given, int instruction_set, int64_t threa
     });
 }
 
-EXPORT int native_project(const Project* given, int instruction_set, int64_t threads) {
+EXPORT int native_project(const Project* given, int64_t bytes, int instruction_set, int64_t threads) {
     const Kernels& kernels = *instruction_sets()[instruction_set].kernels;
-    return guard([&] {
+    return guard(given, bytes, [&] {
         const auto P = packed(kernels, given->P, given->channels, given->wide);
         Project p = *given;
         p.P = P.data();
@@ -253,9 +257,9 @@ EXPORT int native_project(const Project* given, int instruction_set, int64_t thr
     });
 }
 
-EXPORT int native_expert(const Expert* given, int instruction_set, int64_t threads) {
+EXPORT int native_expert(const Expert* given, int64_t bytes, int instruction_set, int64_t threads) {
     const Kernels& kernels = *instruction_sets()[instruction_set].kernels;
-    return guard([&] {
+    return guard(given, bytes, [&] {
         const auto U = packed(kernels, given->U, given->hidden, given->channels);
         const auto G = packed(kernels, given->G, given->G ? given->hidden : 0, given->channels);
         const auto V = packed(kernels, given->V, given->channels, given->hidden);
@@ -268,9 +272,9 @@ EXPORT int native_expert(const Expert* given, int instruction_set, int64_t threa
     });
 }
 
-EXPORT int native_project_backward(const ProjectBackward* given, int instruction_set, int64_t threads) {
+EXPORT int native_project_backward(const ProjectBackward* given, int64_t bytes, int instruction_set, int64_t threads) {
     const Kernels& kernels = *instruction_sets()[instruction_set].kernels;
-    return guard([&] {
+    return guard(given, bytes, [&] {
         const auto Pt = packed(kernels, given->Pt, given->wide, given->channels);
         ProjectBackward p = *given;
         p.Pt = Pt.data();
@@ -279,9 +283,9 @@ EXPORT int native_project_backward(const ProjectBackward* given, int instruction
     });
 }
 
-EXPORT int native_expand_backward(const ExpandBackward* given, int instruction_set, int64_t threads) {
+EXPORT int native_expand_backward(const ExpandBackward* given, int64_t bytes, int instruction_set, int64_t threads) {
     const Kernels& kernels = *instruction_sets()[instruction_set].kernels;
-    return guard([&] {
+    return guard(given, bytes, [&] {
         const auto W = packed(kernels, given->W, given->wide, given->channels);
         const auto Wt = packed(kernels, given->Wt, given->channels, given->wide);
         ExpandBackward e = *given;
@@ -292,9 +296,9 @@ EXPORT int native_expand_backward(const ExpandBackward* given, int instruction_s
     });
 }
 
-EXPORT int native_expert_backward(const ExpertBackward* given, int instruction_set, int64_t threads) {
+EXPORT int native_expert_backward(const ExpertBackward* given, int64_t bytes, int instruction_set, int64_t threads) {
     const Kernels& kernels = *instruction_sets()[instruction_set].kernels;
-    return guard([&] {
+    return guard(given, bytes, [&] {
         const auto U = packed(kernels, given->U, given->hidden, given->channels);
         const auto Ut = packed(kernels, given->Ut, given->channels, given->hidden);
         const auto Vt = packed(kernels, given->Vt, given->hidden, given->channels);

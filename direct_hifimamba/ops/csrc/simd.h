@@ -219,13 +219,12 @@ struct Gelu {
 };
 
 // Measured error of the value at most 1.5e-7 of |x|, of the slope at most 1.6e-7. With T = Phi(-|x|) the value is
-// max(x, 0) - |x| T, in which nothing cancels; the slope is u = T - |x| phi(x) where x is negative, else 1 - u.
+// max(x, 0) - |x| T, in which nothing cancels, with |x| T as at 6 beyond, 6e-9; the slope is u = T - |x| phi(x) where x is negative, else 1 - u.
 inline Gelu gelu_and_slope(Vec x) {
-    const Vec magnitude = max(x, -x);
-    const Vec t = min(magnitude, splat(6.0f));
+    const Vec t = min(max(x, -x), splat(6.0f));
     const Vec tail = normal_tail(t);
     const Vec u = tail - t * 0.3989422804f * exp(t * t * -0.5f);
-    return {max(x, Vec{}) - magnitude * tail, x < 0.0f ? u : 1.0f - u};
+    return {max(x, Vec{}) - t * tail, x < 0.0f ? u : 1.0f - u};
 }
 
 inline Vec gelu(Vec x) { return gelu_and_slope(x).value; }
