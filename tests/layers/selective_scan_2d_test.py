@@ -90,7 +90,6 @@ def test_the_state_gate_is_a_gated_mlp() -> None:
     torch.testing.assert_close(gate(matrix), (F.gelu(a) * b) @ gate.project.weight.t())
 
 
-@torch.no_grad()
 def test_the_state_gate_is_the_same_without_gradients() -> None:
     """Of sizes that the compiled kernel takes."""
     gate = perturb(StateGate(16, 6), scale=0.5)
@@ -101,6 +100,7 @@ def test_the_state_gate_is_the_same_without_gradients() -> None:
         assert_close(gate(matrix[0, 0, 0]), expected[0, 0, 0], 1e-6)
 
 
+@torch.no_grad()
 def make_directions_equal(scan: SelectiveScan2D) -> None:
     """Give every direction the weights of the first, and make the depthwise convolution symmetric."""
     directions = scan.directions
