@@ -67,6 +67,9 @@ class HiFiMambaV2Config(ModelConfig):
         Mix detail and high features by their cosine similarity; without, they are added. Default: True.
     bottleneck_expansion : int
         Channel expansion of the depthwise inverted bottlenecks. Default: 5.
+    state_space : bool
+        Model the low band with the selective scan; without, the mixture gets context and high band alone, and the keys
+        of the scan mean nothing. Default: True.
     state_size : int
         States N of the selective scan per channel. Default: 16.
     scan_expansion : int
@@ -132,6 +135,7 @@ class HiFiMambaV2Config(ModelConfig):
     pyramid_expand: str = "bilinear"
     cross_frequency_routing: bool = True
     bottleneck_expansion: int = 5
+    state_space: bool = True
     state_size: int = 16
     scan_expansion: int = 2
     step_size_rank: int | None = None

@@ -33,6 +33,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"global_context": False},
     {"cross_frequency_routing": False},
     {"steering": False},
+    {"state_space": False},
     {"scan_directions": 2},
     {"scan_directions": 4},
     {"scan_directions": 4, "steering": False},
@@ -531,6 +532,7 @@ PER_DIRECTION = rf"{SCAN}((steering_)?matrix_projection|step_size_.*|sequence_co
         ({"global_context": False}, r"context\..*", set(), ""),
         ({"cross_frequency_routing": False}, r"cross_frequency_routing\..*", set(), ""),
         ({"steering": False}, NO_STEERING, set(), ""),
+        ({"state_space": False}, rf"{SCAN}.*|low_norm\..*|steering_norm\..*", set(), r"mix\.weight"),
         ({"scan_directions": 2}, "", set(), PER_DIRECTION),
         ({"scan_directions": 4}, "", set(), PER_DIRECTION),
         ({"moe": "none"}, ROUTED, set(), rf"{SHARED}(expand\..*|project\.weight)"),
@@ -617,6 +619,17 @@ def replace_output(network: nn.Module, kind: type[nn.Module], replacement: Calla
 def test_without_steering_the_steering_gates_give_zero() -> None:
     base, variant = base_and_variant({}, {"steering": False})
     zero(base, r"steering_gate_[bc]\.project")
+    assert_equal_images(base, variant)
+
+
+def test_without_the_state_space_its_part_of_the_mixture_is_absent() -> None:
+    base, variant = tiny_network(), tiny_network(seed=1, state_space=False)
+    weights = {name: weight for name, weight in base.state_dict().items() if not name.endswith("mix.weight")}
+    variant.load_state_dict(weights, strict=False)
+    zero(base, r"selective_scan\.output_projection")
+    for name, parameter in variant.named_parameters():
+        if name.endswith("mix.weight"):
+            parameter.data.copy_(base.state_dict()[name][:, : parameter.shape[1]])
     assert_equal_images(base, variant)
 
 

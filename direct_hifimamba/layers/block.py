@@ -47,22 +47,24 @@ class HiFiMambaBlock(nn.Module):
         self.cross_frequency_routing = CrossFrequencyRouting() if routes else None
         self.steering_bottleneck = InvertedBottleneck(half, config.bottleneck_expansion)
         self.high_bottleneck = InvertedBottleneck(half, config.bottleneck_expansion)
-        self.low_norm = nn.LayerNorm(half)
-        self.steering_norm = nn.LayerNorm(half) if config.steering else nn.Identity()
-        self.selective_scan = SelectiveScan2D(
-            half,
-            state_size=config.state_size,
-            expansion=config.scan_expansion,
-            step_size_rank=config.step_size_rank or math.ceil(half / 16),
-            convolution_kernel=config.scan_convolution_kernel,
-            convolution_dilation=config.scan_convolution_dilation,
-            directions=config.scan_directions,
-            steering=config.steering,
-            steering_expansion=config.steering_expansion,
-            dropout=config.scan_dropout,
-            backend=config.scan_backend,
-        )
-        self.mix = nn.Linear(2 * channels, channels)
+        self.selective_scan: SelectiveScan2D | None = None
+        if config.state_space:
+            self.low_norm = nn.LayerNorm(half)
+            self.steering_norm = nn.LayerNorm(half) if config.steering else nn.Identity()
+            self.selective_scan = SelectiveScan2D(
+                half,
+                state_size=config.state_size,
+                expansion=config.scan_expansion,
+                step_size_rank=config.step_size_rank or math.ceil(half / 16),
+                convolution_kernel=config.scan_convolution_kernel,
+                convolution_dilation=config.scan_convolution_dilation,
+                directions=config.scan_directions,
+                steering=config.steering,
+                steering_expansion=config.steering_expansion,
+                dropout=config.scan_dropout,
+                backend=config.scan_backend,
+            )
+        self.mix = nn.Linear(channels + (2 if config.state_space else 1) * half, channels)
         self.moe = moe
         self.channel_attention = ChannelAttention(channels)
         self.stochastic_depth = StochasticDepth(stochastic_depth, mode="row")
@@ -78,7 +80,9 @@ class HiFiMambaBlock(nn.Module):
             routing = self.cross_frequency_routing
             high = combined if routing is None else pixelwise(routing, combined, detail)
         high = self.steering_bottleneck(high)
-        low = self.selective_scan(self.low_norm(low), self.steering_norm(high))
+        parts = [context, self.high_bottleneck(high)]
+        if self.selective_scan is not None:
+            parts.append(self.selective_scan(self.low_norm(low), self.steering_norm(high)))
 
-        mixed, balance = self.moe(self.mix(torch.cat([context, self.high_bottleneck(high), low], dim=-1)))
+        mixed, balance = self.moe(self.mix(torch.cat(parts, dim=-1)))
         return features + self.stochastic_depth(self.channel_attention(mixed)), balance
