@@ -210,7 +210,7 @@ def draw_spectra(edges: Sequence[float], spectra: Mapping[str, Sequence[float]],
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_locator(NullLocator())
-        _finish(axes, "spatial frequency / Nyquist frequency", "relative error energy")
+        _finish(axes, "spatial frequency / Nyquist frequency", "relative error energy, magnitude")
         return _to_svg(figure)
 
 

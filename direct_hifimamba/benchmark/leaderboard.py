@@ -201,7 +201,8 @@ def main(args: argparse.Namespace) -> None:
     labels = [entry.model.label for entry in entries]
     if baseline not in labels:
         raise ValueError(f"There is no model {baseline!r} to take differences to; expected one of {', '.join(labels)}.")
-    summary = summarise_scores([score for entry in entries for score in entry.scores], baseline)
+    groups = {file: group for result in results.values() for file, group in result.protocol.data.groups.items()}
+    summary = summarise_scores([score for entry in entries for score in entry.scores], baseline, groups)
     entries = rank(entries, summary)
     if args.output is None:
         sys.stdout.write(to_markdown(results, entries, summary, baseline))

@@ -44,6 +44,7 @@ from direct_hifimamba.benchmark.results import Model, Results, Scores, Spread, S
 from direct_hifimamba.benchmark.routing import read_routing
 from direct_hifimamba.benchmark.scores import GROUPS, METRICS, Metric
 from direct_hifimamba.benchmark.specification import Specification
+from direct_hifimamba.benchmark.tables import COST_REMARK, TIES, UNCERTAINTY, groups_remark
 from direct_hifimamba.data.data_sets import SIMULATED
 from direct_hifimamba.files import replace_when_complete
 
@@ -54,7 +55,7 @@ TITLES = {
     "fastmri": "fastMRI",
     "calgary_campinas": "Calgary-Campinas",
     "detail": "Fine detail",
-    "unit_interval": "Slices in [0, 1], as in the paper",
+    "unit_interval": "Slices in [0, 1], after the paper",
 }
 """Of the groups of metrics."""
 
@@ -181,6 +182,10 @@ class ScoreTable:
         """The summary of one model and metric, if it has one."""
         return self._rows.get((label, metric))
 
+    def seeds(self, label: str) -> int:
+        """How many seeds of a model finished."""
+        return max((row.seeds for (model, _), row in self._rows.items() if model == label), default=0)
+
     def is_best(self, label: str, metric: str) -> bool:
         """Whether no model has a better mean."""
         return self._rows[label, metric].difference_to_best is None
@@ -233,7 +238,12 @@ def write_report(folder: BenchmarkFolder, results: Results) -> Path:
         .render(
             results=results,
             highlighted=highlighted,
-            simulated=results.protocol.data.origin == SIMULATED,
+            origin=results.protocol.data.origin,
+            simulated=SIMULATED,
+            trained={model.label for model in results.models if model.kind == "trained"},
+            ties=TIES,
+            remarks=[UNCERTAINTY, *groups_remark(results.summary)],
+            cost_remark=COST_REMARK,
             titles=TITLES,
             definitions=GROUPS,
             metrics=METRICS,

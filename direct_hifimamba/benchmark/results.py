@@ -3,7 +3,7 @@
 import hashlib
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
@@ -14,11 +14,11 @@ import jsonschema
 import numpy as np
 
 from direct_hifimamba.benchmark.scores import METRICS
-from direct_hifimamba.benchmark.statistics import Difference, Values, compare, summarise
+from direct_hifimamba.benchmark.statistics import Difference, Groups, Values, compare, group_members, summarise
 from direct_hifimamba.files import replace_when_complete
 
-FEW_VOLUMES = 8
-"""With fewer of them, uncertainty is that over slices, grouped by volume."""
+FEW_GROUPS = 8
+"""With fewer groups of volumes, uncertainty is that over slices, grouped by volume and group."""
 
 SCHEMA_VERSION = 1
 SCHEMA: dict[str, Any] = json.loads(resources.files(__package__).joinpath("results.schema.json").read_text("utf-8"))
@@ -31,7 +31,7 @@ def digest(values: Any) -> str:
 
 @dataclass(frozen=True)
 class Data:
-    """The data, by hashes of their content."""
+    """The data, by hashes of their content; `groups` tells which test files have one source, such as a person."""
 
     origin: str
     files: dict[str, str]
@@ -40,6 +40,7 @@ class Data:
     training: str
     validation: str
     protocol: str | None
+    groups: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,7 @@ class SummaryRow:
     metric: str
     seeds: int
     unit: Literal["volume", "slice"]
+    groups: int
     volumes: int
     slices: int
     mean: float
@@ -207,7 +209,7 @@ class Results:
             partial.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", "utf-8")
 
 
-def summarise_scores(scores: Sequence[Scores], baseline: str) -> list[SummaryRow]:
+def summarise_scores(scores: Sequence[Scores], baseline: str, groups: Groups | None = None) -> list[SummaryRow]:
     """Summarise what was scored: a row per acceleration, metric and model, in the order in which `scores` has them.
 
     Parameters
@@ -216,6 +218,8 @@ def summarise_scores(scores: Sequence[Scores], baseline: str) -> list[SummaryRow
         Those that failed are left out; of a model, the seeds that finished are averaged.
     baseline : str
         Label of the model to which differences are taken.
+    groups : mapping, optional
+        Group by file, see :class:`Data`; by default, every file is a group of its own.
     """
     rows: list[SummaryRow] = []
     for acceleration in dict.fromkeys(score.acceleration for score in scores):
@@ -224,34 +228,39 @@ def summarise_scores(scores: Sequence[Scores], baseline: str) -> list[SummaryRow
             model: [s for s in finished if s.model == model] for model in dict.fromkeys(s.model for s in finished)
         }
         for metric in METRICS:
-            rows += _summarise_metric(by_model, acceleration, metric, baseline)
+            rows += _summarise_metric(by_model, acceleration, metric, baseline, groups)
     return rows
 
 
 def _summarise_metric(
-    scores: dict[str, list[Scores]], acceleration: str, name: str, baseline: str
+    scores: Mapping[str, Sequence[Scores]], acceleration: str, name: str, baseline: str, groups: Groups | None
 ) -> Iterable[SummaryRow]:
     metric = METRICS[name]
-    values = {model: _values(seeds, name) for model, seeds in scores.items()}
-    summaries = {model: summarise(values[model], metric.combine) for model in scores}
+    few = {model: len(group_members(list(seeds[0].volumes), groups)) < FEW_GROUPS for model, seeds in scores.items()}
+    values = {model: _values(seeds, name, few[model]) for model, seeds in scores.items()}
+    summaries = {model: summarise(values[model], metric.combine, groups) for model in scores}
     means = {model: summary.mean for model, summary in summaries.items() if summary is not None}
     if not means:
         return
     best = (max if metric.higher_is_better else min)(means, key=means.__getitem__)
 
     def difference_to(model: str, other: str) -> Difference | None:
-        return None if model == other or other not in means else compare(values[model], values[other], metric.combine)
+        if model == other or other not in means:
+            return None
+        return compare(values[model], values[other], metric.combine, groups)
 
     for model, seeds in scores.items():
         summary = summaries[model]
         if summary is not None:
+            scored_files = [file for file, scored in seeds[0].volumes.items() if scored[name] is not None]
             yield SummaryRow(
                 model=model,
                 acceleration=acceleration,
                 metric=name,
                 seeds=len(seeds),
-                unit="slice" if _is_few(seeds) else "volume",
-                volumes=sum(seeds[0].volumes[file][name] is not None for file in seeds[0].volumes),
+                unit="slice" if few[model] else "volume",
+                groups=len(group_members(scored_files, groups)),
+                volumes=len(scored_files),
                 slices=sum(scored[name] is not None for slices in seeds[0].slices.values() for scored in slices),
                 mean=summary.mean,
                 std=summary.std,
@@ -263,13 +272,9 @@ def _summarise_metric(
             )
 
 
-def _is_few(seeds: Sequence[Scores]) -> bool:
-    return len(seeds[0].volumes) < FEW_VOLUMES
-
-
-def _values(seeds: Sequence[Scores], metric: str) -> Values:
-    """Scores of a model in one metric, per volume of shape (seeds, slices), or (seeds, 1) if volumes are not few."""
-    if _is_few(seeds):
+def _values(seeds: Sequence[Scores], metric: str, of_slices: bool) -> Values:
+    """Scores of a model in one metric, per volume of shape (seeds, slices) or, of whole volumes, (seeds, 1)."""
+    if of_slices:
         return {
             file: np.array([[scored[metric] for scored in seed.slices[file]] for seed in seeds], np.float64)
             for file in seeds[0].slices
@@ -288,7 +293,8 @@ def _build(kind: Any, value: Any) -> Any:
     """Dataclasses again of what `asdict` made of them."""
     if isinstance(kind, type) and is_dataclass(kind):
         hints = get_type_hints(kind)
-        return kind(**{item.name: _build(hints[item.name], value[item.name]) for item in fields(kind) if item.init})
+        given = [item.name for item in fields(kind) if item.init and item.name in value]
+        return kind(**{name: _build(hints[name], value[name]) for name in given})
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is list:
         return [_build(arguments[0], item) for item in value]

@@ -1,4 +1,4 @@
-"""How good a reconstruction is: DIRECT's metrics, two of fine detail, the paper's own, and an error spectrum.
+"""How good a reconstruction is: DIRECT's metrics, two of fine detail, three after the paper, and an error spectrum.
 
 The groups of metrics, `GROUPS`, answer different questions and must not be mixed.
 
@@ -57,8 +57,9 @@ GROUPS = {
     "fastmri": "DIRECT's fastMRI metrics: over the whole volume; the range of values is the maximum of the volume",
     "calgary_campinas": "DIRECT's Calgary-Campinas metrics: of every slice, divided by its maximum, and averaged",
     "detail": "visual information fidelity and high-frequency error norm: of every slice, and averaged",
-    "unit_interval": "the paper's metrics: of every slice, scaled to [0, 1] with the minimum and maximum of its target "
-    "and the reconstruction clamped to this, and averaged",
+    "unit_interval": "after the paper's metrics: of every slice, scaled to [0, 1] with the minimum and maximum of its "
+    "target and the reconstruction clamped to this, and averaged (the paper takes PSNR and NMSE over batches of up to "
+    "four slices)",
 }
 
 

@@ -1,15 +1,17 @@
 """Uncertainty of a mean score, and of the difference between two models on the same volumes.
 
-Scores come as one array per volume, of shape (seeds, slices): a score is averaged over the seeds, and a volume is one
-draw from the population. Where volumes are scored as a whole there is one "slice". A slice that has no score in one of
-the seeds, or in one of two models that are compared, is left out.
+Scores come as one array per volume, of shape (seeds, slices): a score is averaged over the seeds. Where volumes are
+scored as a whole there is one "slice". A slice that has no score in one of the seeds, or in one of two models that are
+compared, is left out. Volumes of one source, such as a person, are a group; a group is one draw from the population.
 
-Intervals are percentiles of a bootstrap in which volumes are drawn with replacement and then slices within each drawn
-volume; with one slice per volume, that is the ordinary bootstrap over volumes. Seeds are not drawn: the interval says
-how the mean would vary with other test volumes.
+Intervals are percentiles of a bootstrap in which groups are drawn with replacement, then volumes within each drawn
+group, and then slices within each drawn volume; with one slice per volume and one volume per group, that is the
+ordinary bootstrap over volumes. Seeds are not drawn: the interval says how the mean would vary with other test volumes,
+and the standard deviation over seeds how it would vary with other trainings.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +23,9 @@ Array = NDArray[np.float64]
 Values = Mapping[str, Array]
 """Per volume an array of shape (seeds, slices); NaN: no score."""
 
+Groups = Mapping[str, str]
+"""Group of a volume; a volume without one is a group of its own."""
+
 Combine = Callable[..., Any]
 """Makes of the slices along `axis` the score of their volume, such as `numpy.mean`."""
 
@@ -28,6 +33,9 @@ RESAMPLES = 2000
 CONFIDENCE = 0.95
 MIN_PAIRS = 6
 """With fewer pairs, no signed-rank test can reach 0.05."""
+
+SEED_ERRORS = 2
+"""Standard errors over seeds that a difference has to exceed."""
 
 
 @dataclass(frozen=True)
@@ -63,45 +71,58 @@ class Difference:
     low, high : float
         Ends of the 95 % interval.
     p_value : float, optional
-        Two-sided, of the Wilcoxon signed-rank test on the pairs of volumes, or of slices where there is more than one
-        per volume; slices of one volume resemble each other, which makes it too small then. None where fewer than
-        `MIN_PAIRS` pairs differ.
+        Two-sided, of the Wilcoxon signed-rank test on the groups' differences. None where fewer than `MIN_PAIRS` of
+        them are not zero.
+    seed_std : float, optional
+        Standard deviation of the difference from seed to seed. Beside one that has a single seed, such as a classical
+        reconstruction, it is that of the other one alone; None if both have a single seed.
+    seeds : int
+        Number of trainings that `seed_std` is over.
     """
 
     mean: float
     low: float
     high: float
     p_value: float | None
+    seed_std: float | None
+    seeds: int
 
     @property
     def is_distinguishable(self) -> bool:
-        """Whether the interval is on one side of zero."""
-        return self.low > 0 or self.high < 0
+        """Whether the interval is on one side of zero, and the difference larger than what seeds can explain."""
+        seed_error = 0.0 if self.seed_std is None else self.seed_std / math.sqrt(self.seeds)
+        return (self.low > 0 or self.high < 0) and abs(self.mean) > SEED_ERRORS * seed_error
 
 
-def summarise(values: Values, combine: Combine = np.mean, seed: int = 0) -> Summary | None:
+def summarise(
+    values: Values, combine: Combine = np.mean, groups: Groups | None = None, seed: int = 0
+) -> Summary | None:
     """Mean over volumes with its uncertainty; None if there is no score at all.
 
     Parameters
     ----------
     values : Values
     combine : Combine
+    groups : Groups, optional
+        Default: every volume is a group of its own.
     seed : int
         Of the bootstrap.
     """
-    (scores,) = _common(values)
+    names, (scores,) = _common(values)
     if not scores:
         return None
     seed_means = _seed_means(scores, combine)
     return Summary(
         float(seed_means.mean()),
         _std(np.concatenate([score.mean(axis=0) for score in scores])),
-        *_interval(_resample(scores, combine, seed)),
+        *_interval(_resample(scores, group_members(names, groups), combine, seed)),
         _std(seed_means),
     )
 
 
-def compare(values: Values, others: Values, combine: Combine = np.mean, seed: int = 0) -> Difference | None:
+def compare(
+    values: Values, others: Values, combine: Combine = np.mean, groups: Groups | None = None, seed: int = 0
+) -> Difference | None:
     """Values minus others, volume by volume and slice by slice; None if they have no score in common.
 
     Parameters
@@ -109,28 +130,49 @@ def compare(values: Values, others: Values, combine: Combine = np.mean, seed: in
     values, others : Values
         The numbers of seeds may differ. Volumes that are in one of the two alone are left out.
     combine : Combine
+    groups : Groups, optional
+        Default: every volume is a group of its own.
     seed : int
         Of the bootstrap.
     """
-    scores, other_scores = _common(values, others)
+    names, (scores, other_scores) = _common(values, others)
     if not scores:
         return None
-    # The same seed draws the same volumes and slices for both.
-    differences = _resample(scores, combine, seed) - _resample(other_scores, combine, seed)
-    pairs = np.concatenate([a.mean(axis=0) - b.mean(axis=0) for a, b in zip(scores, other_scores, strict=True)])
-    mean = _seed_means(scores, combine).mean() - _seed_means(other_scores, combine).mean()
-    return Difference(float(mean), *_interval(differences), _signed_rank(pairs))
+    members = group_members(names, groups)
+    # The same seed draws the same groups, volumes and slices for both.
+    draws = [_resample(side, members, combine, seed) for side in (scores, other_scores)]
+    volumes, other_volumes = (
+        np.array([combine(score, axis=-1).mean() for score in side]) for side in (scores, other_scores)
+    )
+    pairs = np.array([(volumes - other_volumes)[indices].mean() for indices in members])
+    seed_means, other_seed_means = (_seed_means(side, combine) for side in (scores, other_scores))
+    return Difference(
+        float(seed_means.mean() - other_seed_means.mean()),
+        *_interval(draws[0] - draws[1]),
+        _signed_rank(pairs),
+        *_seed_deviation(seed_means, other_seed_means),
+    )
 
 
-def _common(*groups: Values) -> tuple[list[Array], ...]:
-    """Of every group the volumes and slices that have a score in all groups and seeds, in the same order."""
-    kept: tuple[list[Array], ...] = tuple([] for _ in groups)
-    for name in sorted(set.intersection(*(set(group) for group in groups))):
-        scored = np.all([np.isfinite(group[name]).all(axis=0) for group in groups], axis=0)
+def group_members(names: Sequence[str], groups: Groups | None) -> list[list[int]]:
+    """Indices of the volumes of every group."""
+    members: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        members.setdefault((groups or {}).get(name, name), []).append(index)
+    return list(members.values())
+
+
+def _common(*sides: Values) -> tuple[list[str], tuple[list[Array], ...]]:
+    """Names of the volumes and of every side the slices that have a score in all sides and seeds."""
+    names: list[str] = []
+    kept: tuple[list[Array], ...] = tuple([] for _ in sides)
+    for name in sorted(set.intersection(*(set(side) for side in sides))):
+        scored = np.all([np.isfinite(side[name]).all(axis=0) for side in sides], axis=0)
         if scored.any():
-            for scores, group in zip(kept, groups, strict=True):
-                scores.append(group[name][:, scored])
-    return kept
+            names.append(name)
+            for scores, side in zip(kept, sides, strict=True):
+                scores.append(side[name][:, scored])
+    return names, kept
 
 
 def _seed_means(scores: list[Array], combine: Combine) -> Array:
@@ -142,17 +184,37 @@ def _std(values: Array) -> float | None:
     return float(values.std(ddof=1)) if len(values) > 1 else None
 
 
-def _resample(scores: list[Array], combine: Combine, seed: int) -> Array:
-    """Means of `RESAMPLES` draws."""
+def _seed_deviation(seed_means: Array, others: Array) -> tuple[float | None, int]:
+    """Standard deviation over seeds of the difference of two models, and how many seeds it is over."""
+    counts = {len(seed_means), len(others)}
+    if len(counts - {1}) < 2:
+        return _std(seed_means - others), max(counts)
+    # A seed of one of them failed: trainings of different models are independent.
+    return float(np.hypot(seed_means.std(ddof=1), others.std(ddof=1))), min(counts)
+
+
+def _resample(scores: list[Array], members: list[list[int]], combine: Combine, seed: int) -> Array:
+    """Means over the volumes of `RESAMPLES` draws."""
     generator = np.random.default_rng(seed)
-    drawn = generator.integers(len(scores), size=(RESAMPLES, len(scores)))
+    drawn = generator.integers(len(members), size=(RESAMPLES, len(members)))
+    sums, counts = np.empty(drawn.shape), np.empty(drawn.shape)
+    for index, volumes in enumerate(members):
+        is_drawn = drawn == index
+        drawn_volumes = generator.integers(len(volumes), size=(np.count_nonzero(is_drawn), len(volumes)))
+        sums[is_drawn] = _draw_slices([scores[volume] for volume in volumes], drawn_volumes, combine, generator).sum(-1)
+        counts[is_drawn] = len(volumes)
+    return sums.sum(axis=-1) / counts.sum(axis=-1)
+
+
+def _draw_slices(scores: list[Array], drawn: NDArray[Any], combine: Combine, generator: np.random.Generator) -> Array:
+    """Scores of the volumes whose indices were drawn, each time of other slices."""
     volumes = np.empty(drawn.shape)
     for index, score in enumerate(scores):
         is_drawn = drawn == index
         count = score.shape[-1]
         slices = generator.integers(count, size=(np.count_nonzero(is_drawn), count))
         volumes[is_drawn] = combine(score[:, slices], axis=-1).mean(axis=0)
-    return volumes.mean(axis=-1)
+    return volumes
 
 
 def _interval(draws: Array) -> tuple[float, float]:

@@ -4,23 +4,30 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import fmean
 
-from direct_hifimamba.benchmark.results import Model, Protocol, Results, Scores, Spread, SummaryRow
+from direct_hifimamba.benchmark.results import FEW_GROUPS, Model, Protocol, Results, Scores, Spread, SummaryRow
 from direct_hifimamba.benchmark.scores import GROUPS, METRICS, Metric
+from direct_hifimamba.benchmark.statistics import MIN_PAIRS, SEED_ERRORS
 from direct_hifimamba.files import replace_when_complete
 
 INDISTINGUISHABLE = "≈"
 NOTHING = "-"
 
-LEGEND = (
-    f"In every column the best mean is **bold**. {INDISTINGUISHABLE}: not distinguishable from the best, the 95 % "
-    "interval of the paired difference to it includes 0. Brackets: 95 % bootstrap interval over the test data. It does "
-    "not include the variation from one training to another; see the standard deviation over seeds (seed std). p: "
-    "Wilcoxon signed-rank test of the paired differences, not corrected for the number of comparisons."
+TIES = (
+    f"{INDISTINGUISHABLE} marks means that cannot be told from the best: the 95 % interval of the paired difference to "
+    "it includes 0 or, where there are several seeds, the difference is no larger than "
+    f"{SEED_ERRORS} · seed std / √seeds, with the standard deviation of the difference from seed to seed."
 )
-FEW_VOLUMES_REMARK = (
-    "There are few test volumes: the bootstrap draws volumes, and slices within them; standard deviations and p are "
-    "over slices, which resemble each other within a volume, so that p is smaller than it should be."
+UNCERTAINTY = (
+    "Intervals are 95 % bootstrap intervals over the test data: they do not include the variation from one training to "
+    "another, which the standard deviation over seeds (seed std) shows. p: Wilcoxon signed-rank test of the paired "
+    "differences of groups (volumes of one source are a group), not corrected for the number of comparisons."
+)
+LEGEND = f"In every column the best mean is **bold**. {TIES} Brackets: intervals. {UNCERTAINTY}"
+COST_REMARK = (
+    "Times are medians with their lowest and highest value, peak memory is measured once, and the time of the whole "
+    "training is an estimate: the median time per iteration times the number of iterations."
 )
 
 
@@ -48,25 +55,32 @@ def write_markdown(path: Path, results: Results) -> None:
 def write_model_zoo(path: Path, results: Results) -> None:
     """Write a table in the form of DIRECT's model zoo: a row per trained model and acceleration.
 
-    Its links lead to `models/<slug>.zip` and are to be replaced by those of the place where the archives are put.
+    The scores are those of the checkpoint that is offered, which is that of the first seed that finished. The links
+    lead to `models/<slug>.zip` and are to be replaced by those of the place where the archives are put.
     """
-    means = {(row.model, row.acceleration, row.metric): row.mean for row in results.summary}
     columns = {"SSIM": ("fastmri_ssim", 3), "pSNR": ("fastmri_psnr", 1)}
     columns |= {"VIF": ("calgary_campinas_vif", 3), "NMSE": ("fastmri_nmse", 4)}
     rows = [["Model", "Name", "Acceleration", "Checkpoint", *columns]]
     for model in results.models:
         for acceleration in results.protocol.accelerations:
-            scores = [means.get((model.label, acceleration, metric)) for metric, _ in columns.values()]
-            if model.kind == "trained" and model.iterations is not None and any(score is not None for score in scores):
-                checkpoint = f"`{model.iterations - 1} <models/{model.slug}.zip>`__"
-                shown = [
-                    r"\-" if score is None else f"{score:.{decimals}f}"
-                    for score, (_, decimals) in zip(scores, columns.values(), strict=True)
-                ]
-                rows.append([model.label, model.slug, acceleration, checkpoint, *shown])
+            offered = next((score for score in results.scores if _is_offered(score, model, acceleration)), None)
+            if model.iterations is not None and offered is not None:
+                checkpoint = f"`{model.iterations - 1} <models/{model.slug}.zip>`__ (seed {offered.seed})"
+                means = [_mean_of_volumes(offered, metric, decimals) for metric, decimals in columns.values()]
+                rows.append([model.label, model.slug, acceleration, checkpoint, *means])
     metrics = ", ".join(f"{name}: {metric}" for name, (metric, _) in columns.items())
     table = "\n".join(f"   {'* -' if column == 0 else '  -'} {cell}" for row in rows for column, cell in enumerate(row))
-    _write(path, f".. {metrics}; means over seeds.\n\n.. list-table::\n   :header-rows: 1\n\n{table}\n")
+    _write(path, f".. {metrics}; of the seed that is named.\n\n.. list-table::\n   :header-rows: 1\n\n{table}\n")
+
+
+def _is_offered(score: Scores, model: Model, acceleration: str) -> bool:
+    is_trained = score.seed is not None and score.status == "finished"
+    return is_trained and (score.model, score.acceleration) == (model.label, acceleration)
+
+
+def _mean_of_volumes(score: Scores, metric: str, decimals: int) -> str:
+    values = [value for volume in score.volumes.values() if (value := volume[metric]) is not None]
+    return f"{fmean(values):.{decimals}f}" if values else r"\-"
 
 
 def format_budget(protocol: Protocol) -> str:
@@ -78,10 +92,10 @@ def csv_text(summary: Iterable[SummaryRow]) -> str:
     """The summary, one line per row."""
     plain = ("mean", "std", "low", "high", "seed_std")
     differences = ("difference", "difference_to_best")
-    parts = ("mean", "low", "high", "p_value")
+    parts = ("mean", "low", "high", "p_value", "seed_std", "seeds")
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    identity = ("model", "acceleration", "metric", "seeds", "unit", "volumes", "slices")
+    identity = ("model", "acceleration", "metric", "seeds", "unit", "groups", "volumes", "slices")
     writer.writerow([*identity, *plain, *(f"{name}_{part}" for name in differences for part in parts)])
     for row in summary:
         values = [getattr(row, name) for name in (*identity, *plain)]
@@ -96,9 +110,7 @@ def score_sections(
     models: Sequence[Model], scores: Sequence[Scores], summary: Sequence[SummaryRow], baseline: str
 ) -> list[str]:
     """Paragraphs and tables of the scores per acceleration, of what the models cost, and of what failed."""
-    sections = [LEGEND]
-    if any(row.unit == "slice" for row in summary):
-        sections.append(FEW_VOLUMES_REMARK)
+    sections = [LEGEND, *groups_remark(summary)]
     for acceleration in dict.fromkeys(score.acceleration for score in scores):
         rows = {(row.model, row.metric): row for row in summary if row.acceleration == acceleration}
         sections.append(f"## {acceleration}")
@@ -106,18 +118,32 @@ def score_sections(
             metrics = {name: metric for name, metric in METRICS.items() if metric.group == group}
             scored = [model.label for model in models if any((model.label, name) in rows for name in metrics)]
             if scored:
-                counts = {(rows[key].volumes, rows[key].slices) for key in rows if key[1] in metrics}
+                counts = {(rows[key].volumes, rows[key].groups, rows[key].slices) for key in rows if key[1] in metrics}
                 sections += [
                     f"{_sentence(meaning)} {_counts(counts)}",
                     _score_table(scored, metrics, rows),
                     f"Differences to {baseline}:",
                     _difference_table([label for label in scored if label != baseline], metrics, rows),
                 ]
-    sections += ["## Cost", _cost_table(models)]
+    sections += ["## Cost", COST_REMARK, _cost_table(models)]
     failures = [score for score in scores if score.status == "failed"]
     if failures:
         sections += ["## Failures", _failure_table(failures)]
     return sections
+
+
+def groups_remark(summary: Iterable[SummaryRow]) -> list[str]:
+    """What few groups mean for the uncertainty, if they are few."""
+    counts = sorted({row.groups for row in summary if row.unit == "slice"})
+    if not counts:
+        return []
+    groups = f"{' or '.join(map(str, counts))} {_noun(counts[-1], 'group')}"
+    return [
+        f"The test volumes are of few sources: {groups}. The bootstrap draws groups, volumes within them and slices "
+        f"within these; standard deviations are over slices. With fewer than {FEW_GROUPS} groups such intervals are too "
+        "short: they cover the true mean less often than in 95 % of cases. Fewer than "
+        f"{MIN_PAIRS} groups have no p."
+    ]
 
 
 def _score_table(labels: Sequence[str], metrics: dict[str, Metric], rows: dict[tuple[str, str], SummaryRow]) -> str:
@@ -155,7 +181,7 @@ def _seed_deviation(row: SummaryRow | None) -> str:
 def _difference_table(
     labels: Sequence[str], metrics: dict[str, Metric], rows: dict[tuple[str, str], SummaryRow]
 ) -> str:
-    headings = [cell for metric in metrics.values() for cell in (f"difference of {metric.heading}", "p")]
+    headings = [cell for metric in metrics.values() for cell in (f"difference of {metric.heading}", "seed std", "p")]
     cells = [
         [
             label,
@@ -166,21 +192,21 @@ def _difference_table(
     return markdown_table(["model", *headings], cells)
 
 
-def _difference(row: SummaryRow | None) -> tuple[str, str]:
-    """Difference to the baseline with its interval, and p."""
+def _difference(row: SummaryRow | None) -> tuple[str, str, str]:
+    """Difference to the baseline with its interval, its standard deviation over seeds, and p."""
     if row is None or row.difference is None:
-        return NOTHING, NOTHING
-    difference = row.difference
-    mean, low, high = (
-        METRICS[row.metric].format(value, "+") for value in (difference.mean, difference.low, difference.high)
-    )
+        return NOTHING, NOTHING, NOTHING
+    difference, metric = row.difference, METRICS[row.metric]
+    mean, low, high = (metric.format(value, "+") for value in (difference.mean, difference.low, difference.high))
+    seed_std = NOTHING if difference.seed_std is None else metric.format(difference.seed_std)
     p_value = difference.p_value
-    return f"{mean} [{low}, {high}]", NOTHING if p_value is None else "< 0.001" if p_value < 1e-3 else f"{p_value:.3f}"
+    p = NOTHING if p_value is None else "< 0.001" if p_value < 1e-3 else f"{p_value:.3f}"
+    return f"{mean} [{low}, {high}]", seed_std, p
 
 
 def _cost_table(models: Sequence[Model]) -> str:
     headings = ["parameters", "active per pixel", "10⁹ multiply-accumulates per slice", "iterations", "learning rate"]
-    headings += ["s per iteration", "training, min", "s per slice", "peak memory, MiB"]
+    headings += ["s per iteration", "training, min (estimated)", "s per slice", "peak memory, MiB"]
     return markdown_table(["model", *headings], [[model.label, *_costs(model)] for model in models])
 
 
@@ -208,7 +234,7 @@ def _spread(spread: Spread | None, unit: float = 1) -> str:
     if spread is None:
         return NOTHING
     median, low, high = (_significant(value / unit) for value in (spread.median, spread.low, spread.high))
-    return f"{median} [{low}, {high}]"
+    return f"{median} [{low}, {high}]" if spread.low < spread.high else median
 
 
 def _significant(value: float) -> str:
@@ -243,15 +269,22 @@ def _escape(cell: str) -> str:
     return cell.replace("|", r"\|")
 
 
-def _counts(counts: Iterable[tuple[int, int]]) -> str:
-    """How much was scored; more than one number where metrics or models differ in what could be scored."""
-    return (
-        "; ".join(f"{_count(volumes, 'volume')}, {_count(slices, 'slice')}" for volumes, slices in sorted(counts)) + "."
+def _counts(counts: Iterable[tuple[int, int, int]]) -> str:
+    """Volumes, groups and slices that were scored; several times where metrics or models differ in them."""
+    scored = (
+        f"{_count(volumes, 'volume')}{'' if groups == volumes else f' in {_count(groups, "group")}'}, "
+        f"{_count(slices, 'slice')}"
+        for volumes, groups, slices in sorted(counts)
     )
+    return "; ".join(scored) + "."
 
 
 def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    return f"{number} {_noun(number, noun)}"
+
+
+def _noun(number: int, noun: str) -> str:
+    return noun if number == 1 else f"{noun}s"
 
 
 def _sentence(text: str) -> str:

@@ -203,7 +203,7 @@ def _describe(label: str, parameters: int, config: str) -> Model:
         4096.0 * parameters,
         around(3e-6 * parameters),
         around(1e-6 * parameters),
-        around(1e3 * parameters),
+        Spread.of([1e3 * parameters]),
         ITERATIONS,
         1e-3,
         [Trial(5e-4, 31.2), Trial(1e-3, 32.1), Trial(2e-3, None)],

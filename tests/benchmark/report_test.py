@@ -139,6 +139,23 @@ def test_says_that_data_are_simulated(written: tuple[BenchmarkFolder, Results, P
     assert written[1].description in words(document.find(".//header"))
 
 
+def test_says_that_some_data_are_simulated(written: tuple[BenchmarkFolder, Results, Path]) -> None:
+    folder, results, path = written
+    before = path.read_bytes()
+    data = replace(results.protocol.data, origin=f"measured, {results.protocol.data.origin}")
+    mixed = replace(results, protocol=replace(results.protocol, data=data))
+    page = lxml.html.fromstring(write_report(folder, mixed).read_text("utf-8"))
+    path.write_bytes(before)
+    assert "Some of the k-space was simulated" in words(page.find(".//header"))
+
+
+def test_says_how_many_seeds_finished(document: Any) -> None:
+    rows = document.xpath("//div[starts-with(@aria-label, 'Scores at')]//tbody/tr/th")
+    shown = {row.get("data-value"): words(row) for row in rows}
+    assert shown[OURS].endswith("1 of 1 seeds") and shown[FAILING].endswith("0 of 1 seeds")
+    assert "seeds" not in shown[ZERO_FILLED]
+
+
 def test_reports_failures(document: Any) -> None:
     failures = document.xpath("//section[@aria-labelledby='failures']//details")
     assert len(failures) == len(ACCELERATIONS)

@@ -20,6 +20,18 @@ def test_survives_saving(tmp_path: Path) -> None:
     assert Results.load(tmp_path / "results.json") == results
 
 
+def test_groups_are_kept_and_may_be_missing(tmp_path: Path) -> None:
+    results, path = make_results(), tmp_path / "results.json"
+    data = replace(results.protocol.data, groups={"brain_0.h5": "s0", "brain_1.h5": "s0"})
+    grouped = replace(results, protocol=replace(results.protocol, data=data))
+    grouped.save(path)
+    assert Results.load(path) == grouped
+    values = json.loads(path.read_text())
+    del values["protocol"]["data"]["groups"]
+    path.write_text(json.dumps(values))
+    assert Results.load(path) == results
+
+
 def test_schema_is_one() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
 

@@ -117,7 +117,7 @@ def test_difference_is_antisymmetric() -> None:
 def test_identical_values_do_not_differ() -> None:
     values = draw_values(8, 3)
     difference = compare(values, values)
-    assert difference == statistics.Difference(0.0, 0.0, 0.0, None)
+    assert difference == statistics.Difference(0.0, 0.0, 0.0, None, 0.0, 2)
     assert not difference.is_distinguishable
 
 
@@ -160,6 +160,54 @@ def test_what_has_no_score_is_left_out_on_both_sides() -> None:
     assert summarise(gaps) == summarise(expected[0])
     assert compare(gaps, others) == compare(*expected)
     assert compare(others, gaps) == compare(*expected[::-1])
+
+
+def test_volumes_of_one_group_vary_together() -> None:
+    # Three volumes each of people that differ by much: the interval is that of the people.
+    people = one_per_volume(np.repeat(np.random.default_rng(0).normal(0, 3, 10), 3))
+    groups = {name: str(int(name) // 3) for name in people}
+    firsts = {name: value for name, value in people.items() if int(name) % 3 == 0}
+    grouped, apart, expected = summarise(people, groups=groups), summarise(people), summarise(firsts)
+    assert grouped is not None and apart is not None and expected is not None
+    assert (grouped.mean, grouped.low, grouped.high) == pytest.approx((expected.mean, expected.low, expected.high))
+    assert grouped.high - grouped.low > 1.4 * (apart.high - apart.low)
+
+
+def test_mean_of_draws_is_that_of_volumes_where_groups_differ_in_size() -> None:
+    values = {"a": np.array([[0.0]]), "b": np.array([[1.0]]), "c": np.array([[1.0]]), "d": np.array([[1.0]])}
+    summary = summarise(values, groups=dict.fromkeys("bcd", "group"))
+    assert summary is not None
+    assert (summary.mean, summary.low, summary.high) == (0.75, 0, 1)
+
+
+def test_signed_rank_test_is_over_groups() -> None:
+    values = one_per_volume(np.random.default_rng(0).normal(0.5, 1, 24))
+    groups = {name: str(int(name) // 3) for name in values}
+    difference = compare(values, {name: 0 * value for name, value in values.items()}, groups=groups)
+    means = np.array([value.item() for value in values.values()]).reshape(8, 3).mean(axis=1)
+    assert difference is not None
+    assert difference.p_value == pytest.approx(stats.wilcoxon(means).pvalue)
+
+
+def test_deviation_of_a_difference_over_seeds() -> None:
+    a, b = np.array([1.0, 2.0, 4.0]), np.array([0.5, 1.0, 0.0])
+    for first, second, std, seeds in (
+        (a, b, np.std(a - b, ddof=1), 3),
+        (a, b[:1], np.std(a, ddof=1), 3),
+        (a[:1], b, np.std(b, ddof=1), 3),
+        (a, b[:2], np.hypot(np.std(a, ddof=1), np.std(b[:2], ddof=1)), 2),
+        (a[:1], b[:1], None, 1),
+    ):
+        difference = compare({"x": first[:, None]}, {"x": second[:, None]})
+        assert difference is not None
+        assert (difference.seed_std, difference.seeds) == (None if std is None else pytest.approx(std), seeds)
+
+
+@pytest.mark.parametrize(("seed_std", "expected"), [(None, True), (0.8, True), (0.9, False)])
+def test_difference_that_trainings_explain_is_not_distinguishable(seed_std: float | None, expected: bool) -> None:
+    assert statistics.Difference(0.85, 0.5, 1.2, None, seed_std, 4).is_distinguishable is expected
+    assert statistics.Difference(-0.85, -1.2, -0.5, None, seed_std, 4).is_distinguishable is expected
+    assert not statistics.Difference(0.85, -0.1, 1.2, None, seed_std, 4).is_distinguishable
 
 
 def test_nothing_to_summarise() -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from direct_hifimamba.benchmark.results import FEW_VOLUMES, Results, summarise_scores
+from direct_hifimamba.benchmark.results import FEW_GROUPS, Results, summarise_scores
 from direct_hifimamba.benchmark.scores import METRICS
-from direct_hifimamba.benchmark.tables import FEW_VOLUMES_REMARK, write_csv, write_markdown, write_model_zoo
+from direct_hifimamba.benchmark.tables import groups_remark, write_csv, write_markdown, write_model_zoo
 from tests.benchmark.example import ACCELERATIONS, BASELINE, QUALITY, ZERO_FILLED, make_results
 
 TRAINED = [label for label in QUALITY if label != ZERO_FILLED]
@@ -98,13 +98,24 @@ def test_without_scores_of_the_baseline_there_are_no_differences(results: Result
 
 
 def test_few_volumes_are_told(results: Results, tmp_path: Path) -> None:
-    many = make_results(volumes=FEW_VOLUMES, slices=2)
+    many = make_results(volumes=FEW_GROUPS, slices=2)
     assert {row.unit for row in results.summary} == {"slice"} and {row.unit for row in many.summary} == {"volume"}
-    assert FEW_VOLUMES_REMARK in markdown(results, tmp_path)
-    assert FEW_VOLUMES_REMARK not in markdown(many, tmp_path)
+    (remark,) = groups_remark(results.summary)
+    assert "3 groups" in remark and remark in markdown(results, tmp_path)
+    assert groups_remark(many.summary) == [] and "few sources" not in markdown(many, tmp_path)
 
 
-@pytest.mark.parametrize("volumes", [3, FEW_VOLUMES])
+def test_files_of_one_source_count_once() -> None:
+    many = make_results(volumes=FEW_GROUPS, slices=2)
+    groups = {file: f"s{index // 4}" for index, file in enumerate(many.protocol.data.files)}
+    grouped = summarise_scores(many.scores, BASELINE, groups)
+    assert {(row.unit, row.groups, row.volumes) for row in grouped} == {("slice", 2, FEW_GROUPS)}
+    assert {row.difference.p_value for row in grouped if row.difference} == {None}
+    assert "2 groups" in groups_remark(grouped)[0]
+    assert [row.mean for row in grouped] == pytest.approx([row.mean for row in many.summary])
+
+
+@pytest.mark.parametrize("volumes", [3, FEW_GROUPS])
 def test_summary_is_the_mean_of_volumes_and_seeds(volumes: int) -> None:
     results = make_results(volumes=volumes, slices=4)
     for row in results.summary:
@@ -150,14 +161,22 @@ def test_model_zoo_is_valid(results: Results, tmp_path: Path) -> None:
     rows = [[entry.astext() for entry in row.findall(nodes.entry)] for row in table.findall(nodes.row)]
     assert rows[0] == ["Model", "Name", "Acceleration", "Checkpoint", "SSIM", "pSNR", "VIF", "NMSE"]
     assert [row[0:3:2] for row in rows[1:]] == [[label, name] for label in TRAINED for name in ACCELERATIONS]
-    assert {row[3] for row in rows[1:]} == {"599"}
+    failed = {("U-Net", ACCELERATIONS[0])}
+    assert {tuple(row[0:3:2]) for row in rows[1:] if row[3] == "599 (seed 1)"} == failed
+    assert {tuple(row[0:3:2]) for row in rows[1:] if row[3] != "599 (seed 0)"} == failed
     links = [reference["refuri"] for reference in table.findall(nodes.reference)]
     assert links == [f"models/{row[1]}.zip" for row in rows[1:]]
-    psnr = [row.mean for row in results.summary if (row.model, row.metric) == (TRAINED[0], "fastmri_psnr")]
-    assert [row[5] for row in rows[1:3]] == [f"{value:.1f}" for value in psnr]
+    for row in rows[1:]:
+        seed = int(row[3].removesuffix(")")[-1])
+        (score,) = [s for s in results.scores if (s.model, s.acceleration, s.seed) == (row[0], row[2], seed)]
+        psnr = [volume["fastmri_psnr"] for volume in score.volumes.values()]
+        assert row[5] == f"{np.mean(np.array(psnr, np.float64)):.1f}"
 
 
 def test_model_zoo_shows_what_is_not_known(results: Results, tmp_path: Path) -> None:
-    summary = [row for row in results.summary if row.metric != "calgary_campinas_vif"]
-    write_model_zoo(tmp_path / "model_zoo.rst", replace(results, summary=summary))
+    scores = [
+        replace(score, volumes={file: v | {"calgary_campinas_vif": None} for file, v in score.volumes.items()})
+        for score in results.scores
+    ]
+    write_model_zoo(tmp_path / "model_zoo.rst", replace(results, scores=scores))
     assert (tmp_path / "model_zoo.rst").read_text().count(r"     - \-") == len(TRAINED) * len(ACCELERATIONS)
