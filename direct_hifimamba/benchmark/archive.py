@@ -36,5 +36,11 @@ def write_archive(folder: Path, archive: Path, run: Run) -> None:
     partial.replace(folder)
 
 
+def remove_archive(folder: Path, archive: Path) -> None:
+    """Remove what :func:`write_archive` has written, if it has."""
+    shutil.rmtree(folder, ignore_errors=True)
+    archive.unlink(missing_ok=True)
+
+
 def _read_metrics(path: Path) -> dict[str, dict[str, float]]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}  # if inference.metrics names none

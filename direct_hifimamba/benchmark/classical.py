@@ -57,8 +57,17 @@ def find_bart() -> Path | None:
 
 
 def bart_version() -> str:
-    """What the program says of itself."""
-    return subprocess.run(["bart", "version"], capture_output=True, text=True, check=True).stdout.strip()
+    """What the program says of itself.
+
+    Raises
+    ------
+    RuntimeError
+        If it fails.
+    """
+    process = subprocess.run(["bart", "version"], capture_output=True, text=True, check=False)
+    if process.returncode != 0:
+        raise RuntimeError(f"bart version failed: {(process.stderr or process.stdout).strip()}")
+    return process.stdout.strip()
 
 
 def estimate_sensitivity_map(
@@ -171,7 +180,7 @@ def choose_regularisation(
 
 
 def reconstruct_test_split(
-    specification: Specification, folder: RunFolder, shapes: RunFolder | None, jobs: int
+    specification: Specification, folder: RunFolder, shapes: RunFolder, jobs: int
 ) -> dict[str, float]:
     """Reconstruct the test split with the weights that are best on the validation split, where this was not done yet.
 
@@ -181,14 +190,19 @@ def reconstruct_test_split(
         Its data have one mask of columns per file, and its Fourier transform is centred.
     folder : RunFolder
         To which predictions are written as `direct predict` does, and which weight was chosen.
-    shapes : RunFolder, optional
-        A run with predictions of the size to which images are cropped. None: they are not.
+    shapes : RunFolder
+        A run with predictions of the size to which images are cropped.
     jobs : int
 
     Returns
     -------
     dict
         The weight by acceleration.
+
+    Raises
+    ------
+    RuntimeError
+        If BART fails.
     """
     splits = specification.splits
     weights: dict[str, float] = {}
@@ -202,21 +216,20 @@ def reconstruct_test_split(
             with replace_when_complete(record) as partial:
                 partial.write_text(yaml.safe_dump({"regularisation": weight}))
             tests = list_files(specification.folder(splits.test, acceleration))
-            _reconstruct_files(tests, output, weight, shapes.predictions(acceleration) if shapes else None, jobs)
+            _reconstruct_files(tests, output, weight, shapes.predictions(acceleration), jobs)
         weights[acceleration] = yaml.safe_load(record.read_text())["regularisation"]
     return weights
 
 
-def _reconstruct_files(paths: Sequence[Path], output: Path, weight: float, shapes: Path | None, jobs: int) -> None:
+def _reconstruct_files(paths: Sequence[Path], output: Path, weight: float, shapes: Path, jobs: int) -> None:
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
 
     def write(path: Path) -> None:
         images = torch.from_numpy(reconstruct(*Acquisition.read(path), weight))
-        if shapes is not None:
-            with h5py.File(shapes / path.name) as reference:
-                images = center_crop(images, reference["reconstruction"].shape[1:])
+        with h5py.File(shapes / path.name) as reference:
+            images = center_crop(images, reference["reconstruction"].shape[1:])
         with h5py.File(partial / path.name, "w") as file:
             file["reconstruction"] = images.numpy()
 

@@ -26,7 +26,7 @@ from direct_hifimamba.benchmark.results import (
     digest,
     summarise_scores,
 )
-from direct_hifimamba.benchmark.runner import Run
+from direct_hifimamba.benchmark.runner import ENVIRONMENT, Run
 from direct_hifimamba.benchmark.scores import METRICS, SPECTRUM_EDGES, VolumeScores
 from direct_hifimamba.benchmark.scoring import Volume, score_volumes, volumes_of
 from direct_hifimamba.data.hdf5 import CMRXRECON_SUFFIX
@@ -39,6 +39,7 @@ def collect(
     inputs: Mapping[str, Any],
     costs: Mapping[str, Cost],
     trials: Mapping[str, list[Trial]],
+    searched: Sequence[Run],
     cells: Mapping[tuple[str, int], Run],
     command: Sequence[str],
     jobs: int,
@@ -54,6 +55,8 @@ def collect(
         By label.
     trials : dict
         By label, what the search has tried.
+    searched : sequence of Run
+        The runs of the search.
     cells : dict
         By label and seed, the final runs that could be made.
     command : sequence of str
@@ -62,13 +65,12 @@ def collect(
         Number of processes.
     """
     specification = benchmark.specification
-    weights = _run_bart(benchmark, cells, jobs)
-    scores = _score(benchmark, cells, bool(weights), jobs)
-    runs = list(cells.values())
+    bart = _run_bart(benchmark, cells, jobs)
+    scores = _score(benchmark, cells, bart is not None, jobs)
     commands = [provenance.as_typed(command)]
-    for run in runs:
-        commands.append(provenance.as_typed(run.training_command()))
-        commands += [provenance.as_typed(run.prediction_command(name)) for name in run.prediction_data]
+    for run in (*searched, *cells.values()):
+        arguments = [run.training_command(), *map(run.prediction_command, run.prediction_data)]
+        commands += [provenance.as_typed(words, ENVIRONMENT) for words in arguments]
     budget = {key: float(value) for key, value in asdict(specification.budget).items() if value is not None}
     return Results(
         name=specification.name,
@@ -85,7 +87,7 @@ def collect(
             spectrum_edges=list(SPECTRUM_EDGES),
         ),
         provenance=Provenance(
-            versions=provenance.find_versions(),
+            versions=provenance.find_versions(specification.device),
             host=provenance.describe_host(specification.device),
             threads=THREADS,
             git_revision=provenance.git_revision(),
@@ -100,29 +102,34 @@ def collect(
                 for label in benchmark.configs
             ),
             Model(ZERO_FILLED, slug(ZERO_FILLED), "classical"),
-            *([_describe_bart(weights)] if weights else []),
+            *([bart] if bart else []),
         ],
         scores=scores,
-        summary=summarise_scores(scores, specification.baseline),
+        summary=summarise_scores(scores, specification.baseline, inputs["groups"]),
     )
 
 
-def _run_bart(benchmark: Benchmark, cells: Mapping[tuple[str, int], Run], jobs: int) -> dict[str, float]:
-    """The weights of BART's reconstructions by acceleration; empty if there are none."""
+def _run_bart(benchmark: Benchmark, cells: Mapping[tuple[str, int], Run], jobs: int) -> Model | None:
+    """The row of BART, whose reconstructions are made where they are missing; None if there are none."""
     if find_bart() is None:
         print("There is no program bart on the PATH, so there is no row of compressed sensing.")
-        return {}
+        return None
     specification = benchmark.specification
     tests = [specification.folder(specification.splits.test, name) for name in specification.accelerations]
     if not benchmark.is_centered() or any(path.suffix == CMRXRECON_SUFFIX for path in list_files(tests[0])):
         print("BART is run for centred k-space with masks of columns only, so there is no row of compressed sensing.")
-        return {}
+        return None
     shapes = next((run.folder for run in cells.values() if run.is_finished), None)
-    return reconstruct_test_split(specification, benchmark.folder.cell(BART, 0), shapes, jobs)
-
-
-def _describe_bart(weights: Mapping[str, float]) -> Model:
-    settings = {"program": f"BART {bart_version()}, pics -S -l1", "regularisation": dict(weights)}
+    if shapes is None:
+        print("No model says to which size images are cropped, so there is no row of compressed sensing.")
+        return None
+    try:
+        program = f"BART {bart_version()}, pics -S -l1"
+        weights = reconstruct_test_split(specification, benchmark.folder.cell(BART, 0), shapes, jobs)
+    except (OSError, RuntimeError) as error:
+        print(f"BART failed, so there is no row of compressed sensing: {' '.join(str(error).split())}")
+        return None
+    settings = {"program": program, "regularisation": weights}
     return Model(BART, slug(BART), "classical", config=yaml.safe_dump(settings, sort_keys=False))
 
 
@@ -203,6 +210,7 @@ def _describe_data(benchmark: Benchmark, inputs: Mapping[str, Any]) -> Data:
             {name: data[specification.folder(splits.validation, name).name] for name in specification.accelerations}
         ),
         protocol=inputs["protocol"],
+        groups=dict(inputs["groups"]),
     )
 
 

@@ -2,7 +2,7 @@
 
 Every model is trained by DIRECT in a process of its own, once per seed, on the masks of all accelerations in equal
 shares, and evaluated at each. Interrupted, the same command goes on where it was; a model that fails is reported in its
-place, and tried again by the next run, while the others go on.
+place, and tried again by the next run unless its training diverged, while the others go on.
 """
 
 import argparse
@@ -17,13 +17,13 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from direct_hifimamba.benchmark.archive import write_archive
+from direct_hifimamba.benchmark.archive import remove_archive, write_archive
 from direct_hifimamba.benchmark.collect import collect
 from direct_hifimamba.benchmark.configurations import compose_models, training_config
 from direct_hifimamba.benchmark.cost import Cost, measure_costs
 from direct_hifimamba.benchmark.folder import BenchmarkFolder
 from direct_hifimamba.benchmark.inputs import describe_inputs, list_files, record
-from direct_hifimamba.benchmark.matrix import Benchmark, make_cells, search
+from direct_hifimamba.benchmark.matrix import Benchmark, make_cells, make_trials, search
 from direct_hifimamba.benchmark.report import write_report
 from direct_hifimamba.benchmark.results import Results
 from direct_hifimamba.benchmark.runner import Run, Runner, lock_folder
@@ -70,10 +70,11 @@ def run_benchmark(specification: Specification, output: Path, jobs: int, command
         record(folder, specification, inputs)
         costs = _measure_costs(benchmark)
         runner = Runner(jobs, lock)
-        trials = search(benchmark, costs, runner, jobs)
+        searched = make_trials(benchmark, costs)
+        trials = search(benchmark, searched, runner, jobs)
         cells = make_cells(benchmark, costs, trials)
         runner.run(list(cells.values()), "train and predict")
-        results = collect(benchmark, inputs, costs, trials, cells, command, jobs)
+        results = collect(benchmark, inputs, costs, trials, list(searched.values()), cells, command, jobs)
         _write(folder, results, cells)
     return results
 
@@ -125,8 +126,11 @@ def _write(folder: BenchmarkFolder, results: Results, cells: Mapping[tuple[str, 
     for (label, _), run in cells.items():
         if run.is_finished:
             first.setdefault(label, run)
-    for label, run in first.items():
-        write_archive(folder.model(label), folder.model_archive(label), run)
+    for label in (model.label for model in results.models if model.kind == "trained"):
+        if label in first:
+            write_archive(folder.model(label), folder.model_archive(label), first[label])
+        else:
+            remove_archive(folder.model(label), folder.model_archive(label))
     write_report(folder, results)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from direct_hifimamba.benchmark.specification import Specification
+from direct_hifimamba.benchmark.specification import STEPS, Specification
 from direct_hifimamba.config_compose import compose
 
 SHARED = ("physics", "training.datasets", "training.loss", "training.batch_size", "validation", "inference")
@@ -39,7 +39,9 @@ def compose_models(specification: Specification) -> dict[str, dict[str, DictConf
     }
     for label, configs in composed.items():
         for acceleration, config in configs.items():
-            _check_completeness(config, f"{label} at {acceleration}", specification.search is not None)
+            name = f"{label} at {acceleration}"
+            _check_completeness(config, name, specification.search is not None)
+            _check_schedule(config, name, specification.schedule)
     (reference_label, references), *others = composed.items()
     for label, configs in others:
         for acceleration, config in configs.items():
@@ -122,6 +124,22 @@ def _check_completeness(config: DictConfig, name: str, has_search: bool) -> None
         raise ValueError(
             f"The configuration of {name} draws the masks of inference.dataset; expected stored ones: masking: null, "
             "and pass_mask: true."
+        )
+
+    image_type = str(config.inference.dataset.transforms.get("image_recon_type") or "rss")
+    if image_type.rpartition(".")[2].lower() != "rss":
+        raise ValueError(
+            f"The configuration of {name} has image_recon_type {image_type!r} in inference.dataset.transforms; "
+            "expected rss: all images are compared with the root sum of squares."
+        )
+
+
+def _check_schedule(config: DictConfig, name: str, schedule: str) -> None:
+    own = config.model.get("learning_rate_schedule") or STEPS
+    if schedule == STEPS and own != STEPS:
+        raise ValueError(
+            f"The configuration of {name} has model.learning_rate_schedule {own!r}, and the specification schedule: "
+            f"{STEPS}; expected one for all models. Leave out the former, or write schedule: {own}."
         )
 
 

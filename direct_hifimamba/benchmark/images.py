@@ -14,7 +14,7 @@ from direct.data.transforms import center_crop
 from numpy.typing import NDArray
 
 from direct_hifimamba.data.fourier import root_sum_of_squares
-from direct_hifimamba.data.hdf5 import read_slices
+from direct_hifimamba.data.hdf5 import read_mask, read_slices
 
 
 def load_target(path: Path, shape: tuple[int, int], centered: bool = True) -> NDArray[np.float32]:
@@ -23,7 +23,7 @@ def load_target(path: Path, shape: tuple[int, int], centered: bool = True) -> ND
     Parameters
     ----------
     path : Path
-        As :func:`direct_hifimamba.data.hdf5.write_volume` writes it.
+        As :mod:`direct_hifimamba.data.hdf5` writes them.
     shape : tuple of two ints
         Height and width to crop to, about the centre.
     centered : bool
@@ -60,12 +60,13 @@ def load_reconstruction(path: Path) -> NDArray[np.float32]:
 
 def _load(path: Path, shape: tuple[int, int], centered: bool, masked: bool) -> NDArray[np.float32]:
     with h5py.File(path) as file:
-        if masked and "mask" not in file:
+        mask = read_mask(file)
+        if masked and mask is None:
             raise ValueError(
                 f"{path} has no mask; expected a test file with one, as `prepare` and `simulate` store it."
             )
-        mask = file["mask"][()].astype(np.float32) if masked else np.float32(1)
-        images = np.stack([root_sum_of_squares(kspace * mask, centered) for kspace in read_slices(file)])
+        samples = mask if masked and mask is not None else np.True_
+        images = np.stack([root_sum_of_squares(kspace * samples, centered) for kspace in read_slices(file)])
     if any(size < wanted for size, wanted in zip(images.shape[1:], shape, strict=True)):
         raise ValueError(f"{path} has images of {images.shape[1:]} pixels; expected at least the {shape} predicted.")
     return center_crop(torch.from_numpy(images), shape).numpy()

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,16 @@ from tqdm import tqdm
 
 from direct_hifimamba.benchmark.configurations import find_difference, shared_sections
 from direct_hifimamba.benchmark.folder import BenchmarkFolder
+from direct_hifimamba.benchmark.provenance import describe_code
 from direct_hifimamba.benchmark.specification import Specification
-from direct_hifimamba.data.hdf5 import CMRXRECON_SUFFIX, hash_content, read_provenance
+from direct_hifimamba.data.hdf5 import (
+    CMRXRECON_SUFFIX,
+    hash_content,
+    kspace_shape,
+    read_mask,
+    read_provenance,
+    read_slices,
+)
 from direct_hifimamba.data.protocol import FILE_NAME as PROTOCOL
 from direct_hifimamba.files import replace_when_complete
 
@@ -27,11 +36,10 @@ def list_files(folder: Path) -> list[Path]:
 def describe_file(path: Path) -> dict[str, Any]:
     """Hash of the k-space, number of slices, and hash of the sampling mask, None without one."""
     with h5py.File(path) as file:
-        kspace = file["kspace"]
-        mask = np.asarray(file["mask"], dtype=np.uint8) if "mask" in file else None
+        mask = read_mask(file)
         return {
             "sha256": hash_content(file),
-            "slices": int(kspace.shape[1] if path.suffix == CMRXRECON_SUFFIX else kspace.shape[0]),
+            "slices": kspace_shape(file)[0],
             "mask": None if mask is None else hashlib.sha256(repr(mask.shape).encode() + mask.tobytes()).hexdigest(),
         }
 
@@ -45,7 +53,7 @@ def describe_data(specification: Specification) -> dict[str, dict[str, dict[str,
         If a folder is missing.
     ValueError
         If a folder is empty, if a file lacks its mask or is damaged, if accelerations differ in their volumes, or if
-        the test split shares k-space with the training split.
+        two splits share a slice.
     """
     splits = specification.splits
     folders = {splits.training: specification.data / splits.training}
@@ -71,7 +79,9 @@ def describe_data(specification: Specification) -> dict[str, dict[str, dict[str,
     _check_masks(data, splits.training)
     for split in (splits.validation, splits.test):
         _check_volumes({name: data[name] for name in (f"{split}_{suffix}" for suffix in specification.accelerations)})
-    _check_overlap(data, splits.training, [f"{splits.test}_{suffix}" for suffix in specification.accelerations])
+    first = next(iter(specification.accelerations))
+    evaluated = (specification.folder(split, first) for split in (splits.validation, splits.test))
+    _check_overlap(list(dict.fromkeys([folders[splits.training], *evaluated])))
     return data
 
 
@@ -99,19 +109,37 @@ def _check_volumes(folders: Mapping[str, Mapping[str, Any]]) -> None:
             )
 
 
-def _check_overlap(data: Mapping[str, Mapping[str, Any]], training: str, tests: Iterable[str]) -> None:
-    trained = {described["sha256"]: name for name, described in data[training].items()}
-    for folder in tests:
-        for name, described in data[folder].items():
-            if described["sha256"] in trained:
-                raise ValueError(
-                    f"{folder}/{name} has the k-space of {training}/{trained[described['sha256']]}; training and test "
-                    "have to be different volumes."
-                )
+def _check_overlap(folders: Sequence[Path]) -> None:
+    """Make sure that no slice is in two folders."""
+    paths = [path for folder in folders for path in list_files(folder)]
+    slices: dict[Path, dict[str, Path]] = {folder: {} for folder in folders}
+    for path in tqdm(paths, "compare splits", unit="file"):
+        slices[path.parent].update(dict.fromkeys(_hash_slices(path), path))
+    for first, second in combinations(folders, 2):
+        for digest in slices[first].keys() & slices[second].keys():
+            one, other = slices[first][digest], slices[second][digest]
+            raise ValueError(
+                f"{second.name}/{other.name} has k-space of {first.name}/{one.name}; training, validation and test "
+                "have to be different volumes. Remove one of them, and prepare the data anew."
+            )
+
+
+def _hash_slices(path: Path) -> Iterator[str]:
+    """Hashes of the slices of a file that hold anything."""
+    with h5py.File(path) as file:
+        for kspace in read_slices(file):
+            if kspace.any():
+                yield hashlib.sha256(np.ascontiguousarray(kspace)).hexdigest()
+
+
+def _describe_group(path: Path) -> str:
+    """What other files of a split are not independent of: the subject or the image of which a file holds slices."""
+    provenance = read_provenance(path) or {}
+    return str(provenance.get("subject") or (provenance.get("source") or {}).get("name") or path.name)
 
 
 def describe_inputs(specification: Specification, composed: Mapping[str, Mapping[str, DictConfig]]) -> dict[str, Any]:
-    """Everything that all models share, and the configurations of all, as JSON has it.
+    """Everything that all models share, the configurations of all, and the code that runs them, as JSON has it.
 
     Raises
     ------
@@ -120,6 +148,7 @@ def describe_inputs(specification: Specification, composed: Mapping[str, Mapping
     """
     data = describe_data(specification)
     protocol = specification.data / PROTOCOL
+    test = specification.folder(specification.splits.test, next(iter(specification.accelerations)))
     origins = {
         str((read_provenance(path) or {}).get("origin", "unknown"))
         for acceleration in specification.accelerations
@@ -129,6 +158,8 @@ def describe_inputs(specification: Specification, composed: Mapping[str, Mapping
         "data": data,
         "protocol": hashlib.sha256(protocol.read_bytes()).hexdigest() if protocol.exists() else None,
         "origin": ", ".join(sorted(origins)),
+        "groups": {path.name: _describe_group(path) for path in list_files(test)},
+        "code": describe_code(),
         "shared": shared_sections(next(iter(composed.values()))),
         "models": {
             label: {acceleration: OmegaConf.to_container(config) for acceleration, config in configs.items()}
@@ -150,15 +181,21 @@ def record(folder: BenchmarkFolder, specification: Specification, inputs: Mappin
     if folder.inputs.exists() and folder.specification.exists():
         stored = OmegaConf.to_container(OmegaConf.load(folder.specification))
         difference = find_difference(stored, OmegaConf.to_container(OmegaConf.create(text)))
-        source = "the specification"
+        source, remedy = "the specification", "Choose another --output, or remove the folder."
+        before_all = json.loads(folder.inputs.read_text(encoding="utf-8"))
         if difference is None:
-            difference = find_difference(json.loads(folder.inputs.read_text(encoding="utf-8")), inputs)
+            difference = find_difference(before_all.pop("code", {}), inputs.pop("code"))
+            source = "the code"
+            if difference is not None:
+                remedy = "Finish with the version that it was begun with, or choose another --output."
+        if difference is None:
+            difference = find_difference(before_all, inputs)
             source = "the data and configurations"
         if difference is not None:
             key, before, now = difference
             raise ValueError(
                 f"{folder.path} was begun with others: in {source}, {key} was {_short(before)} and is {_short(now)}. "
-                "Choose another --output, or remove the folder."
+                f"{remedy}"
             )
         return
     if folder.path.exists() and any(not path.name.startswith(".") for path in folder.path.iterdir()):
@@ -174,6 +211,10 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+class DivergedError(ValueError):
+    """A reconstruction is not finite."""
+
+
 def check_predictions(predictions: Path, data: Path) -> None:
     """Make sure that the reconstructions of a folder are those of all files of `data`, finite, and with their masks.
 
@@ -181,18 +222,20 @@ def check_predictions(predictions: Path, data: Path) -> None:
 
     Raises
     ------
+    DivergedError
+        If a reconstruction is not finite.
     ValueError
-        If not.
+        If the masks are others.
     """
     for path in list_files(data):
         with h5py.File(path) as measured, h5py.File(predictions / path.name) as predicted:
             images = predicted["reconstruction"][()]
             used = predicted["sampling_mask"][()] != 0 if "sampling_mask" in predicted else None
-            mask = measured["mask"][()] != 0
-        if path.suffix == CMRXRECON_SUFFIX:
-            mask = mask.T
+            mask = read_mask(measured)
+        if mask is None:
+            raise ValueError(f"{path} has no sampling mask; prepare the data anew.")
         if not np.isfinite(images).all():
-            raise ValueError(f"The reconstruction of {path.name} is not finite: {_count_bad(images)} of its pixels.")
+            raise DivergedError(f"The reconstruction of {path.name} is not finite: {_count_bad(images)} of its pixels.")
         if used is None:
             continue
         # DIRECT stores (slices, height or 1, width, 1).

@@ -63,11 +63,11 @@ def count_iterations(budget: Budget, cost: Cost) -> int:
     return max(MIN_ITERATIONS, round(60 * (budget.minutes or 0) / cost.seconds_per_iteration.median))
 
 
-def search(benchmark: Benchmark, costs: Mapping[str, Cost], runner: Runner, jobs: int) -> dict[str, list[Trial]]:
-    """Try the learning rates of the specification with every model and score them on the validation split."""
+def make_trials(benchmark: Benchmark, costs: Mapping[str, Cost]) -> dict[tuple[str, float], Run]:
+    """The runs of the search by label and learning rate. Of those that cannot be made, the folder has the reason."""
     specification = benchmark.specification
     if specification.search is None:
-        return {label: [] for label in benchmark.configs}
+        return {}
     runs: dict[tuple[str, float], Run] = {}
     for label in benchmark.configs:
         for rate in specification.search.learning_rates:
@@ -79,6 +79,16 @@ def search(benchmark: Benchmark, costs: Mapping[str, Cost], runner: Runner, jobs
                 continue
             split, seed = specification.splits.validation, specification.seeds[0]
             runs[label, rate] = benchmark.make_run(label, folder, split, iterations, rate, seed)
+    return runs
+
+
+def search(
+    benchmark: Benchmark, runs: Mapping[tuple[str, float], Run], runner: Runner, jobs: int
+) -> dict[str, list[Trial]]:
+    """Do the runs of :func:`make_trials` and score them on the validation split."""
+    specification = benchmark.specification
+    if specification.search is None:
+        return {label: [] for label in benchmark.configs}
     runner.run(list(runs.values()), "search")
     finished = {key: run for key, run in runs.items() if run.is_finished}
     volumes = {key: volumes_of(run, benchmark.is_centered()) for key, run in finished.items()}

@@ -1,31 +1,58 @@
 """What is needed to repeat a benchmark, beside its data and its specification."""
 
+import hashlib
 import os
 import platform
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 import direct_hifimamba
+from direct_hifimamba.ops import library
+from direct_hifimamba.ops.selective_scan.interface import resolve_backend
 
 _PACKAGES = ("direct-recon", "torch", "numpy", "h5py", "scipy", "scikit-image", "torchmetrics", "sewar")
 
 
-def find_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that take part."""
-    versions = {"python": platform.python_version(), "direct-hifimamba": direct_hifimamba.__version__}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions
+_CODE_PACKAGES = ("direct-recon", "torch", "numpy", "sewar", "scikit-image")
+_CODE_SUFFIXES = (".py", ".so", ".pyd")
+
+
+def find_versions(device: str) -> dict[str, str]:
+    """Versions of Python and of the packages that take part, and what HiFi-Mamba computes with on a device."""
+    return {
+        "python": platform.python_version(),
+        "direct-hifimamba": direct_hifimamba.__version__,
+        **{package: _version(package) for package in _PACKAGES},
+        "selective scan": resolve_backend("auto", torch.device(device)),
+        "compiled kernels": library.instruction_set() if library.INSTRUCTION_SETS else "not in use",
+    }
+
+
+def describe_code() -> dict[str, dict[str, str]]:
+    """What results depend on beside data and configurations: hashes of this package's files, and versions."""
+    package = Path(direct_hifimamba.__file__).parent
+    return {
+        "files": {
+            path.relative_to(package).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(package.rglob("*"))
+            if path.suffix in _CODE_SUFFIXES
+        },
+        "versions": {name: _version(name) for name in _CODE_PACKAGES},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def describe_host(device: str) -> str:
@@ -72,6 +99,7 @@ def program(arguments: Sequence[str | Path]) -> list[str]:
     return [sys.executable, "-m", "direct_hifimamba.cli", *map(str, arguments)]
 
 
-def as_typed(arguments: Sequence[str | Path]) -> str:
-    """The same as one would type it."""
-    return shlex.join(["direct-hifimamba", *map(str, arguments)])
+def as_typed(arguments: Sequence[str | Path], environment: Mapping[str, str] | None = None) -> str:
+    """The same as one would type it, behind the environment variables that are set for it."""
+    variables = [f"{name}={value}" for name, value in (environment or {}).items()]
+    return shlex.join([*variables, "direct-hifimamba", *map(str, arguments)])

@@ -21,12 +21,16 @@ from tqdm import tqdm
 from direct_hifimamba.benchmark.cost import THREADS
 from direct_hifimamba.benchmark.folder import RunFolder
 from direct_hifimamba.benchmark.initialisation import write_initialisation
-from direct_hifimamba.benchmark.inputs import check_predictions
+from direct_hifimamba.benchmark.inputs import DivergedError, check_predictions
 from direct_hifimamba.benchmark.provenance import as_typed, program
 from direct_hifimamba.benchmark.specification import COSINE
 from direct_hifimamba.direct_command import COSINE_OPTION
 from direct_hifimamba.files import replace_when_complete
 
+ENVIRONMENT = {"OMP_NUM_THREADS": str(THREADS), "MKL_NUM_THREADS": str(THREADS)}
+"""Of the processes of DIRECT."""
+
+_DIVERGED = "diverged"
 _SECONDS_TO_STOP = 60
 _SECONDS_BETWEEN_LOOKS = 1.0
 _LOG_LINES = 20
@@ -96,6 +100,11 @@ class Run:
     def error(self) -> str | None:
         """Why the run failed, if it did."""
         return self.folder.failure.read_text(encoding="utf-8") if self.folder.failure.exists() else None
+
+    @property
+    def has_diverged(self) -> bool:
+        """Whether it failed in a way that is a result: the same would come out again."""
+        return (self.error or "").startswith(_DIVERGED)
 
     @property
     def iterations_done(self) -> int:
@@ -169,7 +178,7 @@ class Runner:
         self._generator = Lock()  # of PyTorch's random numbers
 
     def run(self, runs: Sequence[Run], description: str) -> None:
-        """Do what is left to do of the runs; those that failed before are tried again.
+        """Do what is left to do of the runs; those that failed before are tried again, unless they diverged.
 
         Raises
         ------
@@ -179,7 +188,7 @@ class Runner:
         for run in runs:
             run.discard_if_of_another_configuration()
         # Files of earlier failures would count as progress.
-        waiting = [run for run in runs if not run.is_finished]
+        waiting = [run for run in runs if not (run.is_finished or run.has_diverged)]
         for run in waiting:
             run.folder.failure.unlink(missing_ok=True)
         done = sum(run.iterations_done for run in runs)
@@ -241,6 +250,9 @@ class Runner:
         self._call(run.prediction_command(acceleration, partial), run.folder.log)
         try:
             check_predictions(partial, run.prediction_data[acceleration])
+        except DivergedError as error:
+            shutil.rmtree(partial)
+            raise RunError(f"{_DIVERGED} at {acceleration}: {error}") from error
         except ValueError as error:
             # The same weights would do the same again; and others would not go with the predictions of these.
             shutil.rmtree(run.folder.experiment)
@@ -250,7 +262,6 @@ class Runner:
 
     def _call(self, arguments: Sequence[str], log: Path) -> None:
         """Run a command to its end, with what it prints in `log`."""
-        environment = os.environ | {"OMP_NUM_THREADS": str(THREADS), "MKL_NUM_THREADS": str(THREADS)}
         with log.open("ab") as output:
             with self._guard:
                 if self._stopping.is_set():
@@ -261,7 +272,7 @@ class Runner:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    env=environment,
+                    env=os.environ | ENVIRONMENT,
                     pass_fds=[self._lock.fileno()],
                     start_new_session=True,
                 )

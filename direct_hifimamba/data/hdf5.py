@@ -86,11 +86,28 @@ def _statistics(file: h5py.File) -> dict[str, float]:
 def kspace_shape(file: h5py.File) -> tuple[int, ...]:
     """Shape of the k-space of a volume: (slices[, coil], height, width)."""
     kspace = file["kspace"]
+    if _is_cmrxrecon(kspace):
+        return (*kspace.shape[1:-2], kspace.shape[-1], kspace.shape[-2])
     return kspace.shape[:-1] if kspace.dtype == np.float32 else kspace.shape
 
 
+def _is_cmrxrecon(kspace: h5py.Dataset) -> bool:
+    return kspace.dtype.names is not None
+
+
+def read_mask(file: h5py.File) -> NDArray[np.bool_] | None:
+    """The sampling mask of a volume, of shape (width,) or (height, width), or None if there is none."""
+    if "mask" not in file:
+        return None
+    mask = file["mask"][()] != 0
+    return mask.T if _is_cmrxrecon(file["kspace"]) else mask
+
+
 def read_slices(file: h5py.File) -> Iterator[NDArray[np.complex64]]:
-    """The slices of a volume as :func:`write_volume` took them, one after the other."""
+    """The slices of a volume as :func:`write_volume` took them, one after the other, whatever form it is stored in."""
+    if _is_cmrxrecon(file["kspace"]):
+        yield from read_cmrxrecon_slices(file)
+        return
     for kspace_slice in file["kspace"]:
         if kspace_slice.dtype == np.float32:
             kspace_slice = np.ascontiguousarray(kspace_slice).view(np.complex64)[..., 0]

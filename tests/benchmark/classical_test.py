@@ -11,6 +11,7 @@ from direct_hifimamba.benchmark.specification import Specification
 from direct_hifimamba.data.fourier import image_to_kspace, root_sum_of_squares
 from direct_hifimamba.data.simulate import simulate_sensitivity_map
 from tests.benchmark.small_benchmark import MASKS, SLICES
+from tests.benchmark.small_benchmark import SHAPE as DATA_SHAPE
 
 SHAPE = (48, 64)
 SCALE = 3e-4  # far from 1, as in measured data
@@ -100,6 +101,22 @@ def test_regularisation_is_chosen_by_the_psnr():
     assert best != 1.0
 
 
+def _write_shapes(specification, run, acceleration, shape):
+    """Predictions of a run, of this shape."""
+    run.predictions(acceleration).mkdir(parents=True)
+    for path in list_files(specification.folder("test", acceleration)):
+        with h5py.File(run.predictions(acceleration) / path.name, "w") as file:
+            file["reconstruction"] = np.zeros((SLICES, *shape), np.float32)
+
+
+def test_failure_of_the_version_is_reported(tmp_path, monkeypatch):
+    (tmp_path / "bart").write_text("#!/bin/sh\necho broken >&2\nexit 1\n")
+    (tmp_path / "bart").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RuntimeError, match="bart version failed: broken"):
+        classical.bart_version()
+
+
 def test_missing_program_is_named(monkeypatch):
     monkeypatch.setenv("PATH", "")
     kspace, mask = _acquisition(1)
@@ -120,9 +137,11 @@ def test_the_test_split_is_reconstructed_once_with_the_weight_of_the_validation_
     small_specification, tmp_path, monkeypatch
 ):
     specification = Specification.load(small_specification)
-    folder = RunFolder(tmp_path / "bart")
+    folder, shapes = RunFolder(tmp_path / "bart"), RunFolder(tmp_path / "other")
+    for acceleration in MASKS:
+        _write_shapes(specification, shapes, acceleration, DATA_SHAPE)
     monkeypatch.setattr(classical, "REGULARISATIONS", (0.002, 1.0))
-    weights = classical.reconstruct_test_split(specification, folder, None, jobs=2)
+    weights = classical.reconstruct_test_split(specification, folder, shapes, jobs=2)
     assert weights.keys() == MASKS.keys()
     assert weights["equispaced_4x"] == 0.002
     for path in list_files(specification.folder("test", "equispaced_4x")):
@@ -131,21 +150,20 @@ def test_the_test_split_is_reconstructed_once_with_the_weight_of_the_validation_
         zero_filled = np.stack([root_sum_of_squares(kspace_slice * mask) for kspace_slice in kspace])
         assert _psnr(kspace, images) > _psnr(kspace, zero_filled)
     monkeypatch.setattr(classical, "reconstruct", None)
-    assert classical.reconstruct_test_split(specification, folder, None, jobs=2) == weights
+    assert classical.reconstruct_test_split(specification, folder, shapes, jobs=2) == weights
 
 
 @needs_bart
 def test_images_are_cropped_like_those_of_another_run(small_specification, tmp_path):
     specification = Specification.load(small_specification)
+    whole_shapes = RunFolder(tmp_path / "whole")
     other, folder, output = RunFolder(tmp_path / "other"), RunFolder(tmp_path / "bart"), tmp_path / "images"
     acceleration = next(iter(MASKS))
     tests = list_files(specification.folder("test", acceleration))
-    other.predictions(acceleration).mkdir(parents=True)
-    for path in tests:
-        with h5py.File(other.predictions(acceleration) / path.name, "w") as file:
-            file["reconstruction"] = np.zeros((SLICES, 40, 30), np.float32)
+    _write_shapes(specification, other, acceleration, (40, 30))
+    _write_shapes(specification, whole_shapes, acceleration, DATA_SHAPE)
     classical._reconstruct_files(tests, output, 0.002, other.predictions(acceleration), jobs=1)
-    classical._reconstruct_files(tests, folder.path, 0.002, None, jobs=1)
+    classical._reconstruct_files(tests, folder.path, 0.002, whole_shapes.predictions(acceleration), jobs=1)
     for path in tests:
         cropped, whole = load_reconstruction(output / path.name), load_reconstruction(folder.path / path.name)
         np.testing.assert_array_equal(cropped, whole[:, 12:52, 17:47])

@@ -55,7 +55,9 @@ def test_models_are_compared_through_interruption_and_failure(
     for score in results.scores:
         names = set() if score.status == "failed" else {f"{name}.h5" for name in VOLUMES["test"]}
         assert set(score.volumes) == names
-    assert any(line.startswith("direct-hifimamba train out/cells/u_net/seed_0") for line in results.provenance.commands)
+    start = "OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 direct-hifimamba train out/cells/u_net/seed_0"
+    assert any(line.startswith(start) for line in results.provenance.commands)
+    assert {"selective scan", "compiled kernels"} <= set(results.provenance.versions)
 
     # DIRECT's own metric and ours are the same, and so are the model and what is offered of it.
     slug = BenchmarkFolder(Path()).model("U-Net").name

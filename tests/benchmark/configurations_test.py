@@ -69,6 +69,10 @@ def test_models_may_choose_their_optimiser(tmp_path: Path) -> None:
         ({"parameters": {"mask": {"accelerations": [4, 8], "center_fractions": [0.08, 0.04]}}}, "in one data set"),
         ({"inference": {"dataset": {"transforms": {"masking": "${parameters.mask}"}}}}, "expected stored ones"),
         ({"training": {"datasets": []}}, "has 0 entries in training.datasets"),
+        (
+            {"inference": {"dataset": {"transforms": {"image_recon_type": "sense"}}}},
+            "has image_recon_type 'sense' in inference",
+        ),
         ({"inference": None}, "has no section 'inference'"),
     ],
 )
@@ -89,6 +93,13 @@ def test_a_learning_rate_is_given_or_searched(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"at equispaced_4x has no training\.lr; add one, or a search"):
         compose_models(specifications[0])
     compose_models(specifications[1])
+
+
+def test_no_model_has_a_schedule_of_its_own(tmp_path: Path) -> None:
+    models = {"a": {"configs": ["hifimamba.yaml"], "overrides": ["model.learning_rate_schedule=cosine"]}}
+    with pytest.raises(ValueError, match=r"a at equispaced_4x has model\.learning_rate_schedule 'cosine'"):
+        compose_models(load(tmp_path, models=models, baseline="a", schedule="steps"))
+    compose_models(load(tmp_path, models=models, baseline="a", schedule="cosine"))
 
 
 def test_accelerations_differ_in_their_masks_alone(tmp_path: Path) -> None:

@@ -82,6 +82,23 @@ def test_a_folder_with_anything_else_is_refused(small_specification: Path, tmp_p
         record(BenchmarkFolder(tmp_path / "out"), *describe(small_specification))
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda code: code["versions"].update(torch="0.1"), r"versions\.torch was .* and is \"0.1\""),
+        (lambda code: code["files"].update({"hifimamba.py": "0"}), r"files\.hifimamba\.py was .* and is \"0\""),
+    ],
+)
+def test_a_second_run_refuses_other_code(small_specification: Path, tmp_path: Path, change: Any, named: str) -> None:
+    folder = BenchmarkFolder(tmp_path / "out")
+    specification, inputs = describe(small_specification)
+    assert {"hifimamba.py", "benchmark/scores.py"} <= set(inputs["code"]["files"])
+    record(folder, specification, inputs)
+    change(inputs["code"])
+    with pytest.raises(ValueError, match=rf"in the code, {named}.*Finish with the version"):
+        record(folder, specification, inputs)
+
+
 def test_volumes_of_the_training_are_no_test(small_specification: Path, tmp_path: Path) -> None:
     specification = Specification.load(small_specification)
     data = tmp_path / "data"
@@ -89,8 +106,27 @@ def test_volumes_of_the_training_are_no_test(small_specification: Path, tmp_path
         with h5py.File(data / f"test_{suffix}" / "z.h5", "w") as file, h5py.File(data / "train" / "a.h5") as original:
             file["kspace"] = original["kspace"][()]
             file["mask"] = np.ones(SHAPE[1], bool)
-    with pytest.raises(ValueError, match=r"test_equispaced_4x/z\.h5 has the k-space of train/a\.h5"):
+    with pytest.raises(ValueError, match=r"test_equispaced_4x/z\.h5 has k-space of train/a\.h5"):
         describe_data(specification)
+
+
+@pytest.mark.parametrize(("split", "other"), [("val", "train"), ("test", "train"), ("test", "val")])
+def test_no_slice_is_in_two_splits(small_specification: Path, tmp_path: Path, split: str, other: str) -> None:
+    source, copy = (tmp_path / "data" / name / f"{VOLUMES[name][0]}.h5" for name in (other, split))
+    with h5py.File(source) as original, h5py.File(copy, "r+") as file:
+        file["kspace"][SLICES - 1] = original["kspace"][0]
+    message = rf"{split}(_equispaced_4x)?/{copy.name} has k-space of {other}(_equispaced_4x)?/{source.name}"
+    with pytest.raises(ValueError, match=message):
+        describe_data(Specification.load(small_specification))
+
+
+def test_empty_slices_and_a_single_evaluation_split_are_no_overlap(small_specification: Path, tmp_path: Path) -> None:
+    for split, names in VOLUMES.items():
+        with h5py.File(tmp_path / "data" / split / f"{names[0]}.h5", "r+") as file:
+            file["kspace"][0] = 0
+    describe_data(Specification.load(small_specification))
+    splits = {"training": "train", "validation": "test", "test": "test"}
+    describe_data(Specification.load(write_specification(tmp_path, splits=splits)))
 
 
 def test_accelerations_need_the_same_volumes(small_specification: Path, tmp_path: Path) -> None:

@@ -120,18 +120,35 @@ def test_failures_are_written_down_and_tried_again(tmp_path: Path, lock: IO[str]
     assert calls(runs[1]) == ["train", "predict", "predict"]
 
 
-def test_what_is_not_finite_is_trained_anew(tmp_path: Path, lock: IO[str]) -> None:
+def test_what_is_not_finite_is_a_result(tmp_path: Path, lock: IO[str]) -> None:
     run = make_run(tmp_path, behaviour="not finite")
     run.folder.run.mkdir(parents=True)
     (run.folder.run / "last_model.txt").write_text("7")
     Runner(1, lock).run([run], "test")
-    assert "The prediction of 4x is of no use: The reconstruction of d.h5 is not finite" in (run.error or "")
-    assert not run.folder.experiment.exists()
+    assert (run.error or "").startswith("diverged at 4x: The reconstruction of d.h5 is not finite")
+    assert run.has_diverged
     assert not run.folder.predictions("4x").exists()
     (run.folder.path / "behaviour").unlink()
     Runner(1, lock).run([run], "test")
+    assert not run.is_finished
+    assert calls(run) == ["predict"]
+
+
+def test_a_prediction_from_another_mask_is_made_anew_with_its_training(
+    tmp_path: Path, lock: IO[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError("another mask")
+
+    run = make_run(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "check_predictions", refuse)
+        Runner(1, lock).run([run], "test")
+    assert "The prediction of 4x is of no use: another mask" in (run.error or "")
+    assert not run.folder.experiment.exists()
+    Runner(1, lock).run([run], "test")
     assert run.is_finished
-    assert calls(run)[1:] == ["train", "predict", "predict"]
+    assert calls(run) == ["train", "predict", "train", "predict", "predict"]
 
 
 def test_what_another_configuration_has_made_is_made_anew(tmp_path: Path, lock: IO[str]) -> None:
