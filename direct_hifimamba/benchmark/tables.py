@@ -140,8 +140,8 @@ def groups_remark(summary: Iterable[SummaryRow]) -> list[str]:
     groups = f"{' or '.join(map(str, counts))} {_noun(counts[-1], 'group')}"
     return [
         f"The test volumes are of few sources: {groups}. The bootstrap draws groups, volumes within them and slices "
-        f"within these; standard deviations are over slices. With fewer than {FEW_GROUPS} groups such intervals are too "
-        "short: they cover the true mean less often than in 95 % of cases. Fewer than "
+        f"within these; standard deviations are over slices. With fewer than {FEW_GROUPS} groups such intervals are "
+        "too short: they cover the true mean less often than in 95 % of cases. Fewer than "
         f"{MIN_PAIRS} groups have no p."
     ]
 
