@@ -27,7 +27,7 @@ from direct_hifimamba.benchmark.results import (
     summarise_scores,
 )
 from direct_hifimamba.benchmark.runner import ENVIRONMENT, Run
-from direct_hifimamba.benchmark.scores import METRICS, SPECTRUM_EDGES, VolumeScores
+from direct_hifimamba.benchmark.scores import SPECTRUM_EDGES, VolumeScores, metric_definitions
 from direct_hifimamba.benchmark.scoring import Volume, score_volumes, volumes_of
 from direct_hifimamba.data.hdf5 import CMRXRECON_SUFFIX
 
@@ -83,7 +83,7 @@ def collect(
             budget=budget,
             schedule=specification.schedule,
             seeds=list(specification.seeds),
-            metrics={name: metric.definition for name, metric in METRICS.items()},
+            metrics=metric_definitions(),
             spectrum_edges=list(SPECTRUM_EDGES),
         ),
         provenance=Provenance(

@@ -28,7 +28,7 @@ from direct_hifimamba.benchmark.results import (
     Trial,
     summarise_scores,
 )
-from direct_hifimamba.benchmark.scores import METRICS, SPECTRUM_EDGES, score_volume
+from direct_hifimamba.benchmark.scores import SPECTRUM_EDGES, metric_definitions, score_volume
 from direct_hifimamba.benchmark.specification import Specification
 from direct_hifimamba.data.data_sets import SIMULATED
 from direct_hifimamba.data.masks import MaskOptions
@@ -111,7 +111,7 @@ def write_folder(
             budget={"iterations": ITERATIONS},
             schedule="cosine",
             seeds=list(seeds),
-            metrics={name: metric.definition for name, metric in METRICS.items()},
+            metrics=metric_definitions(),
             spectrum_edges=list(SPECTRUM_EDGES),
         ),
         provenance=Provenance(
