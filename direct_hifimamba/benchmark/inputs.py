@@ -177,19 +177,19 @@ def record(folder: BenchmarkFolder, specification: Specification, inputs: Mappin
         If they are not; the first difference is named.
     """
     text = specification.to_yaml(folder.path)
-    inputs = json.loads(json.dumps(inputs))
+    now_all: dict[str, Any] = json.loads(json.dumps(inputs))
     if folder.inputs.exists() and folder.specification.exists():
         stored = OmegaConf.to_container(OmegaConf.load(folder.specification))
         difference = find_difference(stored, OmegaConf.to_container(OmegaConf.create(text)))
         source, remedy = "the specification", "Choose another --output, or remove the folder."
         before_all = json.loads(folder.inputs.read_text(encoding="utf-8"))
         if difference is None:
-            difference = find_difference(before_all.pop("code", {}), inputs.pop("code"))
+            difference = find_difference(before_all.pop("code", {}), now_all.pop("code"))
             source = "the code"
             if difference is not None:
                 remedy = "Finish with the version that it was begun with, or choose another --output."
         if difference is None:
-            difference = find_difference(before_all, inputs)
+            difference = find_difference(before_all, now_all)
             source = "the data and configurations"
         if difference is not None:
             key, before, now = difference
