@@ -27,6 +27,14 @@ SPECIFICATIONS = [*sorted((PROJECTS / "hifimamba_benchmark").glob("*coil*.yaml")
 SPECIFICATIONS = [path for path in SPECIFICATIONS if path.name != "single_coil.yaml"]
 
 
+def read(path: Path) -> dict:
+    """The keys of a specification, with those of the one that it extends."""
+    values = yaml.safe_load(path.read_text())
+    if "extends" in values:
+        values = yaml.safe_load((path.parent / values.pop("extends")).read_text()) | values
+    return values
+
+
 @pytest.fixture
 def data(monkeypatch):
     monkeypatch.syspath_prepend(PROJECTS / "hifimamba_benchmark")
@@ -43,9 +51,7 @@ def load(tmp_path_factory):
         def resolve(names: list[str]) -> list[str]:
             return [str((path.parent / name).resolve()) for name in names]
 
-        values = yaml.safe_load(path.read_text())
-        if "extends" in values:
-            values = yaml.safe_load((path.parent / values.pop("extends")).read_text()) | values
+        values = read(path)
         values["data"] = str(folder)
         values["configs"] = resolve(values["configs"])
         values["accelerations"] = {name: resolve(paths) for name, paths in values["accelerations"].items()}
@@ -88,7 +94,7 @@ def test_names_of_scaled_parameters_exist(path, load, tmp_path):
 
 @pytest.mark.parametrize("path", SPECIFICATIONS, ids=lambda path: path.stem)
 def test_data_are_where_the_script_writes_them(path, data):
-    folder = path.parent / yaml.safe_load(path.read_text())["data"]
+    folder = path.parent / read(path)["data"]
     assert folder.resolve().parent == (data.FOLDER / "data").resolve()
     assert folder.name in data.COILS
 
