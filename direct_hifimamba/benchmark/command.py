@@ -2,7 +2,8 @@
 
 Every model is trained by DIRECT in a process of its own, once per seed, on the masks of all accelerations in equal
 shares, and evaluated at each. Interrupted, the same command goes on where it was; a model that fails is reported in its
-place, and tried again by the next run unless its training diverged, while the others go on.
+place, and tried again by the next run unless its training diverged, while the others go on. Seeds can be added to a
+specification that has been run, and models unless its budget is in minutes: what is finished is kept.
 """
 
 import argparse
@@ -46,7 +47,7 @@ def run_benchmark(specification: Specification, output: Path, jobs: int, command
     ----------
     specification : Specification
     output : Path
-        New or empty folder, or that of the same benchmark.
+        New or empty folder, or that of the same benchmark, perhaps with fewer models and seeds.
     jobs : int
         Number of runs side by side.
     command : sequence of str
@@ -86,10 +87,15 @@ def _check_metric(specification: Specification) -> None:
 
 
 def _measure_costs(benchmark: Benchmark) -> dict[str, Cost]:
-    """Costs by label: as first measured, since budgets of time depend on them; what failed is tried again."""
+    """Costs by label: as measured before, since budgets of time depend on them; what failed is tried again.
+
+    Where models have been added, all are measured once more, so that their times are of the same minutes.
+    """
     path, specification = benchmark.folder.cost, benchmark.specification
     values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     costs = {label: Cost.from_dict(cost) for label, cost in values.items()}
+    if not costs.keys() >= benchmark.configs.keys():
+        costs = {}
     configs = {
         label: _cost_config(specification, configs)
         for label, configs in benchmark.configs.items()

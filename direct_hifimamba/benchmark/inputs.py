@@ -27,6 +27,9 @@ from direct_hifimamba.data.hdf5 import (
 from direct_hifimamba.data.protocol import FILE_NAME as PROTOCOL
 from direct_hifimamba.files import replace_when_complete
 
+_FREE_KEYS = ("name", "description", "baseline")
+"""Of a specification: no run depends on them."""
+
 
 def list_files(folder: Path) -> list[Path]:
     """The volumes in a folder, by name."""
@@ -169,41 +172,66 @@ def describe_inputs(specification: Specification, composed: Mapping[str, Mapping
 
 
 def record(folder: BenchmarkFolder, specification: Specification, inputs: Mapping[str, Any]) -> None:
-    """Write specification and inputs, or make sure that they are those that the folder was begun with.
+    """Write specification and inputs, after making sure that what the folder holds already was made with the same.
+
+    Models and seeds can be added, and texts and the baseline changed.
 
     Raises
     ------
     ValueError
-        If they are not; the first difference is named.
+        If anything else differs; the first difference is named.
     """
     text = specification.to_yaml(folder.path)
-    now_all: dict[str, Any] = json.loads(json.dumps(inputs))
     if folder.inputs.exists() and folder.specification.exists():
-        stored = OmegaConf.to_container(OmegaConf.load(folder.specification))
-        difference = find_difference(stored, OmegaConf.to_container(OmegaConf.create(text)))
-        source, remedy = "the specification", "Choose another --output, or remove the folder."
-        before_all = json.loads(folder.inputs.read_text(encoding="utf-8"))
-        if difference is None:
-            difference = find_difference(before_all.pop("code", {}), now_all.pop("code"))
-            source = "the code"
-            if difference is not None:
-                remedy = "Finish with the version that it was begun with, or choose another --output."
-        if difference is None:
-            difference = find_difference(before_all, now_all)
-            source = "the data and configurations"
-        if difference is not None:
-            key, before, now = difference
-            raise ValueError(
-                f"{folder.path} was begun with others: in {source}, {key} was {_short(before)} and is {_short(now)}. "
-                f"{remedy}"
-            )
-        return
-    if folder.path.exists() and any(not path.name.startswith(".") for path in folder.path.iterdir()):
+        before = {
+            "specification": OmegaConf.to_container(OmegaConf.load(folder.specification)),
+            **json.loads(folder.inputs.read_text(encoding="utf-8")),
+        }
+        now = {"specification": OmegaConf.to_container(OmegaConf.create(text)), **json.loads(json.dumps(inputs))}
+        _check_growth(folder, specification, before, now)
+    elif folder.path.exists() and any(not path.name.startswith(".") for path in folder.path.iterdir()):
         raise ValueError(f"{folder.path} holds something else; choose an empty or new folder as --output.")
     folder.path.mkdir(parents=True, exist_ok=True)
     for path, content in ((folder.inputs, json.dumps(inputs, indent=1)), (folder.specification, text)):
         with replace_when_complete(path) as partial:
             partial.write_text(f"{content.rstrip()}\n", encoding="utf-8")
+
+
+def _check_growth(
+    folder: BenchmarkFolder, specification: Specification, before: dict[str, Any], now: dict[str, Any]
+) -> None:
+    """Make sure that a benchmark has grown at most; takes out of both descriptions what may differ."""
+    added = [label for label in now["models"] if label not in before["models"]]
+    budgets = [specification.budget, *([specification.search.budget] if specification.search else [])]
+    if added and any(budget.minutes is not None for budget in budgets):
+        raise ValueError(
+            f"{folder.path} was begun without the model {added[0]}, which cannot be added: the iterations of a budget "
+            "of minutes come from times that were measured side by side. Choose another --output."
+        )
+    for described in (before, now):
+        values = described["specification"]
+        for key in _FREE_KEYS:
+            values.pop(key, None)
+        values["seeds"] = values["seeds"][:1]  # the search's
+        for models in (values["models"], described["models"]):
+            for label in added:
+                models.pop(label, None)
+    if not any(_is_own(configs) for configs in before["models"].values()):
+        before["code"].pop("network", None)
+        now["code"].pop("network", None)
+    difference = find_difference(before, now)
+    if difference is not None:
+        key, stored, current = difference
+        remedy = "Finish with the version that it was begun with" if key.startswith("code.") else "Change it back"
+        raise ValueError(
+            f"{folder.path} was begun with others: {key} was {_short(stored)} and is {_short(current)}. {remedy}, or "
+            "choose another --output."
+        )
+
+
+def _is_own(configs: Mapping[str, Any]) -> bool:
+    """Whether the configurations of a model are those of a network of this package."""
+    return all(config["model"]["model_name"].startswith("hifimamba.") for config in configs.values())
 
 
 def _short(value: Any) -> str:

@@ -22,6 +22,8 @@ _PACKAGES = ("direct-recon", "torch", "numpy", "h5py", "scipy", "scikit-image", 
 
 _CODE_PACKAGES = ("direct-recon", "torch", "numpy", "sewar", "scikit-image")
 _CODE_SUFFIXES = (".py", ".so", ".pyd")
+_NETWORK_CODE = ("config.py", "hifimamba.py", "hifimamba_engine.py", "layers", "ops")
+_TRAINING_CODE = ("benchmark/initialisation.py", "benchmark/runner.py", "direct_command.py", "learning_rate.py")
 
 
 def find_versions(device: str) -> dict[str, str]:
@@ -36,15 +38,25 @@ def find_versions(device: str) -> dict[str, str]:
 
 
 def describe_code() -> dict[str, dict[str, str]]:
-    """What results depend on beside data and configurations: hashes of this package's files, and versions."""
-    package = Path(direct_hifimamba.__file__).parent
+    """What trained models depend on beside data and configurations: hashes of files of this package, and versions.
+
+    The files of the network are apart, as no other model depends on them. Scores are no part of it: they are computed
+    anew by every run.
+    """
     return {
-        "files": {
-            path.relative_to(package).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(package.rglob("*"))
-            if path.suffix in _CODE_SUFFIXES
-        },
+        "network": _hash_files(_NETWORK_CODE),
+        "training": _hash_files(_TRAINING_CODE),
         "versions": {name: _version(name) for name in _CODE_PACKAGES},
+    }
+
+
+def _hash_files(members: Sequence[str]) -> dict[str, str]:
+    package = Path(direct_hifimamba.__file__).parent
+    paths = [path for member in members for path in (package / member, *(package / member).rglob("*"))]
+    return {
+        path.relative_to(package).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(paths)
+        if path.suffix in _CODE_SUFFIXES
     }
 
 

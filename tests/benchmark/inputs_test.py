@@ -57,7 +57,7 @@ def test_a_second_run_refuses_other_data(small_specification: Path, tmp_path: Pa
     record(folder, *describe(small_specification))
     record(folder, *describe(small_specification))
     change(tmp_path / "data")
-    with pytest.raises(ValueError, match=rf"begun with others: in the data and configurations, {named} was"):
+    with pytest.raises(ValueError, match=rf"begun with others: {named} was"):
         record(folder, *describe(small_specification))
 
 
@@ -66,8 +66,12 @@ def test_a_second_run_refuses_another_specification_or_configuration(small_speci
     specification, inputs = describe(small_specification)
     record(folder, specification, inputs)
     assert json.loads(folder.inputs.read_text())["origin"] == PROVENANCE["origin"]
-    with pytest.raises(ValueError, match="in the specification, seeds"):
-        record(folder, Specification.load(write_specification(tmp_path, seeds=[0, 1, 2])), inputs)
+    for change, named in (
+        ({"seeds": [1, 0]}, r"seeds\.0 was 0 and is 1"),
+        ({"warm_up": 0.5}, r"warm_up was 0\.05 and is"),
+    ):
+        with pytest.raises(ValueError, match=rf"begun with others: specification\.{named}"):
+            record(folder, Specification.load(write_specification(tmp_path, **change)), inputs)
     write_specification(tmp_path)
     unet = tmp_path / "unet.yaml"
     unet.write_text(unet.read_text().replace("num_filters: 4", "num_filters: 8"))
@@ -83,20 +87,47 @@ def test_a_folder_with_anything_else_is_refused(small_specification: Path, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("group", "name"),
     [
-        (lambda code: code["versions"].update(torch="0.1"), r"versions\.torch was .* and is \"0.1\""),
-        (lambda code: code["files"].update({"hifimamba.py": "0"}), r"files\.hifimamba\.py was .* and is \"0\""),
+        ("versions", "torch"),
+        ("network", "hifimamba.py"),
+        ("network", "layers/block.py"),
+        ("training", "learning_rate.py"),
     ],
 )
-def test_a_second_run_refuses_other_code(small_specification: Path, tmp_path: Path, change: Any, named: str) -> None:
+def test_a_second_run_refuses_other_code(small_specification: Path, tmp_path: Path, group: str, name: str) -> None:
     folder = BenchmarkFolder(tmp_path / "out")
     specification, inputs = describe(small_specification)
-    assert {"hifimamba.py", "benchmark/scores.py"} <= set(inputs["code"]["files"])
     record(folder, specification, inputs)
-    change(inputs["code"])
-    with pytest.raises(ValueError, match=rf"in the code, {named}.*Finish with the version"):
+    assert name in inputs["code"][group]
+    inputs["code"][group][name] = "0"
+    with pytest.raises(ValueError, match=rf"code\.{group}\.{name} was .* and is \"0\".*Finish with the version"):
         record(folder, specification, inputs)
+
+
+def write_part(folder: Path, **changes: Any) -> Path:
+    """A specification with the U-Net alone."""
+    return write_specification(folder, models={"U-Net": {"configs": ["unet.yaml"]}}, **changes)
+
+
+def test_models_and_seeds_can_be_added(small_specification: Path, tmp_path: Path) -> None:
+    folder = BenchmarkFolder(tmp_path / "out")
+    specification, inputs = describe(write_part(tmp_path, seeds=[0], description="Begun."))
+    # No U-Net depends on it.
+    inputs["code"]["network"]["hifimamba.py"] = "0"
+    record(folder, specification, inputs)
+    record(folder, *describe(write_specification(tmp_path)))
+    assert set(json.loads(folder.inputs.read_text())["models"]) == {"HiFi-MambaV2", "U-Net"}
+    assert Specification.load(folder.specification) == Specification.load(small_specification)
+    with pytest.raises(ValueError, match=r"specification\.models\.HiFi-MambaV2 was .* and is null"):
+        record(folder, *describe(write_part(tmp_path)))
+
+
+def test_no_model_is_added_to_a_budget_of_minutes(tmp_path: Path, small_specification: Path) -> None:
+    folder, budget = BenchmarkFolder(tmp_path / "out"), {"minutes": 1}
+    record(folder, *describe(write_part(tmp_path, budget=budget)))
+    with pytest.raises(ValueError, match="begun without the model HiFi-MambaV2"):
+        record(folder, *describe(write_specification(tmp_path, budget=budget)))
 
 
 def test_volumes_of_the_training_are_no_test(small_specification: Path, tmp_path: Path) -> None:
