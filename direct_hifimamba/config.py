@@ -115,6 +115,9 @@ class HiFiMambaV2Config(ModelConfig):
         "silu" or "none" on the image before it is embedded again. Default: "silu".
     image_residual : bool
         Carry the image from stage to stage, every stage predicting a correction. Default: False.
+    image_normalisation : bool
+        Work on the image over the largest magnitude of the zero-filled one, so that the result scales with the
+        measurement. Without, embeddings of bright patches say little about their brightness. Default: False.
     initialisation : str
         "reference", or "balanced", with which every branch learns from the first step. Default: "reference".
     learning_rate_schedule : str
@@ -157,6 +160,7 @@ class HiFiMambaV2Config(ModelConfig):
     data_consistency: str = "hard"
     data_consistency_activation: str = "silu"
     image_residual: bool = False
+    image_normalisation: bool = False
     initialisation: str = "reference"
     learning_rate_schedule: str = "steps"
     stochastic_depth: float = 0.3

@@ -153,6 +153,9 @@ class HiFiMambaV2(nn.Module):
         """
         measurement = check_measurement(masked_kspace, sampling_mask, sensitivity_map, self.smallest_size)
         image = self.operator.combine(measurement.masked_kspace, measurement.sensitivity_map)
+        scale = _largest_magnitude(image) if self.config.image_normalisation else torch.ones_like(image[:, :1, :1, :1])
+        measurement = measurement._replace(masked_kspace=measurement.masked_kspace / scale.unsqueeze(1))
+        image = image / scale
         features = self.embedding(image)
         losses = []
         for stage in self.stages:
@@ -160,4 +163,10 @@ class HiFiMambaV2(nn.Module):
             losses.append(loss)
         image = self.update(self.norm(features), image, measurement)
         # Half of the mean over stages: the reference counts its data-consistency modules, which add 0, as well.
-        return HiFiMambaV2Output(image, torch.stack(losses).mean() / 2)
+        return HiFiMambaV2Output(image * scale, torch.stack(losses).mean() / 2)
+
+
+def _largest_magnitude(image: torch.Tensor) -> torch.Tensor:
+    """Of every complex image (batch, H, W, 2), as (batch, 1, 1, 1); 1 for an image that is zero."""
+    largest = image.norm(dim=-1, keepdim=True).amax(dim=(1, 2), keepdim=True)
+    return largest.where(largest > 0, 1.0)

@@ -48,6 +48,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"data_consistency": "soft"},
     {"data_consistency_activation": "none"},
     {"image_residual": True},
+    {"image_normalisation": True},
     {"activation_checkpointing": True},
     {"patch_size": 1},
     {"initialisation": "reference"},
@@ -346,6 +347,23 @@ def test_autocast_keeps_scan_and_data_consistency_in_float32(monkeypatch: pytest
 # Data consistency
 
 
+@pytest.mark.parametrize("image_normalisation", [False, True])
+def test_normalised_images_scale_with_the_measurement(image_normalisation: bool) -> None:
+    network, measurement = tiny_network(image_normalisation=image_normalisation), measure(2, 2, 17, 20)
+    factors = torch.tensor([1e-3, 1e3]).view(2, 1, 1, 1)
+    scaled = measurement._replace(masked_kspace=measurement.masked_kspace * factors.unsqueeze(1))
+    with torch.no_grad():
+        expected, image = network(*measurement).image * factors, network(*scaled).image
+    difference = ((image - expected).flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1)).amax()
+    assert (difference < 1e-4) == image_normalisation
+
+
+def test_a_normalised_image_may_be_zero() -> None:
+    network, measurement = tiny_network(image_normalisation=True), measure(1, 1, 16, 16)
+    measurement = measurement._replace(masked_kspace=torch.zeros_like(measurement.masked_kspace))
+    assert network(*measurement).image.isfinite().all()
+
+
 @pytest.mark.parametrize("image_residual", [False, True])
 def test_measured_samples_are_kept(image_residual: bool) -> None:
     network, measurement = tiny_network(image_residual=image_residual), measure(2, 1, 17, 20)
@@ -548,6 +566,7 @@ PER_DIRECTION = rf"{SCAN}((steering_)?matrix_projection|step_size_.*|sequence_co
         ),
         ({"data_consistency_activation": "none"}, "", set(), ""),
         ({"image_residual": True}, "", set(), ""),
+        ({"image_normalisation": True}, "", set(), ""),
         ({"activation_checkpointing": True}, "", set(), ""),
         ({"initialisation": "reference"}, "", set(), ""),
     ],

@@ -6,7 +6,6 @@ import platform
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -106,12 +105,7 @@ def git_revision() -> str | None:
     return run.stdout.strip()
 
 
-def program(arguments: Sequence[str | Path]) -> list[str]:
-    """The words with which a process runs `direct-hifimamba`, by this Python, whether it is on the PATH or not."""
-    return [sys.executable, "-m", "direct_hifimamba.cli", *map(str, arguments)]
-
-
 def as_typed(arguments: Sequence[str | Path], environment: Mapping[str, str] | None = None) -> str:
-    """The same as one would type it, behind the environment variables that are set for it."""
+    """A command of `direct-hifimamba` as one would type it, behind the environment variables that are set for it."""
     variables = [f"{name}={value}" for name, value in (environment or {}).items()]
     return shlex.join([*variables, "direct-hifimamba", *map(str, arguments)])

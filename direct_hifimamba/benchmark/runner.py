@@ -5,12 +5,12 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from threading import Event, Lock
 from typing import IO
@@ -22,8 +22,10 @@ from direct_hifimamba.benchmark.cost import THREADS
 from direct_hifimamba.benchmark.folder import RunFolder
 from direct_hifimamba.benchmark.initialisation import write_initialisation
 from direct_hifimamba.benchmark.inputs import DivergedError, check_predictions
-from direct_hifimamba.benchmark.provenance import as_typed, program
+from direct_hifimamba.benchmark.processes import send_signal, start_process, wait_for
+from direct_hifimamba.benchmark.provenance import as_typed
 from direct_hifimamba.benchmark.specification import COSINE
+from direct_hifimamba.cli import main as run_command
 from direct_hifimamba.direct_command import COSINE_OPTION
 from direct_hifimamba.files import replace_when_complete
 
@@ -173,7 +175,7 @@ class Runner:
         self._jobs = jobs
         self._lock = lock
         self._stopping = Event()
-        self._processes: set[subprocess.Popen[bytes]] = set()
+        self._processes: set[BaseProcess] = set()
         self._guard = Lock()  # of the two above
         self._generator = Lock()  # of PyTorch's random numbers
 
@@ -262,22 +264,13 @@ class Runner:
 
     def _call(self, arguments: Sequence[str], log: Path) -> None:
         """Run a command to its end, with what it prints in `log`."""
-        with log.open("ab") as output:
-            with self._guard:
-                if self._stopping.is_set():
-                    raise _Interrupted
-                # In a session of its own, so that Ctrl-C reaches it once: from here.
-                process = subprocess.Popen(
-                    program(arguments),
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    env=os.environ | ENVIRONMENT,
-                    pass_fds=[self._lock.fileno()],
-                    start_new_session=True,
-                )
-                self._processes.add(process)
-            status = process.wait()
+        with self._guard:
+            if self._stopping.is_set():
+                raise _Interrupted
+            process = start_process(run_command, arguments, log, ENVIRONMENT, self._lock.fileno())
+            self._processes.add(process)
+        status = wait_for(process)
+        assert status is not None
         with self._guard:
             self._processes.remove(process)
         if self._stopping.is_set():
@@ -296,14 +289,13 @@ class Runner:
             self._stopping.set()
             processes = list(self._processes)
         for process in processes:
-            process.send_signal(signal.SIGINT)
+            send_signal(process, signal.SIGINT)
         deadline = time.monotonic() + _SECONDS_TO_STOP
-        try:
+        with suppress(KeyboardInterrupt):
             for process in processes:
-                process.wait(max(0, deadline - time.monotonic()))
-        except (KeyboardInterrupt, subprocess.TimeoutExpired):
-            for process in processes:
-                process.kill()
+                wait_for(process, max(0, deadline - time.monotonic()))
+        for process in processes:
+            send_signal(process, signal.SIGKILL)
 
 
 def write_failure(folder: RunFolder, error: RunError) -> None:

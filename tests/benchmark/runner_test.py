@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -63,12 +63,15 @@ else:
 """
 
 
+def run_program(arguments: Sequence[str]) -> None:
+    sys.argv[1:] = arguments
+    exec(PROGRAM, {})
+
+
 @pytest.fixture
 def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[IO[str]]:
     write_data(tmp_path / "data")
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    monkeypatch.setattr(runner, "program", lambda arguments: [sys.executable, str(program), *arguments])
+    monkeypatch.setattr(runner, "run_command", run_program)
     monkeypatch.setattr(runner, "_SECONDS_BETWEEN_LOOKS", 0.05)
     with lock_folder(tmp_path / "out") as file:
         yield file
@@ -191,7 +194,7 @@ def test_interrupted_runs_go_on_from_their_checkpoints(
     assert [run.iterations_done for run in runs] == [8, 4, 4, 0]
     assert not runs[3].folder.log.exists()
     monkeypatch.undo()
-    monkeypatch.setattr(runner, "program", lambda arguments: [sys.executable, str(tmp_path / "program.py"), *arguments])
+    monkeypatch.setattr(runner, "run_command", run_program)
     Runner(2, lock).run(runs, "test")
     assert all(run.is_finished for run in runs)
     assert calls(runs[0]) == ["train", "predict", "predict"]

@@ -1,0 +1,87 @@
+"""Processes that start at once: forks of one that has imported DIRECT, which takes longer than a short training."""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import reduction
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from threading import Lock
+from typing import Any
+from unittest import mock
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["direct_hifimamba.direct_command", "direct_hifimamba.hifimamba_engine"])
+
+_SECONDS_BETWEEN_LOOKS = 0.05
+
+# Two threads that ask for the end of one process would take it from each other.
+_GUARD = Lock()
+
+
+class _Descriptor:
+    """An open file of this process, for another one to inherit."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def __getstate__(self) -> Any:
+        return reduction.DupFd(self._number)
+
+    def __setstate__(self, duplicate: Any) -> None:
+        self._number = duplicate.detach()
+
+
+def start_process(
+    main: Callable[[Sequence[str]], object],
+    arguments: Sequence[str],
+    log: Path,
+    environment: Mapping[str, str],
+    kept_open: int,
+) -> BaseProcess:
+    """Call `main(arguments)` in a process and a session of its own, so that Ctrl-C does not reach it.
+
+    Parameters
+    ----------
+    main : callable
+        Of a module.
+    arguments : sequence of str
+    log : Path
+        File to which everything that the process prints is appended.
+    environment : mapping of str to str
+        Variables of all processes; those of the first call hold for later ones as well.
+    kept_open : int
+        File descriptor that the process keeps open as long as it lives.
+    """
+    process = _CONTEXT.Process(target=_run, args=(main, list(arguments), log, _Descriptor(kept_open)))
+    with _GUARD, mock.patch.dict(os.environ, environment):
+        process.start()
+    return process
+
+
+def wait_for(process: BaseProcess, timeout: float | None = None) -> int | None:
+    """Exit status of a process, negative that of a signal; None if it has not ended within `timeout` seconds."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
+        with _GUARD:
+            status = process.exitcode
+        if status is not None or (deadline is not None and time.monotonic() >= deadline):
+            return status
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+def send_signal(process: BaseProcess, number: signal.Signals) -> None:
+    """Send a signal to a process, unless it has ended."""
+    with _GUARD:
+        if process.exitcode is None and process.pid is not None:
+            os.kill(process.pid, number)
+
+
+def _run(main: Callable[[Sequence[str]], object], arguments: Sequence[str], log: Path, _: _Descriptor) -> None:
+    os.setsid()
+    with log.open("a") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    main(arguments)
