@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from direct_hifimamba.benchmark import provenance
 from direct_hifimamba.benchmark.classical import BART, bart_version, find_bart, reconstruct_test_split
+from direct_hifimamba.benchmark.configurations import evaluation_settings
 from direct_hifimamba.benchmark.cost import THREADS, Cost
 from direct_hifimamba.benchmark.folder import RunFolder, slug
 from direct_hifimamba.benchmark.inputs import list_files
@@ -87,6 +88,7 @@ def collect(
             seeds=list(specification.seeds),
             metrics=metric_definitions(),
             spectrum_edges=list(SPECTRUM_EDGES),
+            evaluation=evaluation_settings(benchmark.configs),
         ),
         provenance=Provenance(
             versions=provenance.find_versions(specification.device),

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.colors import to_hex
 from numpy.typing import NDArray
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from direct_hifimamba.benchmark.charts import (
     Style,
@@ -468,11 +468,7 @@ def _compare_slices(
     trained = [label for label, scores in shown.items() if scores.seed is not None]
     if not trained:
         return None
-    centered = all(
-        is_centered(cast(DictConfig, OmegaConf.create(model.config or "")))
-        for model in results.models
-        if model.label in trained
-    )
+    centered = is_centered(OmegaConf.create(results.protocol.evaluation))
     images = _Images(
         folder, specification.folder(specification.splits.test, acceleration), acceleration, shown, centered
     )

@@ -54,6 +54,7 @@ class Protocol:
     seeds: list[int]
     metrics: dict[str, str]
     spectrum_edges: list[float]
+    evaluation: dict[str, Any]
     hash: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -71,6 +72,7 @@ class Protocol:
             "accelerations": sorted(self.accelerations),
             "metrics": self.metrics,
             "bands of the error spectrum": self.spectrum_edges,
+            "evaluation": self.evaluation,
         }
 
 
