@@ -129,6 +129,13 @@ class Model:
     learning_rate: float | None = None
     search: list[Trial] = field(default_factory=list)
 
+    @property
+    def training_minutes(self) -> float | None:
+        """An estimate: the median time per iteration times the number of iterations."""
+        if self.seconds_per_iteration is None or self.iterations is None:
+            return None
+        return self.seconds_per_iteration.median * self.iterations / 60
+
 
 @dataclass(frozen=True)
 class Scores:
