@@ -61,8 +61,8 @@ TITLES = {
 
 RANKS = ("median", "best", "worst")
 
-MAX_PICTURES = 500
-"""About as many pictures are in a page: of 128 x 128 pixels they take a few MB, of 320 x 320 some ten."""
+MAX_PIXELS = 2**25
+"""About as many pixels do the pictures of a page have; noisy ones take 0.4 bytes each."""
 
 
 @dataclass(frozen=True)
@@ -328,10 +328,10 @@ def _is_ours(model: Model) -> bool:
 
 
 def _choose_highlighted(results: Results) -> list[str]:
-    """Every HiFi-MambaV2; the baseline, where nothing else was trained."""
+    """Every HiFi-MambaV2; the baseline, where most models are that, as in ablations."""
     trained = [model for model in results.models if model.kind == "trained"]
     ours = [model.label for model in trained if _is_ours(model)]
-    return ours if len(ours) < len(trained) else [results.baseline]
+    return ours if 2 * len(ours) <= len(trained) else [results.baseline]
 
 
 def _finished(results: Results, acceleration: str) -> dict[str, list[Scores]]:
@@ -439,19 +439,9 @@ def choose_slices(values: Mapping[SliceKey, float]) -> dict[str, SliceKey]:
 
 
 def _load_slices(
-    keys: Iterable[SliceKey],
-    folder: BenchmarkFolder,
-    test: Path,
-    acceleration: str,
-    shown: Mapping[str, Scores],
-    centered: bool,
+    keys: Iterable[SliceKey], test: Path, predictions: Mapping[str, Path], labels: Iterable[str], centered: bool
 ) -> dict[SliceKey, tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]]:
     """The target and, by model, the images of slices. Only one volume of each is in memory at a time."""
-    predictions = {
-        label: folder.cell(label, scores.seed or 0).predictions(acceleration)
-        for label, scores in shown.items()
-        if label != ZERO_FILLED
-    }
     slices = {}
     for file, keys_of_file in groupby(sorted(keys), lambda key: key.file):
         images = {label: load_reconstruction(path / file) for label, path in predictions.items()}
@@ -459,16 +449,15 @@ def _load_slices(
         target = load_target(test / file, (height, width), centered)
         images[ZERO_FILLED] = load_zero_filled(test / file, (height, width), centered)
         for key in keys_of_file:
-            slices[key] = (
-                target[key.number].copy(),
-                {label: images[label][key.number].copy() for label in shown},
-            )
+            slices[key] = target[key.number].copy(), {label: images[label][key.number].copy() for label in labels}
     return slices
 
 
-def _choose_exemplary(results: Results, trained: Sequence[str], shown: int, highlighted: Sequence[str]) -> list[str]:
-    """As many models as `MAX_PICTURES` allows, of which slices are chosen: the baseline and highlighted ones first."""
-    count = max(1, MAX_PICTURES // (len(results.protocol.accelerations) * len(RANKS) * shown))
+def _choose_exemplary(
+    results: Results, trained: Sequence[str], highlighted: Sequence[str], pixels_per_slice: int
+) -> list[str]:
+    """The models of which slices are shown, as many as `MAX_PIXELS` allows: first the baseline and highlighted ones."""
+    count = max(1, MAX_PIXELS // (len(results.protocol.accelerations) * len(RANKS) * pixels_per_slice))
     first = sorted(trained, key=lambda label: (label != results.baseline, label not in highlighted))[:count]
     return [label for label in trained if label in first]
 
@@ -486,7 +475,14 @@ def _compare_slices(
     if not trained:
         return None
     centered = is_centered(OmegaConf.create(results.protocol.evaluation))
-    exemplary = _choose_exemplary(results, trained, len(shown), highlighted)
+    predictions = {
+        label: folder.cell(label, scores.seed or 0).predictions(acceleration)
+        for label, scores in shown.items()
+        if label != ZERO_FILLED
+    }
+    height, width = load_reconstruction(predictions[trained[0]] / next(iter(shown[trained[0]].volumes))).shape[1:]
+    # Every picture is an image and its error.
+    exemplary = _choose_exemplary(results, trained, highlighted, 2 * height * width * len(shown))
     chosen = {label: choose_slices(values) for label in exemplary if (values := _slice_values(shown[label], RANKING))}
     ranks: dict[SliceKey, dict[str, list[str]]] = {}
     for label in sorted(chosen, key=lambda label: label not in highlighted):
@@ -494,7 +490,7 @@ def _compare_slices(
             ranks.setdefault(key, {}).setdefault(rank, []).append(label)
 
     test = specification.folder(specification.splits.test, acceleration)
-    images = _load_slices(ranks, folder, test, acceleration, shown, centered)
+    images = _load_slices(ranks, test, predictions, shown, centered)
     limit = error_limit([relative_error(images[key][0], images[key][1][label]) for key in ranks for label in trained])
     slices = []
     for key, by_rank in ranks.items():
