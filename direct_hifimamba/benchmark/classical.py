@@ -5,6 +5,7 @@ References
 .. [1] Uecker et al. Berkeley Advanced Reconstruction Toolbox. Proc. ISMRM 23:2486, 2015.
 """
 
+import math
 import os
 import shutil
 import subprocess
@@ -164,18 +165,30 @@ def reconstruct(kspace: NDArray[np.complex64], mask: NDArray[np.bool_], regulari
 def choose_regularisation(
     acquisitions: Sequence[Acquisition], jobs: int = 1, regularisations: Sequence[float] | None = None
 ) -> float:
-    """The weight, of `REGULARISATIONS` unless given, with the highest mean PSNR over the validation volumes."""
+    """The weight, of `REGULARISATIONS` unless given, with the highest mean PSNR over the validation volumes.
+
+    Raises
+    ------
+    RuntimeError
+        If BART fails, or if with every weight some image is not finite.
+    """
     regularisations = regularisations or REGULARISATIONS
 
     def score(task: tuple[Acquisition, float]) -> float:
         (kspace, mask), regularisation = task
+        images = reconstruct(kspace, mask, regularisation)
+        if not np.isfinite(images).all():
+            return -math.inf
         target = np.stack([root_sum_of_squares(kspace_slice) for kspace_slice in kspace])
-        return fastmri_psnr(target[:, None], reconstruct(kspace, mask, regularisation)[:, None]).item()
+        return fastmri_psnr(target[:, None], images[:, None]).item()
 
     tasks = [(acquisition, weight) for weight in regularisations for acquisition in acquisitions]
     with ThreadPoolExecutor(jobs) as pool:
         scores = list(tqdm(pool.map(score, tasks), "choose the weight for BART", len(tasks), unit="file"))
     means = np.reshape(scores, (len(regularisations), -1)).mean(1)
+    if means.max() == -math.inf:
+        weights = ", ".join(f"{weight:g}" for weight in regularisations)
+        raise RuntimeError(f"BART's images of the validation split are not finite with any of the weights {weights}.")
     return regularisations[int(means.argmax())]
 
 
@@ -202,7 +215,7 @@ def reconstruct_test_split(
     Raises
     ------
     RuntimeError
-        If BART fails.
+        If BART fails, or gives an image that is not finite.
     """
     splits = specification.splits
     weights: dict[str, float] = {}
@@ -228,6 +241,8 @@ def _reconstruct_files(paths: Sequence[Path], output: Path, weight: float, shape
 
     def write(path: Path) -> None:
         images = torch.from_numpy(reconstruct(*Acquisition.read(path), weight))
+        if not images.isfinite().all():
+            raise RuntimeError(f"BART's image of {path}, with the weight {weight:g}, is not finite.")
         with h5py.File(shapes / path.name) as reference:
             images = center_crop(images, reference["reconstruction"].shape[1:])
         with h5py.File(partial / path.name, "w") as file:

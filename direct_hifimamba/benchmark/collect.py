@@ -10,8 +10,9 @@ from omegaconf import OmegaConf
 
 from direct_hifimamba.benchmark import provenance
 from direct_hifimamba.benchmark.classical import BART, bart_version, find_bart, reconstruct_test_split
+from direct_hifimamba.benchmark.configurations import evaluation_settings
 from direct_hifimamba.benchmark.cost import THREADS, Cost
-from direct_hifimamba.benchmark.folder import slug
+from direct_hifimamba.benchmark.folder import RunFolder, slug
 from direct_hifimamba.benchmark.inputs import list_files
 from direct_hifimamba.benchmark.matrix import Benchmark
 from direct_hifimamba.benchmark.results import (
@@ -65,8 +66,10 @@ def collect(
         Number of processes.
     """
     specification = benchmark.specification
-    bart = _run_bart(benchmark, cells, jobs)
-    scores = _score(benchmark, cells, bart is not None, jobs)
+    finished = {key: run for key, run in cells.items() if run.is_finished}
+    shapes = next((run.folder for run in finished.values()), None)
+    bart = _run_bart(benchmark, shapes, jobs)
+    scores = _score(benchmark, finished, shapes, bart is not None, jobs)
     commands = [provenance.as_typed(command)]
     for run in (*searched, *cells.values()):
         arguments = [run.training_command(), *map(run.prediction_command, run.prediction_data)]
@@ -85,6 +88,7 @@ def collect(
             seeds=list(specification.seeds),
             metrics=metric_definitions(),
             spectrum_edges=list(SPECTRUM_EDGES),
+            evaluation=evaluation_settings(benchmark.configs),
         ),
         provenance=Provenance(
             versions=provenance.find_versions(specification.device),
@@ -109,8 +113,11 @@ def collect(
     )
 
 
-def _run_bart(benchmark: Benchmark, cells: Mapping[tuple[str, int], Run], jobs: int) -> Model | None:
-    """The row of BART, whose reconstructions are made where they are missing; None if there are none."""
+def _run_bart(benchmark: Benchmark, shapes: RunFolder | None, jobs: int) -> Model | None:
+    """The row of BART, whose reconstructions are made where they are missing; None if there are none.
+
+    Images are cropped to the size of the predictions in `shapes`.
+    """
     if find_bart() is None:
         print("There is no program bart on the PATH, so there is no row of compressed sensing.")
         return None
@@ -119,7 +126,6 @@ def _run_bart(benchmark: Benchmark, cells: Mapping[tuple[str, int], Run], jobs: 
     if not benchmark.is_centered() or any(path.suffix == CMRXRECON_SUFFIX for path in list_files(tests[0])):
         print("BART is run for centred k-space with masks of columns only, so there is no row of compressed sensing.")
         return None
-    shapes = next((run.folder for run in cells.values() if run.is_finished), None)
     if shapes is None:
         print("No model says to which size images are cropped, so there is no row of compressed sensing.")
         return None
@@ -133,19 +139,24 @@ def _run_bart(benchmark: Benchmark, cells: Mapping[tuple[str, int], Run], jobs: 
     return Model(BART, slug(BART), "classical", config=yaml.safe_dump(settings, sort_keys=False))
 
 
-def _score(benchmark: Benchmark, cells: Mapping[tuple[str, int], Run], with_bart: bool, jobs: int) -> list[Scores]:
+def _score(
+    benchmark: Benchmark,
+    finished: Mapping[tuple[str, int], Run],
+    shapes: RunFolder | None,
+    with_bart: bool,
+    jobs: int,
+) -> list[Scores]:
     specification = benchmark.specification
     is_centered = benchmark.is_centered()
     volumes: dict[tuple[str, int | None], list[Volume]] = {
-        key: volumes_of(run, is_centered) for key, run in cells.items() if run.is_finished
+        key: volumes_of(run, is_centered) for key, run in finished.items()
     }
-    some_run = next((run for run in cells.values() if run.is_finished), None)
     volumes[ZERO_FILLED, None] = [
         Volume(
             name,
             path,
             None,
-            some_run.folder.predictions(name) / path.name if some_run else None,
+            shapes.predictions(name) / path.name if shapes else None,
             is_centered,
         )
         for name in specification.accelerations

@@ -1,12 +1,17 @@
 """The configurations of a benchmark: composed for every model and acceleration, and the same but for the model."""
 
+import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
+from direct.config.defaults import PhysicsConfig
 from omegaconf import DictConfig, OmegaConf
 
 from direct_hifimamba.benchmark.specification import STEPS, Specification
 from direct_hifimamba.config_compose import compose
+
+# isort: split
+from direct.data.datasets_config import TransformsConfig  # which cannot be imported before direct.environment
 
 SHARED = ("physics", "training.datasets", "training.loss", "training.batch_size", "validation", "inference")
 """What has to be the same for all models."""
@@ -61,6 +66,31 @@ def shared_sections(configs: Mapping[str, DictConfig]) -> dict[str, Any]:
         acceleration: {section: _plain(OmegaConf.select(config, section)) for section in SHARED}
         for acceleration, config in configs.items()
     }
+
+
+def evaluation_settings(composed: Mapping[str, Mapping[str, DictConfig]]) -> dict[str, Any]:
+    """What decides, besides files, masks and model, which images are scored: operators, transforms and crop.
+
+    Every default of DIRECT is written out, so that configurations that state it are no others.
+
+    Parameters
+    ----------
+    composed : dict
+        As :func:`compose_models` returns it: the settings are the same in all of it.
+    """
+    config = next(iter(next(iter(composed.values())).values()))
+    inference = config.inference
+    return {
+        "physics": _with_defaults(PhysicsConfig, config.physics),
+        "crop": inference.get("crop"),
+        "transforms": _with_defaults(TransformsConfig, inference.dataset.transforms),
+    }
+
+
+def _with_defaults(schema: type, values: DictConfig) -> dict[str, Any]:
+    merged = OmegaConf.merge(OmegaConf.structured(schema), values)
+    plain = OmegaConf.to_container(merged, enum_to_str=True)
+    return cast(dict[str, Any], json.loads(json.dumps(plain)))  # which has no tuples
 
 
 def training_config(

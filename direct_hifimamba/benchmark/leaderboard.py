@@ -1,7 +1,8 @@
-"""One table of the models of several benchmarks that used the same data, masks and metrics."""
+"""One table of the models of several benchmarks that used the same data, masks, evaluation and metrics."""
 
 import argparse
 import math
+import reprlib
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
+from direct_hifimamba.benchmark.configurations import find_difference
 from direct_hifimamba.benchmark.results import Model, Results, Scores, SummaryRow, summarise_scores
 from direct_hifimamba.benchmark.scores import METRICS, metric_definitions
 from direct_hifimamba.benchmark.tables import (
@@ -72,11 +74,16 @@ def _check_protocols(results: dict[str, Results]) -> None:
     expected = first.protocol.comparable
     for name, result in others:
         found = result.protocol.comparable
-        differing = [aspect for aspect in expected if expected[aspect] != found[aspect]]
-        if differing:
+        differences = [find_difference(expected[aspect], found[aspect], aspect) for aspect in expected]
+        described = [
+            f"{path} ({reprlib.repr(value)} and {reprlib.repr(other)})"
+            for path, value, other in filter(None, differences)
+        ]
+        if described:
             raise ValueError(
-                f"{first_name} and {name} cannot stand in one table: they differ in {', '.join(differing)}. Run both "
-                "benchmarks on the same prepared data and with the same version."
+                f"{first_name} and {name} cannot stand in one table: they differ in {', '.join(described)}. Run both "
+                "benchmarks on the same prepared data, with the same version, and with the same configs but for the "
+                "models."
             )
     if first.protocol.metrics != metric_definitions():
         raise ValueError(

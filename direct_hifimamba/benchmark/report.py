@@ -2,12 +2,12 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
+from itertools import groupby
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.colors import to_hex
 from numpy.typing import NDArray
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from direct_hifimamba.benchmark.charts import (
     Style,
@@ -44,7 +44,7 @@ from direct_hifimamba.benchmark.results import Model, Results, Scores, Spread, S
 from direct_hifimamba.benchmark.routing import read_routing
 from direct_hifimamba.benchmark.scores import GROUPS, METRICS, Metric
 from direct_hifimamba.benchmark.specification import Specification
-from direct_hifimamba.benchmark.tables import COST_REMARK, TIES, UNCERTAINTY, groups_remark
+from direct_hifimamba.benchmark.tables import COST_REMARK, TIES, UNCERTAINTY, format_budget, groups_remark
 from direct_hifimamba.data.data_sets import SIMULATED
 from direct_hifimamba.files import replace_when_complete
 
@@ -60,6 +60,9 @@ TITLES = {
 """Of the groups of metrics."""
 
 RANKS = ("median", "best", "worst")
+
+MAX_PIXELS = 2**25
+"""About as many pixels do the pictures of a page have; noisy ones take 0.4 bytes each."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ class SliceComparison:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Slices at one acceleration, and which one is which model's best, worst or median."""
+    """Slices at one acceleration, and which is the best, worst or median one of the models they were chosen for."""
 
     acceleration: str
     shown: dict[str, Scores]
@@ -225,7 +228,7 @@ def write_report(folder: BenchmarkFolder, results: Results) -> Path:
         If an image or a checkpoint cannot be read.
     """
     specification = Specification.load(folder.specification)
-    highlighted = [model.label for model in results.models if _is_ours(model)]
+    highlighted = _choose_highlighted(results)
     styles = choose_styles([model.label for model in results.models], highlighted)
     accelerations = results.protocol.accelerations
     spectra = {acceleration: _find_spectra(results, acceleration) for acceleration in accelerations}
@@ -237,6 +240,7 @@ def write_report(folder: BenchmarkFolder, results: Results) -> Path:
         .get_template("report.html")
         .render(
             results=results,
+            budget=format_budget(results.protocol),
             highlighted=highlighted,
             origin=results.protocol.data.origin,
             simulated=SIMULATED,
@@ -321,6 +325,13 @@ def format_engineering(value: float, unit: str = "") -> str:
 
 def _is_ours(model: Model) -> bool:
     return model.model_name is not None and model.model_name.endswith(".HiFiMambaV2")
+
+
+def _choose_highlighted(results: Results) -> list[str]:
+    """Every HiFi-MambaV2; the baseline, where most models are that, as in ablations."""
+    trained = [model for model in results.models if model.kind == "trained"]
+    ours = [model.label for model in trained if _is_ours(model)]
+    return ours if 2 * len(ours) <= len(trained) else [results.baseline]
 
 
 def _finished(results: Results, acceleration: str) -> dict[str, list[Scores]]:
@@ -427,33 +438,28 @@ def choose_slices(values: Mapping[SliceKey, float]) -> dict[str, SliceKey]:
     return dict(zip(RANKS, (ordered[(len(ordered) - 1) // 2], ordered[-1], ordered[0]), strict=True))
 
 
-class _Images:
-    """Images of the test split at one acceleration, a file at a time."""
-
-    def __init__(
-        self, folder: BenchmarkFolder, test: Path, acceleration: str, shown: Mapping[str, Scores], centered: bool
-    ) -> None:
-        self._test = test
-        self._centered = centered
-        self._predictions = {
-            label: folder.cell(label, scores.seed or 0).predictions(acceleration)
-            for label, scores in shown.items()
-            if label != ZERO_FILLED
-        }
-        self._labels = list(shown)
-        self.load = cache(self._load)
-
-    def _load(self, file: str) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
-        images = {label: load_reconstruction(folder / file) for label, folder in self._predictions.items()}
+def _load_slices(
+    keys: Iterable[SliceKey], test: Path, predictions: Mapping[str, Path], labels: Iterable[str], centered: bool
+) -> dict[SliceKey, tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]]:
+    """The target and, by model, the images of slices. Only one volume of each is in memory at a time."""
+    slices = {}
+    for file, keys_of_file in groupby(sorted(keys), lambda key: key.file):
+        images = {label: load_reconstruction(path / file) for label, path in predictions.items()}
         height, width = next(iter(images.values())).shape[1:]
-        target = load_target(self._test / file, (height, width), self._centered)
-        zero_filled = load_zero_filled(self._test / file, (height, width), self._centered)
-        return target, {label: images.get(label, zero_filled) for label in self._labels}
+        target = load_target(test / file, (height, width), centered)
+        images[ZERO_FILLED] = load_zero_filled(test / file, (height, width), centered)
+        for key in keys_of_file:
+            slices[key] = target[key.number].copy(), {label: images[label][key.number].copy() for label in labels}
+    return slices
 
-    def __getitem__(self, key: SliceKey) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
-        """The target and, by model, the images of a slice."""
-        target, images = self.load(key.file)
-        return target[key.number], {label: image[key.number] for label, image in images.items()}
+
+def _choose_exemplary(
+    results: Results, trained: Sequence[str], highlighted: Sequence[str], pixels_per_slice: int
+) -> list[str]:
+    """The models of which slices are shown, as many as `MAX_PIXELS` allows: first the baseline and highlighted ones."""
+    count = max(1, MAX_PIXELS // (len(results.protocol.accelerations) * len(RANKS) * pixels_per_slice))
+    first = sorted(trained, key=lambda label: (label != results.baseline, label not in highlighted))[:count]
+    return [label for label in trained if label in first]
 
 
 def _compare_slices(
@@ -463,25 +469,28 @@ def _compare_slices(
     acceleration: str,
     highlighted: Sequence[str],
 ) -> Comparison | None:
-    """Images of the first seed that each model finished; a slice that several models chose is shown once."""
+    """Images of the first seed that each model finished; a slice that was chosen for several models is shown once."""
     shown = {label: entries[0] for label, entries in _finished(results, acceleration).items()}
     trained = [label for label, scores in shown.items() if scores.seed is not None]
     if not trained:
         return None
-    centered = all(
-        is_centered(cast(DictConfig, OmegaConf.create(model.config or "")))
-        for model in results.models
-        if model.label in trained
-    )
-    images = _Images(
-        folder, specification.folder(specification.splits.test, acceleration), acceleration, shown, centered
-    )
-    chosen = {label: choose_slices(values) for label in trained if (values := _slice_values(shown[label], RANKING))}
+    centered = is_centered(OmegaConf.create(results.protocol.evaluation))
+    predictions = {
+        label: folder.cell(label, scores.seed or 0).predictions(acceleration)
+        for label, scores in shown.items()
+        if label != ZERO_FILLED
+    }
+    height, width = load_reconstruction(predictions[trained[0]] / next(iter(shown[trained[0]].volumes))).shape[1:]
+    # Every picture is an image and its error.
+    exemplary = _choose_exemplary(results, trained, highlighted, 2 * height * width * len(shown))
+    chosen = {label: choose_slices(values) for label in exemplary if (values := _slice_values(shown[label], RANKING))}
     ranks: dict[SliceKey, dict[str, list[str]]] = {}
     for label in sorted(chosen, key=lambda label: label not in highlighted):
         for rank, key in chosen[label].items():
             ranks.setdefault(key, {}).setdefault(rank, []).append(label)
 
+    test = specification.folder(specification.splits.test, acceleration)
+    images = _load_slices(ranks, test, predictions, shown, centered)
     limit = error_limit([relative_error(images[key][0], images[key][1][label]) for key in ranks for label in trained])
     slices = []
     for key, by_rank in ranks.items():
@@ -502,7 +511,7 @@ def _compare_slices(
 def _draw_routings(
     folder: BenchmarkFolder, specification: Specification, results: Results, comparison: Comparison
 ) -> Iterator[RoutingFigure]:
-    """The routing of every HiFi-MambaV2 model."""
+    """The routing of every HiFi-MambaV2 for which slices were chosen."""
     test = specification.folder(specification.splits.test, comparison.acceleration)
     targets = {entry.key: entry.target for entry in comparison.slices}
     for model in results.models:

@@ -54,6 +54,7 @@ class Protocol:
     seeds: list[int]
     metrics: dict[str, str]
     spectrum_edges: list[float]
+    evaluation: dict[str, Any]
     hash: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -71,6 +72,7 @@ class Protocol:
             "accelerations": sorted(self.accelerations),
             "metrics": self.metrics,
             "bands of the error spectrum": self.spectrum_edges,
+            "evaluation": self.evaluation,
         }
 
 
@@ -126,6 +128,13 @@ class Model:
     iterations: int | None = None
     learning_rate: float | None = None
     search: list[Trial] = field(default_factory=list)
+
+    @property
+    def training_minutes(self) -> float | None:
+        """An estimate: the median time per iteration times the number of iterations."""
+        if self.seconds_per_iteration is None or self.iterations is None:
+            return None
+        return self.seconds_per_iteration.median * self.iterations / 60
 
 
 @dataclass(frozen=True)

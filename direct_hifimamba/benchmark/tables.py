@@ -8,7 +8,7 @@ from statistics import fmean
 
 from direct_hifimamba.benchmark.results import FEW_GROUPS, Model, Protocol, Results, Scores, Spread, SummaryRow
 from direct_hifimamba.benchmark.scores import GROUPS, METRICS, Metric
-from direct_hifimamba.benchmark.statistics import MIN_PAIRS, SEED_ERRORS
+from direct_hifimamba.benchmark.statistics import MIN_PAIRS, SEED_ERRORS, Difference
 from direct_hifimamba.files import replace_when_complete
 
 INDISTINGUISHABLE = "≈"
@@ -25,6 +25,10 @@ UNCERTAINTY = (
     "differences of groups (volumes of one source are a group), not corrected for the number of comparisons."
 )
 LEGEND = f"In every column the best mean is **bold**. {TIES} Brackets: intervals. {UNCERTAINTY}"
+COMPARISON = (
+    "DIRECT's fastMRI metrics. ±: seed std, where there are several seeds. Δ: paired difference with its interval; "
+    f"{INDISTINGUISHABLE}: it cannot be told from 0 in the above sense."
+)
 COST_REMARK = (
     "Times are medians with their lowest and highest value, peak memory is measured once, and the time of the whole "
     "training is an estimate: the median time per iteration times the number of iterations."
@@ -113,7 +117,7 @@ def score_sections(
     sections = [LEGEND, *groups_remark(summary)]
     for acceleration in dict.fromkeys(score.acceleration for score in scores):
         rows = {(row.model, row.metric): row for row in summary if row.acceleration == acceleration}
-        sections.append(f"## {acceleration}")
+        sections += [f"## {acceleration}", f"Compared with {baseline}. {COMPARISON}", _comparison_table(models, rows)]
         for group, meaning in GROUPS.items():
             metrics = {name: metric for name, metric in METRICS.items() if metric.group == group}
             scored = [model.label for model in models if any((model.label, name) in rows for name in metrics)]
@@ -146,12 +150,55 @@ def groups_remark(summary: Iterable[SummaryRow]) -> list[str]:
     ]
 
 
+def _comparison_table(models: Sequence[Model], rows: dict[tuple[str, str], SummaryRow]) -> str:
+    """Cost, scores and differences of every model that was scored, in one row."""
+    metrics = {name: metric for name, metric in METRICS.items() if metric.group == next(iter(GROUPS))}
+    headings = [cell for metric in metrics.values() for cell in (_heading(metric), f"Δ {metric.label}")]
+    return markdown_table(
+        ["model", "parameters", "training, min", "s per slice", *headings],
+        [
+            [
+                model.label,
+                _number(model.parameters, ",d"),
+                _number(model.training_minutes, ".1f"),
+                NOTHING if model.seconds_per_slice is None else _significant(model.seconds_per_slice.median),
+                *(cell for name in metrics for cell in _compared(rows.get((model.label, name)))),
+            ]
+            for model in models
+            if any((model.label, name) in rows for name in metrics)
+        ],
+    )
+
+
+def _compared(row: SummaryRow | None) -> tuple[str, str]:
+    """Mean with its standard deviation over seeds, and difference to the baseline with its interval."""
+    if row is None:
+        return NOTHING, NOTHING
+    metric, difference = METRICS[row.metric], row.difference
+    mean = metric.format(row.mean)
+    score = f"**{mean}**" if row.difference_to_best is None else mean
+    if row.seed_std is not None:
+        score += f" ± {metric.format(row.seed_std)}"
+    if difference is None:
+        return score, NOTHING
+    tie = "" if difference.is_distinguishable else f" {INDISTINGUISHABLE}"
+    return score, f"{_difference_interval(difference, metric)}{tie}"
+
+
+def _difference_interval(difference: Difference, metric: Metric) -> str:
+    mean, low, high = (metric.format(value, "+") for value in (difference.mean, difference.low, difference.high))
+    return f"{mean} [{low}, {high}]"
+
+
+def _heading(metric: Metric) -> str:
+    return f"{metric.heading} {'↑' if metric.higher_is_better else '↓'}"
+
+
 def _score_table(labels: Sequence[str], metrics: dict[str, Metric], rows: dict[tuple[str, str], SummaryRow]) -> str:
     seeds = {label: max(rows[label, name].seeds for name in metrics if (label, name) in rows) for label in labels}
-    headings = [f"{metric.heading} {'↑' if metric.higher_is_better else '↓'}" for metric in metrics.values()]
     deviations = [f"seed std, {metric.heading}" for metric in metrics.values()]
     return markdown_table(
-        ["model", *headings, "seeds", *deviations],
+        ["model", *map(_heading, metrics.values()), "seeds", *deviations],
         [
             [
                 label,
@@ -197,11 +244,10 @@ def _difference(row: SummaryRow | None) -> tuple[str, str, str]:
     if row is None or row.difference is None:
         return NOTHING, NOTHING, NOTHING
     difference, metric = row.difference, METRICS[row.metric]
-    mean, low, high = (metric.format(value, "+") for value in (difference.mean, difference.low, difference.high))
     seed_std = NOTHING if difference.seed_std is None else metric.format(difference.seed_std)
     p_value = difference.p_value
     p = NOTHING if p_value is None else "< 0.001" if p_value < 1e-3 else f"{p_value:.3f}"
-    return f"{mean} [{low}, {high}]", seed_std, p
+    return _difference_interval(difference, metric), seed_std, p
 
 
 def _cost_table(models: Sequence[Model]) -> str:
@@ -211,16 +257,14 @@ def _cost_table(models: Sequence[Model]) -> str:
 
 
 def _costs(model: Model) -> list[str]:
-    iteration = model.seconds_per_iteration
-    minutes = None if iteration is None or model.iterations is None else iteration.median * model.iterations / 60
     return [
         _number(model.parameters, ",d"),
         _number(model.active_parameters, ",.0f"),
         _number(None if model.macs is None else model.macs / 1e9, ".3g"),
         _number(model.iterations, "d"),
         _number(model.learning_rate, "g"),
-        _spread(iteration),
-        _number(minutes, ".1f"),
+        _spread(model.seconds_per_iteration),
+        _number(model.training_minutes, ".1f"),
         _spread(model.seconds_per_slice),
         _spread(model.peak_memory_bytes, 2**20),
     ]

@@ -101,6 +101,36 @@ def test_regularisation_is_chosen_by_the_psnr():
     assert best != 1.0
 
 
+def _diverge_from(monkeypatch, weight):
+    """Let BART's images be the zero-filled ones, and not finite from this weight on."""
+
+    def reconstruct(kspace, mask, regularisation):
+        images = np.stack([root_sum_of_squares(kspace_slice * mask) for kspace_slice in kspace])
+        images[0, 0, 0] = np.nan if regularisation >= weight else 0
+        return images
+
+    monkeypatch.setattr(classical, "reconstruct", reconstruct)
+
+
+def test_weight_with_which_bart_diverges_is_not_chosen(monkeypatch):
+    _diverge_from(monkeypatch, 0.02)
+    acquisition = classical.Acquisition(*_acquisition(2))
+    assert classical.choose_regularisation([acquisition], 1, [0.05, 0.01, 0.02]) == 0.01
+    with pytest.raises(RuntimeError, match=r"not finite with any of the weights 0.05, 0.02"):
+        classical.choose_regularisation([acquisition], 1, [0.05, 0.02])
+
+
+def test_images_of_the_test_split_that_are_not_finite_are_an_error(small_specification, tmp_path, monkeypatch):
+    _diverge_from(monkeypatch, 0.0)
+    monkeypatch.setattr(classical, "choose_regularisation", lambda *_: 0.01)
+    specification = Specification.load(small_specification)
+    folder, shapes = RunFolder(tmp_path / "bart"), RunFolder(tmp_path / "other")
+    _write_shapes(specification, shapes, "equispaced_4x", DATA_SHAPE)
+    with pytest.raises(RuntimeError, match=r"BART's image of .*test_equispaced_4x.*\.h5, .* 0.01, is not finite"):
+        classical.reconstruct_test_split(specification, folder, shapes, jobs=1)
+    assert not folder.predictions("equispaced_4x").exists()
+
+
 def _write_shapes(specification, run, acceleration, shape):
     """Predictions of a run, of this shape."""
     run.predictions(acceleration).mkdir(parents=True)

@@ -3,6 +3,7 @@
 import json
 import signal
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ from direct_hifimamba.benchmark import runner
 from direct_hifimamba.benchmark.classical import find_bart
 from direct_hifimamba.benchmark.command import _signals_as_interrupt
 from direct_hifimamba.benchmark.folder import BenchmarkFolder
-from direct_hifimamba.benchmark.results import Results
+from direct_hifimamba.benchmark.results import Results, SummaryRow
 from direct_hifimamba.reconstruct import Reconstructor
 from tests.benchmark.small_benchmark import MASKS, SPECIFICATION, VOLUMES, write_specification
+from tests.benchmark.tables_test import read_tables
 
 
 @pytest.mark.slow
@@ -75,6 +77,8 @@ def test_models_are_compared_through_interruption_and_failure(
     assert all(path.stat().st_size for path in (folder.results_csv, folder.results_markdown, folder.model_zoo))
     assert "<svg" in folder.report.read_text()
 
+    _check_leaderboard(results, folder.results_json, capsys)
+
     # Nothing is left to do but to try the failing model again.
     with monkeypatch.context() as patch:
         calls: list[list[str]] = []
@@ -82,6 +86,36 @@ def test_models_are_compared_through_interruption_and_failure(
         cli.main(command)
     assert len(calls) == 1
     assert "failing" in calls[0][1]
+
+
+def _check_leaderboard(results: Results, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The results beside themselves with another budget: trained models twice, classical ones once."""
+    protocol = replace(results.protocol, budget={"minutes": 5.0})
+    replace(results, protocol=protocol).save(Path("longer.json"))
+    cli.main(["leaderboard", str(path), "longer.json", "--output", "leaderboard.md"])
+    table = read_tables(Path("leaderboard.md").read_text("utf-8"))[0]
+    scores = {row[1]: (row[2], row[table[0].index(f"PSNR, dB, {next(iter(MASKS))}")]) for row in table[1:]}
+    budgets = {str(path): "8 iterations", "longer.json": "5 minutes"}
+    expected = {}
+    for model in results.models:
+        mean = next((f"{row.mean:.2f}" for row in results.summary if _is_first_psnr(row, model.label)), "-")
+        if model.kind == "classical":
+            expected[model.label] = ("-", mean)
+        else:
+            expected |= {f"{model.label} ({source})": (budget, mean) for source, budget in budgets.items()}
+    assert {label: (budget, score.split()[0].strip("*")) for label, (budget, score) in scores.items()} == expected
+    assert all("failing" in row[1] for row in table[-2:])
+
+    physics = {"forward_operator": "fft2(centered=False)", "backward_operator": "ifft2(centered=False)"}
+    evaluation = results.protocol.evaluation | {"physics": results.protocol.evaluation["physics"] | physics}
+    replace(results, protocol=replace(protocol, evaluation=evaluation)).save(Path("other.json"))
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["leaderboard", str(path), "other.json"])
+    assert "evaluation.physics.forward_operator ('fft2' and 'fft2(centered=False)')" in capsys.readouterr().err
+
+
+def _is_first_psnr(row: SummaryRow, label: str) -> bool:
+    return (row.model, row.acceleration, row.metric) == (label, next(iter(MASKS)), "fastmri_psnr")
 
 
 def test_what_is_wrong_is_said_before_anything_starts(

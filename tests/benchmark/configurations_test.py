@@ -1,11 +1,14 @@
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from direct_hifimamba.benchmark.configurations import (
     compose_models,
+    evaluation_settings,
     find_difference,
     is_centered,
     training_config,
@@ -54,6 +57,33 @@ def test_models_that_do_not_share_what_they_have_to_are_refused(tmp_path: Path, 
         compose_models(load(tmp_path, models=models))
     assert str(error.value).startswith(path)
     assert "a fair comparison needs the same" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("physics.forward_operator", "fft2(centered=False)"),
+        ("inference.crop", "header"),
+        ("inference.dataset.transforms.normalization.scale_percentile", 0.9),
+    ],
+)
+def test_evaluation_settings_are_what_is_scored(tmp_path: Path, path: str, value: Any) -> None:
+    def settings(**changes: Any) -> dict[str, Any]:
+        config = OmegaConf.create(CONFIGS["common"])
+        for key, setting in changes.items():
+            OmegaConf.update(config, key, setting, force_add=True)
+        (tmp_path / "changed.yaml").write_text(OmegaConf.to_yaml(config))
+        return evaluation_settings(compose_models(load(tmp_path, configs=["changed.yaml"])))
+
+    (tmp_path / "changed.yaml").touch()
+    expected = settings()
+    assert json.loads(json.dumps(expected)) == expected
+    alike = {"inference.batch_size": 2, "inference.dataset.transforms.use_seed": True, "training.lr": 0.5}
+    assert settings(**alike) == expected
+    difference = find_difference(expected, settings(**{path: value}))
+    assert difference is not None
+    assert difference[0] == path.removeprefix("inference.").removeprefix("dataset.")
+    assert difference[2] == value
 
 
 def test_models_may_choose_their_optimiser(tmp_path: Path) -> None:

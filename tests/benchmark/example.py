@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -66,6 +67,7 @@ def make_results(
             seeds=list(seeds),
             metrics=metric_definitions(),
             spectrum_edges=list(SPECTRUM_EDGES),
+            evaluation=make_evaluation(),
         ),
         provenance=Provenance(
             versions={"python": "3.12.1"},
@@ -79,6 +81,11 @@ def make_results(
         scores=scores,
         summary=summarise_scores(scores, BASELINE),
     )
+
+
+def make_evaluation(forward_operator: str = "fft2", crop: str | None = None) -> dict[str, Any]:
+    """A few of the settings that configurations have."""
+    return {"physics": {"forward_operator": forward_operator}, "crop": crop, "transforms": {"padding_eps": 0.0}}
 
 
 def make_model(label: str) -> Model:

@@ -4,13 +4,14 @@ import csv
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from direct_hifimamba import cli
 from direct_hifimamba.benchmark.leaderboard import merge, rank
 from direct_hifimamba.benchmark.results import Results
-from tests.benchmark.example import ACCELERATIONS, BASELINE, QUALITY, ZERO_FILLED, make_results
+from tests.benchmark.example import ACCELERATIONS, BASELINE, QUALITY, ZERO_FILLED, make_evaluation, make_results
 from tests.benchmark.tables_test import read_tables
 
 
@@ -115,8 +116,27 @@ def test_other_protocols_are_refused(paths: list[str], capsys: pytest.CaptureFix
     data = replace(results.protocol.data, masks={}, slices=3)
     replace(results, protocol=replace(results.protocol, data=data)).save(Path("other.json"))
     error = fails(capsys, *paths, "other.json", "--output", "all.md")
-    assert "first.json and other.json" in error and "slices, masks" in error and "metrics" not in error
+    assert "first.json and other.json cannot stand in one table: they differ in slices (30 and 3), masks." in error
+    assert "metrics" not in error
     assert not Path("all.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "difference"),
+    [
+        (
+            make_evaluation(forward_operator="fft2(centered=False)"),
+            "evaluation.physics.forward_operator ('fft2' and 'fft2(centered=False)')",
+        ),
+        (make_evaluation(crop="header"), "evaluation.crop (None and 'header')"),
+    ],
+)
+def test_another_evaluation_is_refused(
+    evaluation: dict[str, Any], difference: str, paths: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = make_results()
+    replace(results, protocol=replace(results.protocol, evaluation=evaluation)).save(Path("other.json"))
+    assert f"they differ in {difference}." in fails(capsys, *paths, "other.json")
 
 
 def test_metrics_of_another_version_are_refused(paths: list[str], capsys: pytest.CaptureFixture[str]) -> None:

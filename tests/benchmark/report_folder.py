@@ -35,6 +35,7 @@ from direct_hifimamba.data.masks import MaskOptions
 from direct_hifimamba.data.simulate import SimulationOptions, simulate
 from direct_hifimamba.hifimamba import HiFiMambaV2
 from direct_hifimamba.reconstruct import CONFIG_NAME
+from tests.benchmark.example import make_evaluation
 from tests.helpers import TINY, perturb
 
 OURS, HOSTILE, FAILING, CLASSICAL = "HiFi-MambaV2", "U-Net <b>$x$</b>", "ViT", "BART pics"
@@ -113,6 +114,7 @@ def write_folder(
             seeds=list(seeds),
             metrics=metric_definitions(),
             spectrum_edges=list(SPECTRUM_EDGES),
+            evaluation=make_evaluation(),
         ),
         provenance=Provenance(
             {"torch": torch.__version__},

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from direct_hifimamba.benchmark import report
 from direct_hifimamba.benchmark.collect import ZERO_FILLED
 from direct_hifimamba.benchmark.folder import BenchmarkFolder
 from direct_hifimamba.benchmark.report import SliceKey, choose_slices, format_engineering, write_report
 from direct_hifimamba.benchmark.results import Results
-from tests.benchmark.report_folder import ACCELERATIONS, CLASSICAL, ERROR, FAILING, HOSTILE, OURS, write_folder
+from tests.benchmark.report_folder import ACCELERATIONS, CLASSICAL, ERROR, FAILING, HOSTILE, OURS, SIZE, write_folder
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 BROWSER_OPTIONS = (
@@ -134,6 +135,37 @@ def test_marks_the_model_without_colour(document: Any) -> None:
     assert best and all("(best)" in words(cell) for cell in best)
 
 
+def test_marks_the_baseline_where_most_models_are_ours(written: tuple[BenchmarkFolder, Results, Path]) -> None:
+    folder, results, path = written
+    before = path.read_bytes()
+    # Without scores of the trained models there are no checkpoints to be read.
+    ablations = replace(
+        results,
+        models=[replace(model, model_name=results.models[0].model_name) for model in results.models],
+        scores=[scores for scores in results.scores if scores.seed is None],
+    )
+    page = lxml.html.fromstring(write_report(folder, ablations).read_text("utf-8"))
+    path.write_bytes(before)
+    marked = page.xpath("//tr[@class='highlight']/th")
+    assert marked and all(results.baseline in words(header) for header in marked)
+
+
+def test_cost_table_has_the_time_of_the_whole_training(
+    document: Any, written: tuple[BenchmarkFolder, Results, Path]
+) -> None:
+    (table,) = document.xpath("//div[@aria-label='Cost of the models']/table")
+    headers = [words(header) for header in table.xpath("./thead/tr/th")]
+    rows = {row.find("th").get("data-value"): dict(zip(headers, row, strict=True)) for row in table.xpath("./tbody/tr")}
+    for model in written[1].models:
+        cells = rows[model.label]
+        if model.seconds_per_iteration is None or model.iterations is None:
+            assert words(cells["training, min (estimated)"]) == "\N{EN DASH}"
+        else:
+            minutes = model.seconds_per_iteration.median * model.iterations / 60
+            assert words(cells["training, min (estimated)"]) == f"{minutes:.1f}"
+            assert words(cells["iterations"]) == str(model.iterations)
+
+
 def test_says_that_data_are_simulated(written: tuple[BenchmarkFolder, Results, Path], document: Any) -> None:
     assert "Simulated data" in words(document.find(".//header"))
     assert written[1].description in words(document.find(".//header"))
@@ -183,6 +215,28 @@ def test_shows_median_best_and_worst_slice_of_every_model(
                     assert tiles.get("aria-label") == f"{file}, slice {index} at {acceleration}"
                     captions = " ".join(words(caption) for caption in tiles.xpath(".//figcaption"))
                     assert all(label in captions for label in (*trained, "Target", CLASSICAL, ZERO_FILLED))
+
+
+def slices_shown(path: Path) -> list[list[str]]:
+    """The models of which slices are shown, for every acceleration."""
+    page = lxml.html.fromstring(path.read_text("utf-8"))
+    tables = page.xpath("//div[starts-with(@aria-label, 'Slices shown at')]//table")
+    return [[words(row.find("th")) for row in table.xpath("./tbody/tr")] for table in tables]
+
+
+def test_too_many_pictures_are_those_of_the_baseline_and_of_highlighted_models_first(
+    written: tuple[BenchmarkFolder, Results, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, results, path = written
+    before = path.read_bytes()
+    models = len({scores.model for scores in results.scores if scores.status == "finished"})
+    pixels = len(ACCELERATIONS) * 3 * models * 2 * SIZE[0] * SIZE[1]
+    for count, expected in ((1, ["VarNet"]), (2, [OURS, "VarNet"]), (3, [OURS, "VarNet", HOSTILE])):
+        monkeypatch.setattr(report, "MAX_PIXELS", count * pixels)
+        assert slices_shown(write_report(folder, results)) == [expected] * len(ACCELERATIONS)
+    monkeypatch.setattr(report, "MAX_PIXELS", 0)
+    assert slices_shown(write_report(folder, results)) == [["VarNet"]] * len(ACCELERATIONS)
+    path.write_bytes(before)
 
 
 def decode(uri: str) -> np.ndarray:

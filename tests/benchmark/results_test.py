@@ -11,7 +11,7 @@ import pytest
 
 from direct_hifimamba.benchmark import results as module
 from direct_hifimamba.benchmark.results import SCHEMA, Results
-from tests.benchmark.example import make_results
+from tests.benchmark.example import make_evaluation, make_results
 
 
 def test_survives_saving(tmp_path: Path) -> None:
@@ -67,6 +67,7 @@ def test_every_field_is_described() -> None:
         (lambda values: values["scores"][0].update(status="maybe"), r"\$.scores\[0\].status"),
         (lambda values: values["models"][0].update(colour="red"), "colour"),
         (lambda values: values["protocol"]["data"].update(slices=99), "was changed"),
+        (lambda values: values["protocol"]["evaluation"].update(crop="header"), "was changed"),
         (lambda values: values["protocol"]["data"]["files"].update(more="0" * 64), "was changed"),
     ],
 )
@@ -108,6 +109,7 @@ def test_hash_covers_the_data_and_neither_budget_nor_seeds() -> None:
         {"validation": "0" * 64},
     ]
     other = [{"accelerations": ["another"]}, {"metrics": {}}, {"spectrum_edges": [0.0, 1.0]}]
+    other += [{"evaluation": make_evaluation(crop="header")}]
     other += [{"data": replace(protocol.data, **change)} for change in data]
     assert {replace(protocol, **change).hash for change in same} == {protocol.hash}
     assert len({protocol.hash, *(replace(protocol, **change).hash for change in other)}) == 1 + len(other)

@@ -50,9 +50,9 @@ def test_markdown_tables_are_complete(results: Results, tmp_path: Path) -> None:
     text = markdown(results, tmp_path)
     tables = read_tables(text)
     groups = len({metric.group for metric in METRICS.values()})
-    assert len(tables) == 2 * groups * len(ACCELERATIONS) + 2
+    assert len(tables) == (1 + 2 * groups) * len(ACCELERATIONS) + 2
     assert all(len(row) == len(table[0]) for table in tables for row in table)
-    scores, differences = tables[:2]
+    _, scores, differences = tables[:3]
     assert [row[0] for row in scores[1:]] == list(QUALITY)
     assert [row[0] for row in differences[1:]] == [label for label in QUALITY if label != BASELINE]
     row = next(row for row in results.summary if (row.model, row.metric) == ("RIM", "fastmri_psnr"))
@@ -60,10 +60,31 @@ def test_markdown_tables_are_complete(results: Results, tmp_path: Path) -> None:
     assert "3 volumes, 30 slices" in text and "600 iterations" in text and "simulated" in text
 
 
+def test_comparison_has_a_row_per_model_with_cost_scores_and_differences(results: Results, tmp_path: Path) -> None:
+    tables = read_tables(markdown(results, tmp_path))
+    header, *lines = tables[0]
+    cells = {line[0]: dict(zip(header, line, strict=True)) for line in lines}
+    assert list(cells) == list(QUALITY)
+    assert cells["RIM"]["parameters"] == "1,234,567" and cells[ZERO_FILLED]["parameters"] == "-"
+    assert cells["RIM"]["training, min"] == f"{600 * 0.512 / 60:.1f}" and cells["RIM"]["s per slice"] == "0.1"
+    for row in results.summary:
+        if (row.acceleration, row.metric) == (ACCELERATIONS[0], "fastmri_psnr"):
+            score, difference = cells[row.model]["PSNR, dB ↑"], cells[row.model]["Δ PSNR"]
+            deviation = "" if row.seed_std is None else f" ± {row.seed_std:.2f}"
+            assert score.replace("**", "") == f"{row.mean:.2f}{deviation}"
+            assert ("**" in score) == (row.difference_to_best is None)
+            if row.difference is None:
+                assert (row.model, difference) == (BASELINE, "-")
+            else:
+                mean, low, high = row.difference.mean, row.difference.low, row.difference.high
+                assert difference.removesuffix(" ≈") == f"{mean:+z.2f} [{low:+z.2f}, {high:+z.2f}]"
+                assert ("≈" in difference) == (row.model == "RIM") != row.difference.is_distinguishable
+
+
 def test_the_best_is_bold_and_the_indistinguishable_are_marked(results: Results, tmp_path: Path) -> None:
     scores = [score for score in results.scores if score.model in ("VarNet", "RIM", ZERO_FILLED)]
     results = replace(results, scores=scores, summary=summarise_scores(scores, BASELINE))
-    table = read_tables(markdown(results, tmp_path))[0]
+    table = read_tables(markdown(results, tmp_path))[1]
     cells = {row[0]: row[1:4] for row in table[1:]}
     for column in range(3):
         assert sum("**" in row[column] for row in cells.values()) == 1
@@ -73,8 +94,8 @@ def test_the_best_is_bold_and_the_indistinguishable_are_marked(results: Results,
 def test_failures_are_told(results: Results, tmp_path: Path) -> None:
     tables = read_tables(markdown(results, tmp_path))
     assert tables[-1][1] == ["U-Net", ACCELERATIONS[0], "0", r"killed: out of memory \| at 3 GiB"]
-    seeds = tables[0][0].index("seeds")
-    assert {row[0]: row[seeds] for row in tables[0][1:]} == dict.fromkeys(TRAINED, "3") | {
+    seeds = tables[1][0].index("seeds")
+    assert {row[0]: row[seeds] for row in tables[1][1:]} == dict.fromkeys(TRAINED, "3") | {
         "U-Net": "2",
         ZERO_FILLED: "1",
     }
