@@ -36,6 +36,7 @@ _MINIMUM: dict[str, int] = {
     "num_routed_experts": 1,
     "experts_top_k": 1,
     "expert_expansion": 1,
+    "data_consistency_steps": 1,
 }
 _UNIT_INTERVAL = ("stochastic_depth", "scan_dropout")
 
@@ -111,6 +112,9 @@ class HiFiMambaV2Config(ModelConfig):
         Weight of the load-balancing loss, added by the engine. Default: 1e-3.
     data_consistency : str
         "hard" replaces measured samples; "soft" blends them with a learned weight per stage. Default: "hard".
+    data_consistency_steps : int
+        How often measured samples are put back at a time. Of several coils, combining them undoes a part of it, so that
+        every step brings the image closer to the measurement. Default: 1.
     data_consistency_activation : str
         "silu" or "none" on the image before it is embedded again. Default: "silu".
     image_residual : bool
@@ -158,6 +162,7 @@ class HiFiMambaV2Config(ModelConfig):
     expert_sharing: str = "block"
     load_balancing_weight: float = 1e-3
     data_consistency: str = "hard"
+    data_consistency_steps: int = 1
     data_consistency_activation: str = "silu"
     image_residual: bool = False
     image_normalisation: bool = False

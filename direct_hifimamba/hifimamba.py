@@ -43,7 +43,9 @@ class ImageUpdate(nn.Module):
         # A correction starts small: what it is added to is an image already.
         initial_scale = 0.1 if self.residual else 1.0
         self.prediction = PatchProjection(config.hidden_channels, config.patch_size, initial_scale)
-        self.data_consistency = DataConsistency(operator, soft=config.data_consistency == "soft")
+        self.data_consistency = DataConsistency(
+            operator, soft=config.data_consistency == "soft", steps=config.data_consistency_steps
+        )
 
     def forward(self, features: torch.Tensor, image: torch.Tensor, measurement: Measurement) -> torch.Tensor:
         """Replace `image` (batch, H, W, 2), or correct it under `image_residual`, by what `features` predict."""

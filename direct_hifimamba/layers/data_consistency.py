@@ -102,15 +102,23 @@ class DataConsistency(nn.Module):
     soft : bool
         Blend measured and predicted samples by a learned weight, sigmoid(weight_logit), instead of replacing them.
         It starts at 0.98 for the measured ones.
+    steps : int
+        How often. A step is one of gradient descent, of length 1, on the squared distance to the measurement.
     """
 
-    def __init__(self, operator: SenseOperator, soft: bool) -> None:
+    def __init__(self, operator: SenseOperator, soft: bool, steps: int = 1) -> None:
         super().__init__()
         self.operator = operator
+        self.steps = steps
         self.weight_logit = nn.Parameter(torch.tensor(4.0)) if soft else None
 
     def forward(self, image: torch.Tensor, measurement: Measurement) -> torch.Tensor:
         """Map a predicted image (batch, H, W, 2) to a consistent one of the same shape, float32."""
+        for _ in range(self.steps):
+            image = self._step(image, measurement)
+        return image
+
+    def _step(self, image: torch.Tensor, measurement: Measurement) -> torch.Tensor:
         masked_kspace, sampling_mask, sensitivity_map = measurement
         predicted = self.operator(image, sensitivity_map)
         measured = masked_kspace

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from direct.data.transforms import complex_multiplication, conjugate, fft2, ifft2
@@ -77,3 +79,20 @@ def test_the_learned_weight_starts_close_to_1() -> None:
     assert layer.weight_logit is not None
     assert torch.sigmoid(layer.weight_logit).item() == pytest.approx(0.98, abs=0.005)
     assert not list(DataConsistency(SenseOperator(fft2, ifft2), soft=False).parameters())
+
+
+def test_every_step_comes_closer_to_the_measurement() -> None:
+    operator, measurement = SenseOperator(fft2, ifft2), measure(coils=3)
+    image = torch.randn_like(measurement.masked_kspace[:, 0])
+
+    def distance(image: torch.Tensor) -> float:
+        difference = operator(image, measurement.sensitivity_map) - measurement.masked_kspace
+        return (difference * measurement.sampling_mask).square().sum().item()
+
+    one = DataConsistency(operator, soft=False)
+    images = [image]
+    for _ in range(4):
+        images.append(one(images[-1], measurement))
+    distances = [distance(image) for image in images]
+    assert all(after < 0.9 * before for before, after in pairwise(distances))
+    torch.testing.assert_close(DataConsistency(operator, soft=False, steps=4)(image, measurement), images[-1])
