@@ -113,13 +113,13 @@ void expand_backward(const ExpandBackward& e, int64_t part, float* scratch) {
                       load(e.gain + n) * load(e.grad_normalised + at) - slope * load(e.convolved + at) - level);
             }
     };
-    // Replaces `expanded` by its gradient.
-    const auto convolve = [&](int64_t y) {
+    // Replaces `expanded` by its gradient in some columns of row y.
+    const auto convolve = [&](int64_t y, int64_t begin, int64_t end) {
         const float* rows[3] = {line(y + 1), line(y), line(y - 1)};
         for (int64_t n = 0; n < e.wide; n += kWidth) {
             Vec K[9], products[9] = {}, total{};
             UNROLL for (int i = 0; i < 9; ++i) K[i] = load(e.depthwise + i * e.wide + n);
-            for (int64_t column = 0; column < e.width; ++column) {
+            for (int64_t column = begin; column < end; ++column) {
                 float* value = expanded + column * wide + n;
                 const Gelu activated = gelu_and_slope(load(value));
                 Vec grad{};
@@ -149,18 +149,19 @@ void expand_backward(const ExpandBackward& e, int64_t part, float* scratch) {
         const int64_t row = y * e.width * e.channels;
         for (int64_t i = 0; i < e.width; ++i)
             memcpy(x + i * narrow, e.x + row + i * e.channels, e.channels * sizeof(float));
-        for (int64_t tile = 0; tile < e.width; tile += kRows)
-            multiply({x + tile * narrow, narrow, 1}, packed_weight(e.W, e.channels), e.wide, e.channels,
-                     tile_rows(tile, e.width), [&](int r, int64_t n, Vec product) {
+        for (int64_t tile = 0; tile < e.width; tile += kRows) {
+            const int rows = tile_rows(tile, e.width);
+            multiply({x + tile * narrow, narrow, 1}, packed_weight(e.W, e.channels), e.wide, e.channels, rows,
+                     [&](int r, int64_t n, Vec product) {
                          store(expanded + (tile + r) * wide + n, product + load(e.b + n));
                      });
-        convolve(y);
-        for (int64_t tile = 0; tile < e.width; tile += kRows)
-            multiply({expanded + tile * wide, wide, 1}, packed_weight(e.Wt, e.wide), e.channels, e.wide,
-                     tile_rows(tile, e.width), [&](int r, int64_t n, Vec product) {
+            convolve(y, tile, tile + rows);
+            multiply({expanded + tile * wide, wide, 1}, packed_weight(e.Wt, e.wide), e.channels, e.wide, rows,
+                     [&](int r, int64_t n, Vec product) {
                          const int64_t at = row + (tile + r) * e.channels + n;
                          store(e.grad_x + at, load(e.grad + at) + product);
                      });
+        }
         add_products(expanded, x, e.wide, e.channels, e.width, correlation);
     }
 }
