@@ -22,7 +22,9 @@ native::GeluTable make_table() {
     for (int piece = 0; piece < kPieces; ++piece) {
         const double t = piece * double(kPieceWidth);
         // Derivatives of T, from T' = -phi and phi'' = -t phi' - phi and so on.
-        double T[degree + 3] = {std::erfc(t / std::sqrt(2.0)) / 2, -std::exp(-t * t / 2) / std::sqrt(2 * std::acos(-1.0))};
+        double T[degree + 3];
+        T[0] = std::erfc(t / std::sqrt(2.0)) / 2;
+        T[1] = -std::exp(-t * t / 2) / std::sqrt(2 * std::acos(-1.0));
         T[2] = -t * T[1];
         for (int n = 3; n < degree + 3; ++n) T[n] = -t * T[n - 1] - (n - 2) * T[n - 2];
 

@@ -41,8 +41,6 @@ struct Right {
     int64_t panel, step;
 };
 
-inline Right packed_weight(const float* packed, int64_t depth) { return {packed, depth, kPanel}; }
-
 // work(row, output, sum) gets the products vector by vector. Reads, and drops, whole tiles and panels of both factors.
 template <typename Work>
 inline void multiply(Left left, Right right, int64_t outputs, int64_t depth, int rows, Work&& work) {
@@ -65,6 +63,13 @@ inline void multiply(Left left, Right right, int64_t outputs, int64_t depth, int
                 if (r < rows) work(r, output, sums[r][v]);
         }
     }
+}
+
+// The products of a tile of pixels, `stride` apart, with a packed weight.
+template <typename Work>
+inline void map_tile(const float* x, int64_t stride, const float* packed, int64_t outputs, int64_t depth, int rows,
+                     Work&& work) {
+    multiply({x, stride, 1}, {packed, depth, kPanel}, outputs, depth, rows, work);
 }
 
 // The rows of a tile, copied to `tile` unless all are there to be read.
@@ -110,8 +115,10 @@ void expand(const Expand& e, int64_t first_row, int64_t end_row, float* scratch)
             for (int64_t first = 0; first < e.width; first += kRows, out += kRows * wide) {
                 const int rows = tile_rows(first, e.width);
                 const float* x = whole_tile(e.x + (y * e.width + first) * e.channels, e.channels, rows, tile);
-                multiply({x, e.channels, 1}, packed_weight(e.W + group * e.channels, e.channels), wide, e.channels, rows,
-                         [&](int r, int64_t n, Vec sum) { store(out + r * wide + n, gelu(sum + load(e.b + group + n))); });
+                map_tile(x, e.channels, e.W + group * e.channels, wide, e.channels, rows,
+                         [&](int r, int64_t n, Vec sum) {
+                             store(out + r * wide + n, gelu(sum + load(e.b + group + n)));
+                         });
             }
             memset(line(y) + (e.width + 1) * wide, 0, wide * sizeof(float));
         };
@@ -136,12 +143,13 @@ void expand(const Expand& e, int64_t first_row, int64_t end_row, float* scratch)
             const double count = double(e.width * wide), mean = lane_sum(total) / count;
             const Vec shift = splat(float(mean));
             double squares = 0;
-            for (int64_t x = 0; x < e.width; ++x) {
+            for (int64_t first = 0; first < e.width; first += kColumns) {
                 Vec sum{};
-                for (int64_t n = 0; n < wide; n += kWidth) {
-                    const Vec deviation = load(row + x * e.wide + n) - shift;
-                    sum += deviation * deviation;
-                }
+                for (int64_t x = first; x < min(first + kColumns, e.width); ++x)
+                    for (int64_t n = 0; n < wide; n += kWidth) {
+                        const Vec deviation = load(row + x * e.wide + n) - shift;
+                        sum += deviation * deviation;
+                    }
                 squares += lane_sum(sum);
             }
             double* moments = e.moments + 2 * y;
@@ -172,7 +180,7 @@ void project(const Project& p, int64_t first, int64_t end, float* tile) {
             for (int64_t n = 0; n < p.wide; n += kWidth)
                 store(tile + r * p.wide + n,
                       gelu(load(convolved + r * p.wide + n) * load(p.gain + n) + load(p.offset + n)));
-        multiply({tile, p.wide, 1}, packed_weight(p.P, p.wide), p.channels, p.wide, rows, [&](int r, int64_t n, Vec sum) {
+        map_tile(tile, p.wide, p.P, p.channels, p.wide, rows, [&](int r, int64_t n, Vec sum) {
             const int64_t i = (first + r) * p.channels + n;
             if (p.projected) store(p.projected + i, sum);
             store(p.y + i, load(p.x + i) + gelu(sum));
@@ -190,14 +198,14 @@ void expert(const Expert& e, int64_t first, int64_t end, float* scratch) {
         const auto pixel = [&](int r) { return e.index ? e.index[first + r] : first + r; };
         for (int r = 0; r < rows; ++r)
             memcpy(tile + r * e.channels, e.x + pixel(r) * e.channels, e.channels * sizeof(float));
-        multiply({tile, e.channels, 1}, packed_weight(e.U, e.channels), e.hidden, e.channels, rows, [&](int r, int64_t n, Vec sum) {
+        map_tile(tile, e.channels, e.U, e.hidden, e.channels, rows, [&](int r, int64_t n, Vec sum) {
             store(hidden + r * e.hidden + n, gelu(e.a ? sum + load(e.a + n) : sum));
         });
         if (e.G)
-            multiply({tile, e.channels, 1}, packed_weight(e.G, e.channels), e.hidden, e.channels, rows, [&](int r, int64_t n, Vec sum) {
+            map_tile(tile, e.channels, e.G, e.hidden, e.channels, rows, [&](int r, int64_t n, Vec sum) {
                 store(hidden + r * e.hidden + n, load(hidden + r * e.hidden + n) * sum);
             });
-        multiply({hidden, e.hidden, 1}, packed_weight(e.V, e.hidden), e.channels, e.hidden, rows, [&](int r, int64_t n, Vec sum) {
+        map_tile(hidden, e.hidden, e.V, e.channels, e.hidden, rows, [&](int r, int64_t n, Vec sum) {
             float* out = e.out + pixel(r) * e.channels + n;
             const Vec value = e.b ? sum + load(e.b + n) : sum;
             store(out, load(out) + (e.weight ? value * e.weight[first + r] : value));
