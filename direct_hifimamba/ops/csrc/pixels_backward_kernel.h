@@ -15,11 +15,10 @@ using native::ProjectBackward;
 
 constexpr int kChunk = 8 * kRows;
 
-// Distance of the pixels of a chunk: by the added line they do not all fall into the same few sets of the cache.
+// Distance of the pixels of a chunk: by the added line they do not all fall into the same few sets of the cache. What
+// `multiply` reads beyond the channels of a pixel falls into it.
 inline int64_t padded(int64_t channels) { return channels + kChannels; }
-
-// What `multiply` reads beyond the last pixel.
-constexpr int64_t kBeyond = kRows + kPanel;
+static_assert(kRows - 1 <= kChannels && kPanel - kChannels <= kChannels);
 
 // out (rows, columns) += left^T right over `count` pixels, which are padded(rows) and padded(columns) apart.
 inline void add_products(const float* left, const float* right, int64_t rows, int64_t columns, int64_t count,
@@ -51,7 +50,7 @@ inline float total(Vec x) {
 }
 
 int64_t project_backward_scratch_floats(const ProjectBackward& p) {
-    return kChunk * (padded(p.channels) + padded(p.wide)) + kBeyond;
+    return kChunk * (padded(p.channels) + padded(p.wide));
 }
 
 void project_backward(const ProjectBackward& p, int64_t part, float* scratch) {
@@ -72,8 +71,8 @@ void project_backward(const ProjectBackward& p, int64_t part, float* scratch) {
                 store(grad + i * narrow + n, load(p.grad + at) * gelu_and_slope(load(p.projected + at)).slope);
             }
         for (int64_t tile = 0; tile < count; tile += kRows)
-            multiply({grad + tile * narrow, narrow, 1}, packed_weight(p.Pt, p.channels), p.wide, p.channels,
-                     tile_rows(tile, count), [&](int r, int64_t n, Vec product) {
+            map_tile(grad + tile * narrow, narrow, p.Pt, p.wide, p.channels, tile_rows(tile, count),
+                     [&](int r, int64_t n, Vec product) {
                          const int64_t at = (first + tile + r) * p.wide + n;
                          const Vec convolved = load(p.convolved + at);
                          const Gelu gelu = gelu_and_slope(convolved * load(p.gain + n) + load(p.offset + n));
@@ -88,7 +87,7 @@ void project_backward(const ProjectBackward& p, int64_t part, float* scratch) {
 }
 
 int64_t expand_backward_scratch_floats(const ExpandBackward& e) {
-    return 4 * (e.width + 2) * e.wide + (e.width + kRows) * (padded(e.channels) + padded(e.wide)) + kBeyond;
+    return 4 * (e.width + 2) * e.wide + (e.width + kRows) * (padded(e.channels) + padded(e.wide));
 }
 
 void expand_backward(const ExpandBackward& e, int64_t part, float* scratch) {
@@ -113,13 +112,13 @@ void expand_backward(const ExpandBackward& e, int64_t part, float* scratch) {
                       load(e.gain + n) * load(e.grad_normalised + at) - slope * load(e.convolved + at) - level);
             }
     };
-    // Replaces `expanded` by its gradient.
-    const auto convolve = [&](int64_t y) {
+    // Replaces `expanded` by its gradient in some columns of row y.
+    const auto convolve = [&](int64_t y, int64_t begin, int64_t end) {
         const float* rows[3] = {line(y + 1), line(y), line(y - 1)};
         for (int64_t n = 0; n < e.wide; n += kWidth) {
             Vec K[9], products[9] = {}, total{};
             UNROLL for (int i = 0; i < 9; ++i) K[i] = load(e.depthwise + i * e.wide + n);
-            for (int64_t column = 0; column < e.width; ++column) {
+            for (int64_t column = begin; column < end; ++column) {
                 float* value = expanded + column * wide + n;
                 const Gelu activated = gelu_and_slope(load(value));
                 Vec grad{};
@@ -149,24 +148,25 @@ void expand_backward(const ExpandBackward& e, int64_t part, float* scratch) {
         const int64_t row = y * e.width * e.channels;
         for (int64_t i = 0; i < e.width; ++i)
             memcpy(x + i * narrow, e.x + row + i * e.channels, e.channels * sizeof(float));
-        for (int64_t tile = 0; tile < e.width; tile += kRows)
-            multiply({x + tile * narrow, narrow, 1}, packed_weight(e.W, e.channels), e.wide, e.channels,
-                     tile_rows(tile, e.width), [&](int r, int64_t n, Vec product) {
+        for (int64_t tile = 0; tile < e.width; tile += kRows) {
+            const int rows = tile_rows(tile, e.width);
+            map_tile(x + tile * narrow, narrow, e.W, e.wide, e.channels, rows,
+                     [&](int r, int64_t n, Vec product) {
                          store(expanded + (tile + r) * wide + n, product + load(e.b + n));
                      });
-        convolve(y);
-        for (int64_t tile = 0; tile < e.width; tile += kRows)
-            multiply({expanded + tile * wide, wide, 1}, packed_weight(e.Wt, e.wide), e.channels, e.wide,
-                     tile_rows(tile, e.width), [&](int r, int64_t n, Vec product) {
+            convolve(y, tile, tile + rows);
+            map_tile(expanded + tile * wide, wide, e.Wt, e.channels, e.wide, rows,
+                     [&](int r, int64_t n, Vec product) {
                          const int64_t at = row + (tile + r) * e.channels + n;
                          store(e.grad_x + at, load(e.grad + at) + product);
                      });
+        }
         add_products(expanded, x, e.wide, e.channels, e.width, correlation);
     }
 }
 
 int64_t expert_backward_scratch_floats(const ExpertBackward& e) {
-    return 2 * kChunk * (padded(e.channels) + padded(e.hidden)) + kBeyond;
+    return 2 * kChunk * (padded(e.channels) + padded(e.hidden));
 }
 
 void expert_backward(const ExpertBackward& e, int64_t part, float* scratch) {
@@ -190,10 +190,10 @@ void expert_backward(const ExpertBackward& e, int64_t part, float* scratch) {
         }
         for (int64_t tile = 0; tile < count; tile += kRows) {
             const int rows = tile_rows(tile, count);
-            multiply({x + tile * narrow, narrow, 1}, packed_weight(e.U, e.channels), e.hidden, e.channels, rows,
+            map_tile(x + tile * narrow, narrow, e.U, e.hidden, e.channels, rows,
                      [&](int r, int64_t n, Vec sum) { store(hidden + (tile + r) * wide + n, sum + load(e.a + n)); });
             Vec dots[kRows] = {};
-            multiply({grad + tile * narrow, narrow, 1}, packed_weight(e.Vt, e.channels), e.hidden, e.channels, rows,
+            map_tile(grad + tile * narrow, narrow, e.Vt, e.hidden, e.channels, rows,
                      [&](int r, int64_t n, Vec sum) {
                          const int64_t i = (tile + r) * wide + n;
                          const Gelu activated = gelu_and_slope(load(hidden + i));
@@ -208,7 +208,7 @@ void expert_backward(const ExpertBackward& e, int64_t part, float* scratch) {
                     store(output_grad, load(output_grad) * e.weight[first + tile + r]);
                 }
             for (int r = 0; e.weight && r < rows; ++r) e.grad_weight[first + tile + r] = total(dots[r]);
-            multiply({grad_hidden + tile * wide, wide, 1}, packed_weight(e.Ut, e.hidden), e.channels, e.hidden, rows,
+            map_tile(grad_hidden + tile * wide, wide, e.Ut, e.channels, e.hidden, rows,
                      [&](int r, int64_t n, Vec sum) {
                          float* out = e.grad_x + pixel(tile + r) * e.channels + n;
                          store(out, load(out) + sum);

@@ -41,8 +41,6 @@ struct Right {
     int64_t panel, step;
 };
 
-inline Right packed_weight(const float* packed, int64_t depth) { return {packed, depth, kPanel}; }
-
 // work(row, output, sum) gets the products vector by vector. Reads, and drops, whole tiles and panels of both factors.
 template <typename Work>
 inline void multiply(Left left, Right right, int64_t outputs, int64_t depth, int rows, Work&& work) {
@@ -67,73 +65,107 @@ inline void multiply(Left left, Right right, int64_t outputs, int64_t depth, int
     }
 }
 
+// The products of a tile of pixels, `stride` apart, with a packed weight.
+template <typename Work>
+inline void map_tile(const float* x, int64_t stride, const float* packed, int64_t outputs, int64_t depth, int rows,
+                     Work&& work) {
+    multiply({x, stride, 1}, {packed, depth, kPanel}, outputs, depth, rows, work);
+}
+
+// The rows of a tile, copied to `tile` unless all are there to be read.
+inline const float* whole_tile(const float* x, int64_t channels, int rows, float* tile) {
+    if (rows == kRows) return x;
+    memcpy(tile, x, rows * channels * sizeof(float));
+    return tile;
+}
+
+inline double lane_sum(Vec x) {
+    double sum = 0;
+    for (int lane = 0; lane < kWidth; ++lane) sum += x[lane];
+    return sum;
+}
+
 inline int tile_rows(int64_t first, int64_t end) { return end - first < kRows ? int(end - first) : kRows; }
 
-int64_t expand_scratch_floats(const Expand& e) { return kRows * e.channels + 4 * (e.width + 2) * e.wide; }
+// Expanded channels at a time, whole panels: three rows of them stay in the cache of the core.
+constexpr int64_t kGroup = 160;
+// Columns at a time that share what is loaded once per channel.
+constexpr int64_t kColumns = 8;
+
+int64_t expand_scratch_floats(const Expand& e) {
+    return kRows * e.channels + (4 * (e.width + 2) + 9) * min(kGroup, e.wide);
+}
 
 // Rows of the image, each made once but for those next to another thread's.
 void expand(const Expand& e, int64_t first_row, int64_t end_row, float* scratch) {
-    const int64_t row_floats = (e.width + 2) * e.wide;  // a column of zeros on either side
-    float* tile = scratch;
-    memset(tile, 0, kRows * e.channels * sizeof(float));
-    float* lines = tile + kRows * e.channels;
-    memset(lines, 0, 4 * row_floats * sizeof(float));
+    const int64_t most = min(kGroup, e.wide), row_floats = (e.width + 2) * most;  // a column of zeros on either side
+    float *tile = scratch, *K = tile + kRows * e.channels, *lines = K + 9 * most;
     const float* zeros = lines + 3 * row_floats;
     const auto line = [&](int64_t y) { return lines + (y + 3) % 3 * row_floats; };
+    memset(scratch, 0, expand_scratch_floats(e) * sizeof(float));
 
-    const auto activate = [&](int64_t y) {
-        if (y < 0 || y >= e.height) return;
-        float* out = line(y) + e.wide;
-        for (int64_t first = 0; first < e.width; first += kRows, out += kRows * e.wide) {
-            const int rows = tile_rows(first, e.width);
-            memcpy(tile, e.x + (y * e.width + first) * e.channels, rows * e.channels * sizeof(float));
-            multiply({tile, e.channels, 1}, packed_weight(e.W, e.channels), e.wide, e.channels, rows, [&](int r, int64_t n, Vec sum) {
-                store(out + r * e.wide + n, gelu(sum + load(e.b + n)));
-            });
-        }
-    };
-    const auto convolve = [&](int64_t y) {
-        const float* above = y > 0 ? line(y - 1) : zeros;
-        const float* below = y + 1 < e.height ? line(y + 1) : zeros;
-        const float* rows[3] = {above, line(y), below};
-        float* out = e.convolved + y * e.width * e.wide;
-        double sum = 0, squares = 0;
-        for (int64_t n = 0; n < e.wide; n += kWidth) {
-            Vec K[3][3], total{};
-            for (int i = 0; i < 9; ++i) {
-                float lanes[kWidth];
-                for (int lane = 0; lane < kWidth; ++lane) lanes[lane] = e.depthwise[(n + lane) * 9 + i];
-                K[i / 3][i % 3] = load(lanes);
+    for (int64_t group = 0; group < e.wide; group += kGroup) {
+        const int64_t wide = min(kGroup, e.wide - group);
+        for (int i = 0; i < 9; ++i)
+            for (int64_t n = 0; n < wide; ++n) K[i * wide + n] = e.depthwise[(group + n) * 9 + i];
+
+        const auto activate = [&](int64_t y) {
+            if (y < 0 || y >= e.height) return;
+            float* out = line(y) + wide;
+            for (int64_t first = 0; first < e.width; first += kRows, out += kRows * wide) {
+                const int rows = tile_rows(first, e.width);
+                const float* x = whole_tile(e.x + (y * e.width + first) * e.channels, e.channels, rows, tile);
+                map_tile(x, e.channels, e.W + group * e.channels, wide, e.channels, rows,
+                         [&](int r, int64_t n, Vec sum) {
+                             store(out + r * wide + n, gelu(sum + load(e.b + group + n)));
+                         });
             }
-            for (int64_t x = 0; x < e.width; ++x) {
-                Vec value{};
-                UNROLL for (int dy = 0; dy < 3; ++dy)
-                    UNROLL for (int dx = 0; dx < 3; ++dx) value += K[dy][dx] * load(rows[dy] + (x + dx) * e.wide + n);
-                store(out + x * e.wide + n, value);
-                total += value;
-            }
-            for (int lane = 0; lane < kWidth; ++lane) sum += total[lane];
-        }
-        // The row's own mean is removed before squaring, so that nothing cancels.
-        const double mean = sum / double(e.width * e.wide);
-        const Vec shift = splat(float(mean));
-        for (int64_t x = 0; x < e.width; ++x, out += e.wide) {
+            memset(line(y) + (e.width + 1) * wide, 0, wide * sizeof(float));
+        };
+        const auto convolve = [&](int64_t y) {
+            const float* rows[3] = {y > 0 ? line(y - 1) : zeros, line(y), y + 1 < e.height ? line(y + 1) : zeros};
+            float* row = e.convolved + y * e.width * e.wide + group;
             Vec total{};
-            for (int64_t n = 0; n < e.wide; n += kWidth) {
-                const Vec deviation = load(out + n) - shift;
-                total += deviation * deviation;
+            for (int64_t first = 0; first < e.width; first += kColumns)
+                for (int64_t n = 0; n < wide; n += kWidth) {
+                    Vec weights[9];
+                    UNROLL for (int i = 0; i < 9; ++i) weights[i] = load(K + i * wide + n);
+                    const int64_t end = min(first + kColumns, e.width);
+                    for (int64_t x = first; x < end; ++x) {
+                        Vec value{};
+                        UNROLL for (int i = 0; i < 9; ++i)
+                            value += weights[i] * load(rows[i / 3] + (x + i % 3) * wide + n);
+                        store(row + x * e.wide + n, value);
+                        total += value;
+                    }
+                }
+            // The row's own mean is removed before squaring, so that nothing cancels.
+            const double count = double(e.width * wide), mean = lane_sum(total) / count;
+            const Vec shift = splat(float(mean));
+            double squares = 0;
+            for (int64_t first = 0; first < e.width; first += kColumns) {
+                Vec sum{};
+                for (int64_t x = first; x < min(first + kColumns, e.width); ++x)
+                    for (int64_t n = 0; n < wide; n += kWidth) {
+                        const Vec deviation = load(row + x * e.wide + n) - shift;
+                        sum += deviation * deviation;
+                    }
+                squares += lane_sum(sum);
             }
-            for (int lane = 0; lane < kWidth; ++lane) squares += total[lane];
-        }
-        e.moments[2 * y] = mean;
-        e.moments[2 * y + 1] = squares;
-    };
+            double* moments = e.moments + 2 * y;
+            if (group == 0) moments[0] = moments[1] = 0;
+            const double before = double(e.width * group), share = count / (before + count);
+            const double difference = mean - moments[0];
+            moments[0] += difference * share;
+            moments[1] += squares + difference * difference * before * share;
+        };
 
-    activate(first_row - 1);
-    activate(first_row);
-    for (int64_t y = first_row; y < end_row; ++y) {
-        activate(y + 1);
-        convolve(y);
+        activate(first_row - 1);
+        activate(first_row);
+        for (int64_t y = first_row; y < end_row; ++y) {
+            activate(y + 1);
+            convolve(y);
+        }
     }
 }
 
@@ -148,7 +180,7 @@ void project(const Project& p, int64_t first, int64_t end, float* tile) {
             for (int64_t n = 0; n < p.wide; n += kWidth)
                 store(tile + r * p.wide + n,
                       gelu(load(convolved + r * p.wide + n) * load(p.gain + n) + load(p.offset + n)));
-        multiply({tile, p.wide, 1}, packed_weight(p.P, p.wide), p.channels, p.wide, rows, [&](int r, int64_t n, Vec sum) {
+        map_tile(tile, p.wide, p.P, p.channels, p.wide, rows, [&](int r, int64_t n, Vec sum) {
             const int64_t i = (first + r) * p.channels + n;
             if (p.projected) store(p.projected + i, sum);
             store(p.y + i, load(p.x + i) + gelu(sum));
@@ -166,14 +198,14 @@ void expert(const Expert& e, int64_t first, int64_t end, float* scratch) {
         const auto pixel = [&](int r) { return e.index ? e.index[first + r] : first + r; };
         for (int r = 0; r < rows; ++r)
             memcpy(tile + r * e.channels, e.x + pixel(r) * e.channels, e.channels * sizeof(float));
-        multiply({tile, e.channels, 1}, packed_weight(e.U, e.channels), e.hidden, e.channels, rows, [&](int r, int64_t n, Vec sum) {
+        map_tile(tile, e.channels, e.U, e.hidden, e.channels, rows, [&](int r, int64_t n, Vec sum) {
             store(hidden + r * e.hidden + n, gelu(e.a ? sum + load(e.a + n) : sum));
         });
         if (e.G)
-            multiply({tile, e.channels, 1}, packed_weight(e.G, e.channels), e.hidden, e.channels, rows, [&](int r, int64_t n, Vec sum) {
+            map_tile(tile, e.channels, e.G, e.hidden, e.channels, rows, [&](int r, int64_t n, Vec sum) {
                 store(hidden + r * e.hidden + n, load(hidden + r * e.hidden + n) * sum);
             });
-        multiply({hidden, e.hidden, 1}, packed_weight(e.V, e.hidden), e.channels, e.hidden, rows, [&](int r, int64_t n, Vec sum) {
+        map_tile(hidden, e.hidden, e.V, e.channels, e.hidden, rows, [&](int r, int64_t n, Vec sum) {
             float* out = e.out + pixel(r) * e.channels + n;
             const Vec value = e.b ? sum + load(e.b + n) : sum;
             store(out, load(out) + (e.weight ? value * e.weight[first + r] : value));

@@ -11,9 +11,15 @@
 #include <immintrin.h>
 #endif
 
+#include "gelu.h"
+
 // The few operations that the vector extensions lack or that compilers do not find in them.
 #if NATIVE_WIDTH == 16 && defined(__AVX512F__)
-#define SCALEF(x, y) _mm512_maskz_scalef_ps(0xffff, x, y)  // gcc 12 warns about the form without a mask
+// gcc 12 warns about the forms without a mask.
+#define SCALEF(x, y) _mm512_maskz_scalef_ps(0xffff, x, y)
+#define MINPS(x, y) _mm512_maskz_min_ps(0xffff, x, y)
+#define MAXPS(x, y) _mm512_maskz_max_ps(0xffff, x, y)
+#define LOOKUP(table, index) _mm512_permutex2var_ps(load(table), (__m512i)(index), load((table) + kWidth))
 #elif NATIVE_WIDTH == 8 && defined(__AVX__)
 #define MINPS _mm256_min_ps
 #define MAXPS _mm256_max_ps
@@ -47,6 +53,9 @@ inline Vec max(Vec a, Vec b) { return MAXPS(b, a); }
 inline Vec min(Vec a, Vec b) { return b < a ? b : a; }
 inline Vec max(Vec a, Vec b) { return a < b ? b : a; }
 #endif
+
+inline int64_t min(int64_t a, int64_t b) { return b < a ? b : a; }
+inline Vec abs(Vec x) { return (Vec)((IntVec)x & 0x7fffffff); }
 
 template <int... I>
 struct Lanes {};
@@ -187,7 +196,7 @@ inline Vec exp(Vec x) {
 
 // log(1 + e^x). Measured error at most (3 + |x| / 20) 1e-7 of itself.
 inline Vec softplus(Vec x) {
-    const Vec e = exp(-max(x, -x));
+    const Vec e = exp(-abs(x));
     // log(1 + e) / e, minimax for the relative error on [0, 1]
     Vec p = e * 0.005232661496847868f - 0.029505105689167976f;
     p = p * e + 0.07822573184967041f;
@@ -200,9 +209,32 @@ inline Vec softplus(Vec x) {
     return p * e + max(x, Vec{});
 }
 
-// Phi(-t) for t in [0, 6], Phi being the normal distribution, as 2^-Q(t): Q is close to a parabola.
-inline Vec normal_tail(Vec t) {
-    // minimax for the absolute error of Phi
+struct Gelu {
+    Vec value, slope;  // x Phi(x) and its derivative Phi(x) + x phi(x), phi being the density of the distribution Phi
+};
+
+struct NormalTail {
+    Vec tail, slope;  // T = Phi(-t) and u = T - t phi(t), for t in [0, kGeluEnd]
+};
+
+#ifdef LOOKUP
+inline Vec piecewise(const native::Pieces& pieces, IntVec index, Vec d) {
+    Vec p = LOOKUP(pieces[native::kCoefficients - 1], index);
+    UNROLL for (int k = native::kCoefficients - 2; k >= 0; --k) p = p * d + LOOKUP(pieces[k], index);
+    return p;
+}
+
+inline NormalTail normal_tail(Vec t) {
+    constexpr float rounder = 0x1.8p23f;  // adding it rounds to an integer, in the last bits of the sum
+    constexpr float scale = 1 / native::kPieceWidth;
+    const Vec shifted = t * scale + rounder;
+    const Vec d = t * scale - (shifted - rounder);
+    const IntVec index = (IntVec)shifted;
+    return {piecewise(native::gelu_table.tail, index, d), piecewise(native::gelu_table.slope, index, d)};
+}
+#else
+inline NormalTail normal_tail(Vec t) {
+    // T = 2^-q: q is close to a parabola. Minimax for the absolute error of T.
     Vec q = t * -0x1.1c3580p-17f + 0x1.c42bf2p-15f;
     q = q * t + 0x1.b9b342p-12f;
     q = q * t - 0x1.e4437ap-8f;
@@ -210,20 +242,17 @@ inline Vec normal_tail(Vec t) {
     q = q * t + 0x1.d62c3ep-2f;
     q = q * t + 0x1.26af34p+0f;
     q = q * t + 0x1.fffffcp-1f;
-    const Power tail = power(q, splat(-1.0f));
-    return tail.times(1.0f + tail.fraction);
+    const Power power_of_two = power(q, splat(-1.0f));
+    const Vec tail = power_of_two.times(1.0f + power_of_two.fraction);
+    return {tail, tail - t * 0.3989422804f * exp(t * t * -0.5f)};
 }
+#endif
 
-struct Gelu {
-    Vec value, slope;  // x Phi(x) and its derivative Phi(x) + x phi(x), phi being the density
-};
-
-// Measured error of the value at most 1.5e-7 of |x|, of the slope at most 1.6e-7. With T = Phi(-|x|) the value is
-// max(x, 0) - |x| T, in which nothing cancels, with |x| T as at 6 beyond, 6e-9; the slope is u = T - |x| phi(x) where x is negative, else 1 - u.
+// Measured error of the value at most 1.5e-7 of |x|, of the slope at most 1.6e-7. The value is max(x, 0) - |x| T, in
+// which nothing cancels, with |x| T as at kGeluEnd beyond, 6e-9; the slope is u where x is negative, else 1 - u.
 inline Gelu gelu_and_slope(Vec x) {
-    const Vec t = min(max(x, -x), splat(6.0f));
-    const Vec tail = normal_tail(t);
-    const Vec u = tail - t * 0.3989422804f * exp(t * t * -0.5f);
+    const Vec t = min(abs(x), splat(native::kGeluEnd));
+    const auto [tail, u] = normal_tail(t);
     return {max(x, Vec{}) - t * tail, x < 0.0f ? u : 1.0f - u};
 }
 
