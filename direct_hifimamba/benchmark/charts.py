@@ -178,8 +178,10 @@ def draw_cost(
         axes.set_xscale("log")
         costs = [point[0] for point in points.values()]
         axes.set_xlim(min(costs) / 1.25, max(costs) * 1.25)
-        wide = max(costs) > 30 * min(costs)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5), numticks=5))
+        span = max(costs) / min(costs)
+        # Where it would find fewer than two ticks, LogLocator takes more than there is room for.
+        logarithmic = LogLocator(subs=(1,) if span > 30 else (1, 2, 5), numticks=5)
+        axes.xaxis.set_major_locator(logarithmic if span > 6 else MaxNLocator(nbins=3))
         axes.xaxis.set_major_formatter(EngFormatter(unit))
         axes.xaxis.set_minor_locator(NullLocator())
         _finish(axes, cost_label, score_label)
