@@ -43,6 +43,7 @@ POSITIVE = [
     "num_routed_experts",
     "experts_top_k",
     "expert_expansion",
+    "data_consistency_steps",
 ]
 SWITCHES = [field.name for field in OWN_FIELDS if field.type == "bool"]
 
