@@ -155,9 +155,15 @@ class HiFiMambaV2(nn.Module):
         """
         measurement = check_measurement(masked_kspace, sampling_mask, sensitivity_map, self.smallest_size)
         image = self.operator.combine(measurement.masked_kspace, measurement.sensitivity_map)
-        scale = _largest_magnitude(image) if self.config.image_normalisation else torch.ones_like(image[:, :1, :1, :1])
-        measurement = measurement._replace(masked_kspace=measurement.masked_kspace / scale.unsqueeze(1))
-        image = image / scale
+        if not self.config.image_normalisation:
+            return self._reconstruct(image, measurement)
+        scale = _largest_magnitude(image)
+        normalised = measurement._replace(masked_kspace=measurement.masked_kspace / scale.unsqueeze(1))
+        output = self._reconstruct(image / scale, normalised)
+        return output._replace(image=output.image * scale)
+
+    def _reconstruct(self, image: torch.Tensor, measurement: Measurement) -> HiFiMambaV2Output:
+        """Reconstruct, beginning with the zero-filled `image` (batch, H, W, 2)."""
         features = self.embedding(image)
         losses = []
         for stage in self.stages:
@@ -165,7 +171,7 @@ class HiFiMambaV2(nn.Module):
             losses.append(loss)
         image = self.update(self.norm(features), image, measurement)
         # Half of the mean over stages: the reference counts its data-consistency modules, which add 0, as well.
-        return HiFiMambaV2Output(image * scale, torch.stack(losses).mean() / 2)
+        return HiFiMambaV2Output(image, torch.stack(losses).mean() / 2)
 
 
 def _largest_magnitude(image: torch.Tensor) -> torch.Tensor:
