@@ -11,10 +11,11 @@ from omegaconf import OmegaConf
 from direct_hifimamba.benchmark import provenance
 from direct_hifimamba.benchmark.classical import BART, bart_version, find_bart, reconstruct_test_split
 from direct_hifimamba.benchmark.configurations import evaluation_settings
-from direct_hifimamba.benchmark.cost import THREADS, Cost
+from direct_hifimamba.benchmark.cost import Cost
 from direct_hifimamba.benchmark.folder import RunFolder, slug
 from direct_hifimamba.benchmark.inputs import list_files
 from direct_hifimamba.benchmark.matrix import Benchmark
+from direct_hifimamba.benchmark.processes import ENVIRONMENT, THREADS
 from direct_hifimamba.benchmark.results import (
     Data,
     Model,
@@ -27,7 +28,7 @@ from direct_hifimamba.benchmark.results import (
     digest,
     summarise_scores,
 )
-from direct_hifimamba.benchmark.runner import ENVIRONMENT, Run
+from direct_hifimamba.benchmark.runner import Run
 from direct_hifimamba.benchmark.scores import SPECTRUM_EDGES, VolumeScores, metric_definitions
 from direct_hifimamba.benchmark.scoring import Volume, score_volumes, volumes_of
 from direct_hifimamba.data.hdf5 import CMRXRECON_SUFFIX

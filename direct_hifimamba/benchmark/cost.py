@@ -31,6 +31,7 @@ from direct.data.datasets import build_dataset_from_input  # which cannot be imp
 from direct.train import build_transforms_from_environment
 
 from direct_hifimamba.benchmark.memory import extra_resident_bytes
+from direct_hifimamba.benchmark.processes import THREADS, start_process
 from direct_hifimamba.benchmark.results import Spread
 from direct_hifimamba.layers import bottleneck, moe, selective_scan_2d
 from direct_hifimamba.layers.moe import RoutedExperts
@@ -38,9 +39,6 @@ from direct_hifimamba.ops import pixels
 from direct_hifimamba.ops.experts import sum_of_experts_plain
 from direct_hifimamba.ops.inverted_bottleneck import inverted_bottleneck_plain
 from direct_hifimamba.ops.selective_scan import selective_scan
-
-THREADS = 1
-"""Threads of PyTorch, as many as DIRECT trains with."""
 
 _STEPS_TO_PEAK = 2
 """Training iterations up to the largest memory: the first one makes the state of the optimizer."""
@@ -129,7 +127,6 @@ def measure_costs(
 
     with ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=(rounds + 1) * len(configs), unit="turn", disable=not progress))
-        # Processes take seconds to start: all of them at once, before anything is measured.
         models = {label: stack.enter_context(_Model(config, files, device)) for label, config in configs.items()}
         for label, model in models.items():
             bar.set_description(f"{label}: operations and memory")
@@ -147,11 +144,9 @@ class _Model:
     """A model in a process of its own, and what has been measured of it. Once it has failed it does nothing more."""
 
     def __init__(self, config: DictConfig, files: tuple[Path, Path], device: str) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, its_connection = context.Pipe()
+        self._connection, its_connection = multiprocessing.Pipe()
         arguments = (its_connection, OmegaConf.to_container(config), files, device)
-        self._process = context.Process(target=_serve, args=arguments, daemon=True)
-        self._process.start()
+        self._process = start_process(_serve, arguments, daemon=True)
         its_connection.close()  # in this process: the end of the other one can then be seen
         self._facts: dict[str, int | None] = {}
         self._seconds: dict[str, list[float]] = {"seconds_per_iteration": [], "seconds_per_slice": []}

@@ -4,13 +4,19 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing import reduction
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from threading import Lock
 from typing import Any
 from unittest import mock
+
+THREADS = 1
+"""Threads of PyTorch, as many as DIRECT trains with."""
+
+ENVIRONMENT = {"OMP_NUM_THREADS": str(THREADS), "MKL_NUM_THREADS": str(THREADS)}
+"""Of all processes."""
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["direct_hifimamba.direct_command", "direct_hifimamba.hifimamba_engine"])
@@ -34,12 +40,19 @@ class _Descriptor:
         self._number = duplicate.detach()
 
 
-def start_process(
-    main: Callable[[Sequence[str]], object],
-    arguments: Sequence[str],
-    log: Path,
-    environment: Mapping[str, str],
-    kept_open: int,
+def start_process(target: Callable[..., object], arguments: Sequence[object], daemon: bool = False) -> BaseProcess:
+    """Call `target(*arguments)` in a process of its own; `target` is a function of a module.
+
+    A daemon ends with this process.
+    """
+    process = _CONTEXT.Process(target=target, args=tuple(arguments), daemon=daemon)
+    with _GUARD, mock.patch.dict(os.environ, ENVIRONMENT):
+        process.start()
+    return process
+
+
+def start_command(
+    main: Callable[[Sequence[str]], object], arguments: Sequence[str], log: Path, kept_open: int
 ) -> BaseProcess:
     """Call `main(arguments)` in a process and a session of its own, so that Ctrl-C does not reach it.
 
@@ -50,15 +63,10 @@ def start_process(
     arguments : sequence of str
     log : Path
         File to which everything that the process prints is appended.
-    environment : mapping of str to str
-        Variables of all processes; those of the first call hold for later ones as well.
     kept_open : int
         File descriptor that the process keeps open as long as it lives.
     """
-    process = _CONTEXT.Process(target=_run, args=(main, list(arguments), log, _Descriptor(kept_open)))
-    with _GUARD, mock.patch.dict(os.environ, environment):
-        process.start()
-    return process
+    return start_process(_run, (main, list(arguments), log, _Descriptor(kept_open)))
 
 
 def wait_for(process: BaseProcess, timeout: float | None = None) -> int | None:

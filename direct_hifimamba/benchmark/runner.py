@@ -18,19 +18,15 @@ from typing import IO
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from direct_hifimamba.benchmark.cost import THREADS
 from direct_hifimamba.benchmark.folder import RunFolder
 from direct_hifimamba.benchmark.initialisation import write_initialisation
 from direct_hifimamba.benchmark.inputs import DivergedError, check_predictions
-from direct_hifimamba.benchmark.processes import send_signal, start_process, wait_for
+from direct_hifimamba.benchmark.processes import send_signal, start_command, wait_for
 from direct_hifimamba.benchmark.provenance import as_typed
 from direct_hifimamba.benchmark.specification import COSINE
 from direct_hifimamba.cli import main as run_command
 from direct_hifimamba.direct_command import COSINE_OPTION
 from direct_hifimamba.files import replace_when_complete
-
-ENVIRONMENT = {"OMP_NUM_THREADS": str(THREADS), "MKL_NUM_THREADS": str(THREADS)}
-"""Of the processes of DIRECT."""
 
 _DIVERGED = "diverged"
 _SECONDS_TO_STOP = 60
@@ -267,7 +263,7 @@ class Runner:
         with self._guard:
             if self._stopping.is_set():
                 raise _Interrupted
-            process = start_process(run_command, arguments, log, ENVIRONMENT, self._lock.fileno())
+            process = start_command(run_command, arguments, log, self._lock.fileno())
             self._processes.add(process)
         status = wait_for(process)
         assert status is not None

@@ -16,7 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import direct_hifimamba.benchmark.cost as cost_module
 from direct_hifimamba.benchmark.cost import (
-    THREADS,
     Cost,
     Spread,
     count_active_parameters,
@@ -25,6 +24,7 @@ from direct_hifimamba.benchmark.cost import (
     measure_costs,
 )
 from direct_hifimamba.benchmark.memory import extra_resident_bytes
+from direct_hifimamba.benchmark.processes import THREADS
 from direct_hifimamba.config import HiFiMambaV2Config
 from direct_hifimamba.config_compose import compose
 from direct_hifimamba.data.hdf5 import write_cmrxrecon, write_volume
