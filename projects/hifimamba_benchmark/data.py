@@ -30,7 +30,8 @@ REQUIREMENTS = FOLDER / "requirements.txt"
 SIMULATION = "--snr 60 --size 128 128"
 COILS = {"multicoil": 4, "singlecoil": 1}
 MASKS = {"equispaced_4x": "FastMRIEquispaced 4 0.08", "equispaced_8x": "FastMRIEquispaced 8 0.04"}
-EVALUATION_SPLITS = {"val": 4, "test": 5}
+TRAINING_SPLITS = ("train", "colin27")
+EVALUATION_SPLITS = {"val": 4, "icbm152": 4, "test": 5}
 """Slices that become one file, one volume of the metrics."""
 
 
@@ -107,9 +108,16 @@ class Part:
 
 PARTS = (
     Part("train", "icbm152-axial", ICBM152, "axial", range(20, 84, 2), 1.5),
-    Part("train", "colin27-axial", COLIN27, "axial", range(30, 150, 4), 1.75),
-    Part("train", "colin27-coronal", COLIN27, "coronal", range(30, 190, 6), 1.75),
-    Part("train", "colin27-sagittal", COLIN27, "sagittal", range(24, 156, 6), 1.75),
+    *(
+        part
+        for split in TRAINING_SPLITS
+        for part in (
+            Part(split, "colin27-axial", COLIN27, "axial", range(30, 150, 4), 1.75),
+            Part(split, "colin27-coronal", COLIN27, "coronal", range(30, 190, 6), 1.75),
+            Part(split, "colin27-sagittal", COLIN27, "sagittal", range(24, 156, 6), 1.75),
+        )
+    ),
+    Part("icbm152", "icbm152-axial", ICBM152, "axial", range(20, 124, 4), 1.5),
     Part("val", "icbm152-axial", ICBM152, "axial", range(92, 124, 4), 1.5),
     Part("test", "s1-axial", S1, "axial", range(100, 180, 4), 1.75),
     Part("test", "s0-axial", S0, "axial", range(10), 2.0),
@@ -204,7 +212,7 @@ def simulations(output: Path) -> list[str]:
         command = (
             f"direct-hifimamba simulate {output / 'sources'}/{{}} {output / name}/{{}} --coils {coils} {SIMULATION}"
         )
-        commands.append(command.format("train", "train"))
+        commands += [command.format(split, split) for split in TRAINING_SPLITS]
         commands += [
             f"{command.format(split, f'{split}_{suffix}')} --slab {slab} --mask {mask}"
             for split, slab in EVALUATION_SPLITS.items()

@@ -110,7 +110,9 @@ def test_variants_differ_from_the_full_network_and_from_each_other(load):
 
 
 def test_no_brain_serves_two_purposes(data):
-    brains = {split: {part.image for part in data.PARTS if part.split == split} for split in ("train", "val", "test")}
+    splits = (*data.TRAINING_SPLITS, *data.EVALUATION_SPLITS)
+    brains = {split: {part.image for part in data.PARTS if part.split == split} for split in splits}
+    assert not brains["colin27"] & brains["icbm152"]
     assert brains["val"] <= brains["train"]  # other slices, see below
     assert not brains["test"] & brains["train"]
     for split in ("train", "val"):
@@ -126,9 +128,11 @@ def test_no_brain_serves_two_purposes(data):
 
 def test_every_mask_is_for_the_same_volumes(data, tmp_path):
     commands = data.simulations(tmp_path)
-    assert len(set(commands)) == len(commands) == len(data.COILS) * (1 + 2 * len(data.MASKS))
+    assert len(set(commands)) == len(commands) == len(data.COILS) * (
+        len(data.TRAINING_SPLITS) + len(data.EVALUATION_SPLITS) * len(data.MASKS)
+    )
     for coils in data.COILS:
-        for split in ("val", "test"):
+        for split in data.EVALUATION_SPLITS:
             chosen = [words for words in map(str.split, commands) if f"{coils}/{split}_" in words[3]]
             assert {Path(words[3]).name for words in chosen} == {f"{split}_{name}" for name in data.MASKS}
             assert len({(words[2], *words[4 : words.index("--mask")]) for words in chosen}) == 1
@@ -184,8 +188,8 @@ def test_script_makes_the_folders_from_the_packages(data, tmp_path, monkeypatch)
     for coils, count in data.COILS.items():
         folder = tmp_path / coils
         assert {path.name for path in folder.iterdir()} == {
-            "train",
-            *(f"{split}_{mask}" for split in ("val", "test") for mask in data.MASKS),
+            *data.TRAINING_SPLITS,
+            *(f"{split}_{mask}" for split in data.EVALUATION_SPLITS for mask in data.MASKS),
         }
         for path in (folder / "test_equispaced_4x").iterdir():
             with h5py.File(path) as file, h5py.File(folder / "test_equispaced_8x" / path.name) as other:
