@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -194,7 +194,7 @@ def choose_regularisation(
 
 def reconstruct_test_split(
     specification: Specification, folder: RunFolder, shapes: RunFolder, jobs: int
-) -> dict[str, float]:
+) -> dict[str, dict[str, Any]]:
     """Reconstruct the test split with the weights that are best on the validation split, where this was not done yet.
 
     Parameters
@@ -210,7 +210,7 @@ def reconstruct_test_split(
     Returns
     -------
     dict
-        The weight by acceleration.
+        By acceleration, the `program` and its weight, `regularisation`.
 
     Raises
     ------
@@ -218,20 +218,21 @@ def reconstruct_test_split(
         If BART fails, or gives an image that is not finite.
     """
     splits = specification.splits
-    weights: dict[str, float] = {}
+    settings: dict[str, dict[str, Any]] = {}
     for acceleration in specification.accelerations:
         output = folder.predictions(acceleration)
         record = output.with_suffix(".yaml")
         if not output.exists():
             validation = list_files(specification.folder(splits.validation, acceleration))
             weight = choose_regularisation([Acquisition.read(path) for path in validation], jobs)
+            chosen = {"program": f"BART {bart_version()}, pics -S -l1", "regularisation": weight}
             output.parent.mkdir(parents=True, exist_ok=True)
             with replace_when_complete(record) as partial:
-                partial.write_text(yaml.safe_dump({"regularisation": weight}))
+                partial.write_text(yaml.safe_dump(chosen))
             tests = list_files(specification.folder(splits.test, acceleration))
             _reconstruct_files(tests, output, weight, shapes.predictions(acceleration), jobs)
-        weights[acceleration] = yaml.safe_load(record.read_text())["regularisation"]
-    return weights
+        settings[acceleration] = yaml.safe_load(record.read_text())
+    return settings
 
 
 def _reconstruct_files(paths: Sequence[Path], output: Path, weight: float, shapes: Path, jobs: int) -> None:

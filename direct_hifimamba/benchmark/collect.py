@@ -9,8 +9,8 @@ import yaml
 from omegaconf import OmegaConf
 
 from direct_hifimamba.benchmark import provenance
-from direct_hifimamba.benchmark.classical import BART, bart_version, find_bart, reconstruct_test_split
-from direct_hifimamba.benchmark.configurations import evaluation_settings
+from direct_hifimamba.benchmark.classical import BART, find_bart, reconstruct_test_split
+from direct_hifimamba.benchmark.configurations import evaluation_settings, training_loss
 from direct_hifimamba.benchmark.cost import Cost
 from direct_hifimamba.benchmark.folder import RunFolder, slug
 from direct_hifimamba.benchmark.inputs import list_files
@@ -86,6 +86,7 @@ def collect(
             accelerations=list(specification.accelerations),
             budget=budget,
             schedule=specification.schedule,
+            loss=training_loss(benchmark.configs),
             seeds=list(specification.seeds),
             metrics=metric_definitions(),
             spectrum_edges=list(SPECTRUM_EDGES),
@@ -131,12 +132,10 @@ def _run_bart(benchmark: Benchmark, shapes: RunFolder | None, jobs: int) -> Mode
         print("No model says to which size images are cropped, so there is no row of compressed sensing.")
         return None
     try:
-        program = f"BART {bart_version()}, pics -S -l1"
-        weights = reconstruct_test_split(specification, benchmark.folder.cell(BART, 0), shapes, jobs)
+        settings = reconstruct_test_split(specification, benchmark.folder.cell(BART, 0), shapes, jobs)
     except (OSError, RuntimeError) as error:
         print(f"BART failed, so there is no row of compressed sensing: {' '.join(str(error).split())}")
         return None
-    settings = {"program": program, "regularisation": weights}
     return Model(BART, slug(BART), "classical", config=yaml.safe_dump(settings, sort_keys=False))
 
 

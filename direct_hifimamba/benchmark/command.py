@@ -87,25 +87,20 @@ def _check_metric(specification: Specification) -> None:
 
 
 def _measure_costs(benchmark: Benchmark) -> dict[str, Cost]:
-    """Costs by label: as measured before, since budgets of time depend on them; what failed is tried again.
+    """Costs by label, as measured before.
 
-    Where models have been added, all are measured once more, so that their times are of the same minutes.
+    All are measured once more, so that their times are of the same minutes, where models have been added or one has
+    failed; the latter not with a budget of time, which depends on them.
     """
     path, specification = benchmark.folder.cost, benchmark.specification
     values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     costs = {label: Cost.from_dict(cost) for label, cost in values.items()}
-    if not costs.keys() >= benchmark.configs.keys():
-        costs = {}
-    configs = {
-        label: _cost_config(specification, configs)
-        for label, configs in benchmark.configs.items()
-        if label not in costs or costs[label].error is not None
-    }
-    if configs:
+    has_failed = not specification.has_minutes and any(cost.error is not None for cost in costs.values())
+    if has_failed or not costs.keys() >= benchmark.configs.keys():
         test = specification.folder(specification.splits.test, next(iter(specification.accelerations)))
         training = specification.data / specification.splits.training
-        costs |= measure_costs(
-            configs,
+        costs = measure_costs(
+            {label: _cost_config(specification, configs) for label, configs in benchmark.configs.items()},
             list_files(test)[0],
             _COST_ROUNDS,
             specification.device,

@@ -13,7 +13,17 @@ from direct_hifimamba.config_compose import compose
 # isort: split
 from direct.data.datasets_config import TransformsConfig  # which cannot be imported before direct.environment
 
-SHARED = ("physics", "training.datasets", "training.loss", "training.batch_size", "validation", "inference")
+SHARED = (
+    "physics",
+    "training.datasets",
+    "training.loss",
+    "training.regularizers",
+    "training.batch_size",
+    "training.lr_step_size",
+    "training.lr_gamma",
+    "validation",
+    "inference",
+)
 """What has to be the same for all models."""
 
 _OF_THE_MASK = ("training.datasets", "validation.datasets", "inference.dataset.text_description")
@@ -85,6 +95,12 @@ def evaluation_settings(composed: Mapping[str, Mapping[str, DictConfig]]) -> dic
         "crop": inference.get("crop"),
         "transforms": _with_defaults(TransformsConfig, inference.dataset.transforms),
     }
+
+
+def training_loss(composed: Mapping[str, Mapping[str, DictConfig]]) -> dict[str, Any]:
+    """The section `training.loss`, which all models share; `composed` as in :func:`evaluation_settings`."""
+    config = next(iter(next(iter(composed.values())).values()))
+    return cast(dict[str, Any], _plain(config.training.loss))
 
 
 def _with_defaults(schema: type, values: DictConfig) -> dict[str, Any]:

@@ -202,8 +202,7 @@ def _check_growth(
 ) -> None:
     """Make sure that a benchmark has grown at most; takes out of both descriptions what may differ."""
     added = [label for label in now["models"] if label not in before["models"]]
-    budgets = [specification.budget, *([specification.search.budget] if specification.search else [])]
-    if added and any(budget.minutes is not None for budget in budgets):
+    if added and specification.has_minutes:
         raise ValueError(
             f"{folder.path} was begun without the model {added[0]}, which cannot be added: the iterations of a budget "
             "of minutes come from times that were measured side by side. Choose another --output."

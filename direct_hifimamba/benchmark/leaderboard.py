@@ -1,4 +1,4 @@
-"""One table of the models of several benchmarks that used the same data, masks, evaluation and metrics."""
+"""One table of the models of several benchmarks that used the same data, masks, loss, evaluation and metrics."""
 
 import argparse
 import math

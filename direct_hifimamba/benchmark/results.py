@@ -51,6 +51,7 @@ class Protocol:
     accelerations: list[str]
     budget: dict[str, float]
     schedule: str
+    loss: dict[str, Any]
     seeds: list[int]
     metrics: dict[str, str]
     spectrum_edges: list[float]
@@ -73,6 +74,7 @@ class Protocol:
             "metrics": self.metrics,
             "bands of the error spectrum": self.spectrum_edges,
             "evaluation": self.evaluation,
+            "loss": self.loss,
         }
 
 
@@ -256,7 +258,11 @@ def _summarise_metric(
     def difference_to(model: str, other: str) -> Difference | None:
         if model == other or other not in means:
             return None
-        return compare(values[model], values[other], metric.combine, groups)
+        # Trainings of one seed are a pair; where one of them failed, the other is left out, too.
+        seeds = {score.seed for score in scores[model]} & {score.seed for score in scores[other]}
+        sides = ([score for score in scores[label] if score.seed in seeds] or scores[label] for label in (model, other))
+        one, another = (_values(side, name, few[model]) for side in sides)
+        return compare(one, another, metric.combine, groups)
 
     for model, seeds in scores.items():
         summary = summaries[model]

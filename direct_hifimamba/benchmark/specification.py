@@ -141,6 +141,12 @@ class Specification:
                 del budget[key]
         return yaml.safe_dump(plain(values), sort_keys=False, allow_unicode=True, width=120)
 
+    @property
+    def has_minutes(self) -> bool:
+        """Whether a budget is one of time."""
+        budgets = [self.budget, *([self.search.budget] if self.search else [])]
+        return any(budget.minutes is not None for budget in budgets)
+
     def folder(self, split: str, acceleration: str) -> Path:
         """The folder of the validation or test split with the masks of an acceleration."""
         return self.data / f"{split}_{acceleration}"

@@ -34,9 +34,6 @@ CONFIDENCE = 0.95
 MIN_PAIRS = 6
 """With fewer pairs, no signed-rank test can reach 0.05."""
 
-SEED_ERRORS = 2
-"""Standard errors over seeds that a difference has to exceed."""
-
 
 @dataclass(frozen=True)
 class Summary:
@@ -89,9 +86,12 @@ class Difference:
 
     @property
     def is_distinguishable(self) -> bool:
-        """Whether the interval is on one side of zero, and the difference larger than what seeds can explain."""
-        seed_error = 0.0 if self.seed_std is None else self.seed_std / math.sqrt(self.seeds)
-        return (self.low > 0 or self.high < 0) and abs(self.mean) > SEED_ERRORS * seed_error
+        """Whether zero is neither in the interval over volumes nor, where there are seeds, in Student's t over them."""
+        seed_margin = 0.0
+        if self.seed_std is not None:
+            quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, self.seeds - 1))
+            seed_margin = quantile * self.seed_std / math.sqrt(self.seeds)
+        return (self.low > 0 or self.high < 0) and abs(self.mean) > seed_margin
 
 
 def summarise(

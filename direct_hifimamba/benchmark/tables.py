@@ -8,7 +8,7 @@ from statistics import fmean
 
 from direct_hifimamba.benchmark.results import FEW_GROUPS, Model, Protocol, Results, Scores, Spread, SummaryRow
 from direct_hifimamba.benchmark.scores import GROUPS, METRICS, Metric
-from direct_hifimamba.benchmark.statistics import MIN_PAIRS, SEED_ERRORS, Difference
+from direct_hifimamba.benchmark.statistics import MIN_PAIRS, Difference
 from direct_hifimamba.files import replace_when_complete
 
 INDISTINGUISHABLE = "≈"
@@ -16,8 +16,7 @@ NOTHING = "-"
 
 TIES = (
     f"{INDISTINGUISHABLE} marks means that cannot be told from the best: the 95 % interval of the paired difference to "
-    "it includes 0 or, where there are several seeds, the difference is no larger than "
-    f"{SEED_ERRORS} · seed std / √seeds, with the standard deviation of the difference from seed to seed."
+    "it includes 0 or, where there are several seeds, so does that of Student's t over the differences of seeds."
 )
 UNCERTAINTY = (
     "Intervals are 95 % bootstrap intervals over the test data: they do not include the variation from one training to "

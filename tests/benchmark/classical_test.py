@@ -171,16 +171,17 @@ def test_the_test_split_is_reconstructed_once_with_the_weight_of_the_validation_
     for acceleration in MASKS:
         _write_shapes(specification, shapes, acceleration, DATA_SHAPE)
     monkeypatch.setattr(classical, "REGULARISATIONS", (0.002, 1.0))
-    weights = classical.reconstruct_test_split(specification, folder, shapes, jobs=2)
-    assert weights.keys() == MASKS.keys()
-    assert weights["equispaced_4x"] == 0.002
+    settings = classical.reconstruct_test_split(specification, folder, shapes, jobs=2)
+    assert settings.keys() == MASKS.keys()
+    program = f"BART {classical.bart_version()}, pics -S -l1"
+    assert settings["equispaced_4x"] == {"program": program, "regularisation": 0.002}
     for path in list_files(specification.folder("test", "equispaced_4x")):
         kspace, mask = classical.Acquisition.read(path)
         images = load_reconstruction(folder.predictions("equispaced_4x") / path.name)
         zero_filled = np.stack([root_sum_of_squares(kspace_slice * mask) for kspace_slice in kspace])
         assert _psnr(kspace, images) > _psnr(kspace, zero_filled)
     monkeypatch.setattr(classical, "reconstruct", None)
-    assert classical.reconstruct_test_split(specification, folder, shapes, jobs=2) == weights
+    assert classical.reconstruct_test_split(specification, folder, shapes, jobs=2) == settings
 
 
 @needs_bart

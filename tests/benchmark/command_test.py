@@ -1,12 +1,15 @@
 """The whole command, with DIRECT itself."""
 
 import json
+import re
 import signal
 import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from omegaconf import OmegaConf
 
 from direct_hifimamba import cli
 from direct_hifimamba.benchmark import runner
@@ -14,6 +17,7 @@ from direct_hifimamba.benchmark.classical import find_bart
 from direct_hifimamba.benchmark.command import _signals_as_interrupt
 from direct_hifimamba.benchmark.folder import BenchmarkFolder
 from direct_hifimamba.benchmark.results import Results, SummaryRow
+from direct_hifimamba.benchmark.specification import MIN_ITERATIONS
 from direct_hifimamba.reconstruct import Reconstructor
 from tests.benchmark.small_benchmark import MASKS, SPECIFICATION, VOLUMES, write_specification
 from tests.benchmark.tables_test import read_tables
@@ -25,17 +29,19 @@ def test_models_are_compared_through_interruption_and_failure(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     models = SPECIFICATION["models"] | {"failing": {"configs": ["failing.yaml"]}}
-    write_specification(tmp_path, models=models, seeds=[0])
+    write_specification(tmp_path, models=models, seeds=[0], budget={"iterations": 16})
     command = ["benchmark", small_specification.name, "--output", "out", "--jobs", "2"]
     folder = BenchmarkFolder(Path("out"))
     cells = {(label, 0): folder.cell(label, 0) for label in models}
 
     def interrupt_in_training(_: object, runs: list[runner.Run]) -> None:
-        if any(run.iterations_done > 0 for run in runs):
+        # DIRECT has no checkpoint before.
+        if any(MIN_ITERATIONS < run.iterations_done < 16 for run in runs):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(runner, "_show", interrupt_in_training)
+        patch.setattr(runner, "_SECONDS_BETWEEN_LOOKS", 0.05)
         with pytest.raises(SystemExit, match="130"):
             cli.main(command)
     assert "the same command goes on" in capsys.readouterr().err
@@ -43,6 +49,8 @@ def test_models_are_compared_through_interruption_and_failure(
     assert not folder.results_json.exists()
 
     cli.main(command)
+    logs = [cell.log.read_text("utf-8") for cell in cells.values()]
+    assert any(re.search(r"Starting from iteration: [1-9]", log) for log in logs)
     output = capsys.readouterr().out
     results = Results.load(folder.results_json)
     classical = ["zero-filled"] if find_bart() is None else ["zero-filled", "BART pics"]
@@ -65,7 +73,7 @@ def test_models_are_compared_through_interruption_and_failure(
     slug = BenchmarkFolder(Path()).model("U-Net").name
     with zipfile.ZipFile(folder.model_archive("U-Net")) as archive:
         assert sorted(archive.namelist()) == [
-            f"{slug}/{name}" for name in ("config.yaml", "metrics_inference.json", "model_7.pt")
+            f"{slug}/{name}" for name in ("config.yaml", "metrics_inference.json", "model_15.pt")
         ]
         theirs = json.loads(archive.read(f"{slug}/metrics_inference.json"))
     for score in results.scores:
@@ -73,7 +81,7 @@ def test_models_are_compared_through_interruption_and_failure(
             for name, values in score.volumes.items():
                 expected = theirs[f"{score.acceleration}/{name}"]["fastmri_psnr_metric"]
                 assert values["fastmri_psnr"] == pytest.approx(expected, rel=1e-4)
-    Reconstructor.from_checkpoint(folder.model("U-Net") / "model_7.pt")
+    Reconstructor.from_checkpoint(folder.model("U-Net") / "model_15.pt")
     assert all(path.stat().st_size for path in (folder.results_csv, folder.results_markdown, folder.model_zoo))
     assert "<svg" in folder.report.read_text()
 
@@ -88,6 +96,37 @@ def test_models_are_compared_through_interruption_and_failure(
     assert "failing" in calls[0][1]
 
 
+@pytest.mark.slow
+def test_search_decides_and_weights_are_scaled(
+    small_specification: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = {"configs": ["unet.yaml"], "scaled_parameters": {"unet.conv_out.*": 1e-4}}
+    rates = [1e-9, 1.0]
+    write_specification(
+        tmp_path,
+        models={"U-Net": model},
+        seeds=[0],
+        search={"learning_rates": rates, "budget": {"iterations": 6}},
+        budget={"minutes": 1e-6},
+    )
+    cli.main(["benchmark", small_specification.name, "--output", "out"])
+    folder = BenchmarkFolder(Path("out"))
+    results = Results.load(folder.results_json)
+    described = results.models[0]
+    assert [trial.learning_rate for trial in described.search] == rates
+    scores = {trial.learning_rate: trial.score for trial in described.search if trial.score is not None}
+    assert 1e-9 in scores
+    assert described.learning_rate == max(scores, key=scores.__getitem__)
+    cell = folder.cell("U-Net", 0)
+    assert OmegaConf.load(cell.config).training.lr == described.learning_rate
+    assert described.iterations == MIN_ITERATIONS
+    weights = torch.load(cell.initialisation, weights_only=True)["model"]
+    largest = {name: value.abs().max() for name, value in weights.items()}
+    assert max(value for name, value in largest.items() if "conv_out" in name) < 1e-3 < max(largest.values())
+    assert "Initializing from" in cell.log.read_text("utf-8")
+
+
 def _check_leaderboard(results: Results, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The results beside themselves with another budget: trained models twice, classical ones once."""
     protocol = replace(results.protocol, budget={"minutes": 5.0})
@@ -95,7 +134,7 @@ def _check_leaderboard(results: Results, path: Path, capsys: pytest.CaptureFixtu
     cli.main(["leaderboard", str(path), "longer.json", "--output", "leaderboard.md"])
     table = read_tables(Path("leaderboard.md").read_text("utf-8"))[0]
     scores = {row[1]: (row[2], row[table[0].index(f"PSNR, dB, {next(iter(MASKS))}")]) for row in table[1:]}
-    budgets = {str(path): "8 iterations", "longer.json": "5 minutes"}
+    budgets = {str(path): "16 iterations", "longer.json": "5 minutes"}
     expected = {}
     for model in results.models:
         mean = next((f"{row.mean:.2f}" for row in results.summary if _is_first_psnr(row, model.label)), "-")

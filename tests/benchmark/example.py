@@ -64,6 +64,7 @@ def make_results(
             accelerations=list(ACCELERATIONS),
             budget={"iterations": 600.0},
             schedule="cosine",
+            loss={"losses": [{"function": "l1_loss", "multiplier": 1.0}]},
             seeds=list(seeds),
             metrics=metric_definitions(),
             spectrum_edges=list(SPECTRUM_EDGES),

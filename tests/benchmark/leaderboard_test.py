@@ -139,6 +139,13 @@ def test_another_evaluation_is_refused(
     assert f"they differ in {difference}." in fails(capsys, *paths, "other.json")
 
 
+def test_another_loss_is_refused(paths: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    results = make_results()
+    loss = {"losses": [{"function": "ssim_loss", "multiplier": 1.0}]}
+    replace(results, protocol=replace(results.protocol, loss=loss)).save(Path("other.json"))
+    assert "they differ in loss.losses.0.function ('l1_loss' and 'ssim_loss')." in fails(capsys, *paths, "other.json")
+
+
 def test_metrics_of_another_version_are_refused(paths: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     results = make_results()
     metrics = {**results.protocol.metrics, "fastmri_ssim": "something else"}

@@ -111,6 +111,7 @@ def write_folder(
             accelerations=list(ACCELERATIONS),
             budget={"iterations": ITERATIONS},
             schedule="cosine",
+            loss={"losses": [{"function": "l1_loss", "multiplier": 1.0}]},
             seeds=list(seeds),
             metrics=metric_definitions(),
             spectrum_edges=list(SPECTRUM_EDGES),

@@ -128,8 +128,10 @@ def test_no_brain_serves_two_purposes(data):
 
 def test_every_mask_is_for_the_same_volumes(data, tmp_path):
     commands = data.simulations(tmp_path)
-    assert len(set(commands)) == len(commands) == len(data.COILS) * (
-        len(data.TRAINING_SPLITS) + len(data.EVALUATION_SPLITS) * len(data.MASKS)
+    assert (
+        len(set(commands))
+        == len(commands)
+        == len(data.COILS) * (len(data.TRAINING_SPLITS) + len(data.EVALUATION_SPLITS) * len(data.MASKS))
     )
     for coils in data.COILS:
         for split in data.EVALUATION_SPLITS:
