@@ -12,7 +12,7 @@ so that this normalisation folds into W, and likewise for its gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -309,6 +309,11 @@ def _backward_image(
     return input_grad.sub_((level * W.sum(0)).to(dtype))
 
 
+def _as_batch(images: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Stack images; a single one without a copy."""
+    return torch.stack(tuple(images)) if len(images) > 1 else images[0].unsqueeze(0)
+
+
 class _BandedBottleneck(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
@@ -316,7 +321,7 @@ class _BandedBottleneck(torch.autograd.Function):
             *(_forward_image(x, BottleneckWeights(*weights), keep=True) for x in features), strict=True
         )
         ctx.save_for_backward(features, *weights, *(tensor for image in saved for tensor in image))
-        return torch.stack(results)
+        return _as_batch(results)
 
     @staticmethod
     @once_differentiable
@@ -329,7 +334,7 @@ class _BandedBottleneck(torch.autograd.Function):
                 _backward_image(x, weights, _Saved(*rest[3 * i : 3 * i + 3]), image_grad.contiguous(), grads)
                 for i, (x, image_grad) in enumerate(zip(features, grad, strict=True))
             ]
-        return torch.stack(input_grads), *grads
+        return _as_batch(input_grads), *grads
 
 
 def inverted_bottleneck(features: torch.Tensor, weights: BottleneckWeights) -> torch.Tensor:
@@ -357,4 +362,4 @@ def inverted_bottleneck(features: torch.Tensor, weights: BottleneckWeights) -> t
     features = features.contiguous()
     if torch.is_grad_enabled() and (features.requires_grad or any(weight.requires_grad for weight in weights)):
         return _BandedBottleneck.apply(features, *weights)
-    return torch.stack([_forward_image(x, weights, keep=False)[0] for x in features])
+    return _as_batch([_forward_image(x, weights, keep=False)[0] for x in features])
