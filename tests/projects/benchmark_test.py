@@ -1,4 +1,4 @@
-"""Tests of projects/hifimamba_benchmark and projects/hifimamba/ablations, without the images."""
+"""Tests of projects/hifimamba_benchmark, projects/hifimamba/ablations and quality, without the images."""
 
 import hashlib
 import io
@@ -23,7 +23,8 @@ from direct_hifimamba.data.fourier import root_sum_of_squares
 
 PROJECTS = Path(__file__).parents[2] / "projects"
 ABLATIONS = PROJECTS / "hifimamba" / "ablations" / "ablations.yaml"
-SPECIFICATIONS = [*sorted((PROJECTS / "hifimamba_benchmark").glob("*coil*.yaml")), ABLATIONS]
+CHOICES = PROJECTS / "hifimamba" / "quality" / "choices.yaml"
+SPECIFICATIONS = [*sorted((PROJECTS / "hifimamba_benchmark").glob("*coil*.yaml")), CHOICES, ABLATIONS]
 SPECIFICATIONS = [path for path in SPECIFICATIONS if path.name != "single_coil.yaml"]
 
 
@@ -100,12 +101,16 @@ def test_data_are_where_the_script_writes_them(path, data):
 
 
 @pytest.mark.slow
-def test_variants_differ_from_the_full_network_and_from_each_other(load):
-    _, models = load(ABLATIONS)
-    configs = [dict(config["equispaced_4x"].model) for config in models.values()]
+@pytest.mark.parametrize("path", [ABLATIONS, CHOICES], ids=lambda path: path.stem)
+def test_variants_differ_from_the_full_network_and_from_each_other(path, load):
+    _, models = load(path)
+    configs = [(config["equispaced_4x"].model, config["equispaced_4x"].training) for config in models.values()]
     assert all(one != other for one, other in combinations(configs, 2))
+
+
+def test_every_variant_is_explained():
     readme = ABLATIONS.with_name("README.md").read_text()
-    for label in models:
+    for label in read(ABLATIONS)["models"]:
         assert label == "full" or label in readme
 
 
