@@ -31,6 +31,13 @@ MODELS = sorted(path.stem for path in (PROJECT / "models").iterdir())
 MASKS = sorted(path.stem for path in (PROJECT / "masks").iterdir())
 
 
+def test_model_is_the_recommended_one():
+    model, recommended = (
+        OmegaConf.load(path).model for path in (PROJECT / "models/hifimamba.yaml", ROOT / "configs/base.yaml")
+    )
+    assert model == recommended
+
+
 class Case(NamedTuple):
     """A way to use a data set: the files of the project that are for it alone, and where its data come from."""
 
