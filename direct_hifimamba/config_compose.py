@@ -152,6 +152,8 @@ def _check_section(section: Any, schema: type, path: str) -> None:
     ):
         calls = section.get(key) or ()
         for call in [calls] if isinstance(calls, str) else calls:
+            if not isinstance(call, str):
+                raise ValueError(f"{path}.{key} has the entry {call!r}; expected names of functions.")
             _check_name(call.partition("(")[0], known, f"{path}.{key}")  # a name, or a call such as AdamW(eps=1e-6)
 
 

@@ -109,6 +109,7 @@ def test_the_last_override_wins(parts):
         ("training.loss.crp=null", "The key of training.loss is 'crp', .*; nearest: crop"),
         ("training.checkpointer.steps=3", "The key of training.checkpointer is 'steps', .*: checkpoint_steps"),
         ("training.loss.losses.1.multiplyer=3", "The key of training.loss.losses.1 is 'multiplyer', .*: multiplier"),
+        ("training.regularizers=[{function: hfen_l1}]", "training.regularizers has the entry .*'hfen_l1'.*names"),
         ("training.datasets.0.pass_maks=1", "The key of training.datasets.0 is 'pass_maks', .*: pass_mask"),
         ("training.datasets.0.transforms.paddin_eps=1", "datasets.0.transforms is 'paddin_eps', .*: padding_eps"),
         (

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from direct_hifimamba.benchmark import provenance
 from direct_hifimamba.benchmark.classical import BART, find_bart, reconstruct_test_split
-from direct_hifimamba.benchmark.configurations import evaluation_settings, training_loss
+from direct_hifimamba.benchmark.configurations import evaluation_settings
 from direct_hifimamba.benchmark.cost import Cost
 from direct_hifimamba.benchmark.folder import RunFolder, slug
 from direct_hifimamba.benchmark.inputs import list_files
@@ -86,7 +86,7 @@ def collect(
             accelerations=list(specification.accelerations),
             budget=budget,
             schedule=specification.schedule,
-            loss=training_loss(benchmark.configs),
+            loss=next(iter(inputs["shared"].values()))["training.loss"],
             seeds=list(specification.seeds),
             metrics=metric_definitions(),
             spectrum_edges=list(SPECTRUM_EDGES),

@@ -97,12 +97,6 @@ def evaluation_settings(composed: Mapping[str, Mapping[str, DictConfig]]) -> dic
     }
 
 
-def training_loss(composed: Mapping[str, Mapping[str, DictConfig]]) -> dict[str, Any]:
-    """The section `training.loss`, which all models share; `composed` as in :func:`evaluation_settings`."""
-    config = next(iter(next(iter(composed.values())).values()))
-    return cast(dict[str, Any], _plain(config.training.loss))
-
-
 def _with_defaults(schema: type, values: DictConfig) -> dict[str, Any]:
     merged = OmegaConf.merge(OmegaConf.structured(schema), values)
     plain = OmegaConf.to_container(merged, enum_to_str=True)

@@ -181,7 +181,8 @@ class Runner:
         Raises
         ------
         KeyboardInterrupt
-            After the processes have ended, as DIRECT does on this signal: with a checkpoint.
+            After the processes have ended, as DIRECT does on this signal: with a checkpoint, unless it comes between
+            two iterations; the last one serves then.
         """
         for run in runs:
             run.discard_if_of_another_configuration()

@@ -11,16 +11,24 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+import direct_hifimamba.benchmark.command as command_module
 from direct_hifimamba import cli
 from direct_hifimamba.benchmark import runner
 from direct_hifimamba.benchmark.classical import find_bart
 from direct_hifimamba.benchmark.command import _signals_as_interrupt
+from direct_hifimamba.benchmark.configurations import compose_models
+from direct_hifimamba.benchmark.cost import Cost
 from direct_hifimamba.benchmark.folder import BenchmarkFolder
+from direct_hifimamba.benchmark.matrix import Benchmark
 from direct_hifimamba.benchmark.results import Results, SummaryRow
-from direct_hifimamba.benchmark.specification import MIN_ITERATIONS
+from direct_hifimamba.benchmark.specification import MIN_ITERATIONS, Specification
 from direct_hifimamba.reconstruct import Reconstructor
 from tests.benchmark.small_benchmark import MASKS, SPECIFICATION, VOLUMES, write_specification
 from tests.benchmark.tables_test import read_tables
+
+# A checkpoint after every quarter of them, but not before DIRECT's first.
+ITERATIONS = 4 * MIN_ITERATIONS
+CHECKPOINT = f"model_{ITERATIONS - 1}.pt"
 
 
 @pytest.mark.slow
@@ -29,14 +37,14 @@ def test_models_are_compared_through_interruption_and_failure(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     models = SPECIFICATION["models"] | {"failing": {"configs": ["failing.yaml"]}}
-    write_specification(tmp_path, models=models, seeds=[0], budget={"iterations": 16})
+    write_specification(tmp_path, models=models, seeds=[0], budget={"iterations": ITERATIONS})
     command = ["benchmark", small_specification.name, "--output", "out", "--jobs", "2"]
     folder = BenchmarkFolder(Path("out"))
     cells = {(label, 0): folder.cell(label, 0) for label in models}
 
     def interrupt_in_training(_: object, runs: list[runner.Run]) -> None:
-        # DIRECT has no checkpoint before.
-        if any(MIN_ITERATIONS < run.iterations_done < 16 for run in runs):
+        # The first checkpoint is there by then: DIRECT makes another one only if the signal comes in good time.
+        if any(MIN_ITERATIONS < run.iterations_done < ITERATIONS for run in runs):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -73,7 +81,7 @@ def test_models_are_compared_through_interruption_and_failure(
     slug = BenchmarkFolder(Path()).model("U-Net").name
     with zipfile.ZipFile(folder.model_archive("U-Net")) as archive:
         assert sorted(archive.namelist()) == [
-            f"{slug}/{name}" for name in ("config.yaml", "metrics_inference.json", "model_15.pt")
+            f"{slug}/{name}" for name in ("config.yaml", "metrics_inference.json", CHECKPOINT)
         ]
         theirs = json.loads(archive.read(f"{slug}/metrics_inference.json"))
     for score in results.scores:
@@ -81,7 +89,7 @@ def test_models_are_compared_through_interruption_and_failure(
             for name, values in score.volumes.items():
                 expected = theirs[f"{score.acceleration}/{name}"]["fastmri_psnr_metric"]
                 assert values["fastmri_psnr"] == pytest.approx(expected, rel=1e-4)
-    Reconstructor.from_checkpoint(folder.model("U-Net") / "model_15.pt")
+    Reconstructor.from_checkpoint(folder.model("U-Net") / CHECKPOINT)
     assert all(path.stat().st_size for path in (folder.results_csv, folder.results_markdown, folder.model_zoo))
     assert "<svg" in folder.report.read_text()
 
@@ -127,6 +135,28 @@ def test_search_decides_and_weights_are_scaled(
     assert "Initializing from" in cell.log.read_text("utf-8")
 
 
+@pytest.mark.parametrize("budget", [{"iterations": 6}, {"minutes": 1.0}], ids=lambda budget: next(iter(budget)))
+def test_costs_are_measured_side_by_side(
+    small_specification: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: dict[str, float]
+) -> None:
+    write_specification(tmp_path, budget=budget)
+    specification = Specification.load(small_specification)
+    folder = BenchmarkFolder(tmp_path / "out")
+    folder.path.mkdir()
+    benchmark = Benchmark(specification, compose_models(specification), folder)
+    measured: list[list[str]] = []
+
+    def measure(configs: dict[str, object], *_: object, **__: object) -> dict[str, Cost]:
+        measured.append(list(configs))
+        return {label: Cost(1, parameters=2, error="failed" if label == "U-Net" else None) for label in configs}
+
+    monkeypatch.setattr(command_module, "measure_costs", measure)
+    first = command_module._measure_costs(benchmark)
+    assert command_module._measure_costs(benchmark) == first
+    # All once more because one failed, but not where iterations of finished trainings come from the times.
+    assert measured == [list(specification.models)] * (1 if specification.has_minutes else 2)
+
+
 def _check_leaderboard(results: Results, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The results beside themselves with another budget: trained models twice, classical ones once."""
     protocol = replace(results.protocol, budget={"minutes": 5.0})
@@ -134,7 +164,7 @@ def _check_leaderboard(results: Results, path: Path, capsys: pytest.CaptureFixtu
     cli.main(["leaderboard", str(path), "longer.json", "--output", "leaderboard.md"])
     table = read_tables(Path("leaderboard.md").read_text("utf-8"))[0]
     scores = {row[1]: (row[2], row[table[0].index(f"PSNR, dB, {next(iter(MASKS))}")]) for row in table[1:]}
-    budgets = {str(path): "16 iterations", "longer.json": "5 minutes"}
+    budgets = {str(path): f"{ITERATIONS} iterations", "longer.json": "5 minutes"}
     expected = {}
     for model in results.models:
         mean = next((f"{row.mean:.2f}" for row in results.summary if _is_first_psnr(row, model.label)), "-")

@@ -45,6 +45,9 @@ def test_every_acceleration_has_its_equal_share_of_the_training(tmp_path: Path) 
         ("inference.dataset.text_description=other", "inference.dataset.text_description is None"),
         ("inference.crop=header", "inference.crop is None"),
         ("validation.crop=header", "validation.crop is None"),
+        ("training.lr_gamma=0.1", "training.lr_gamma is"),
+        ("training.lr_step_size=7", "training.lr_step_size is"),
+        ("training.regularizers=[hfen_l1]", "training.regularizers is"),
         ("physics.forward_operator=fft2(centered=False)", "physics.forward_operator is 'fft2' for HiFi-MambaV2"),
     ],
 )

@@ -10,8 +10,9 @@ import jsonschema
 import pytest
 
 from direct_hifimamba.benchmark import results as module
-from direct_hifimamba.benchmark.results import SCHEMA, Results
-from tests.benchmark.example import make_evaluation, make_results
+from direct_hifimamba.benchmark.results import SCHEMA, Results, summarise_scores
+from direct_hifimamba.benchmark.statistics import Difference
+from tests.benchmark.example import ACCELERATIONS, make_evaluation, make_results, make_scores
 
 
 def test_survives_saving(tmp_path: Path) -> None:
@@ -30,6 +31,19 @@ def test_groups_are_kept_and_may_be_missing(tmp_path: Path) -> None:
     del values["protocol"]["data"]["groups"]
     path.write_text(json.dumps(values))
     assert Results.load(path) == results
+
+
+def test_trainings_of_other_seeds_are_no_pairs() -> None:
+    label, other, files = "HiFi-MambaV2", "VarNet", ["a.h5", "b.h5"]
+
+    def difference(seeds: tuple[int, ...], other_seeds: tuple[int, ...]) -> Difference | None:
+        scores = [make_scores(label, ACCELERATIONS[0], seed, files, 4) for seed in seeds]
+        scores += [make_scores(other, ACCELERATIONS[0], seed, files, 4) for seed in other_seeds]
+        rows = summarise_scores(scores, other)
+        return next(row.difference for row in rows if (row.model, row.metric) == (label, "fastmri_psnr"))
+
+    assert difference((0, 1), (1, 2)) == difference((1,), (1,)) != difference((0, 1), (0, 1))
+    assert difference((0, 1, 2), (0, 2)) == difference((0, 2), (0, 2))
 
 
 def test_schema_is_one() -> None:
