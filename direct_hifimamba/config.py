@@ -20,6 +20,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "data_consistency_activation": ("silu", "none"),
     "initialisation": ("reference", "balanced"),
     "learning_rate_schedule": ("steps", "cosine"),
+    "scan_order": ("rows", "columns"),
     "scan_backend": ("auto", "reference", "torch", "native", "triton", "mamba_ssm"),
 }
 _MINIMUM: dict[str, int] = {
@@ -82,7 +83,13 @@ class HiFiMambaV2Config(ModelConfig):
     scan_convolution_dilation : int
         Their dilation. Default: 2.
     scan_directions : int
-        1: row by row; 2: and backwards; 4: and column by column, both ways. Default: 1.
+        1: in `scan_order`; 2: and backwards; 4: and in the other order, both ways. Default: 1.
+    scan_order : str
+        "rows": pixels follow one another along the last axis, which lines of k-space are left out along in DIRECT, so
+        that aliases are met at a fixed distance; "columns": across it. Default: "rows".
+    scan_step_sizes : tuple of float
+        Smallest and largest step size at the start, drawn log-uniformly per inner channel. State n of a channel with
+        step size s forgets over 1 / (n s) pixels. Default: (0.001, 0.1).
     steering : bool
         Let the high band add to input and output matrices of the scan. Default: True.
     steering_expansion : int
@@ -149,6 +156,8 @@ class HiFiMambaV2Config(ModelConfig):
     scan_convolution_kernel: int = 11
     scan_convolution_dilation: int = 2
     scan_directions: int = 1
+    scan_order: str = "rows"
+    scan_step_sizes: tuple[float, ...] = (1e-3, 1e-1)
     steering: bool = True
     steering_expansion: int = 6
     scan_dropout: float = 0.1
@@ -215,6 +224,15 @@ class HiFiMambaV2Config(ModelConfig):
             self._require_type("step_size_rank", "int")
             self._require("step_size_rank", self.step_size_rank >= 1, "null or an integer from 1 up")
         self._require("scan_convolution_kernel", self.scan_convolution_kernel % 2 == 1, "an odd number")
+        self._require(
+            "scan_step_sizes",
+            isinstance(self.scan_step_sizes, Sequence)
+            and all(type(size) in (float, int) for size in self.scan_step_sizes)
+            and len(self.scan_step_sizes) == 2
+            and 0 < self.scan_step_sizes[0] <= self.scan_step_sizes[1] < math.inf,
+            "two numbers above 0, the smallest and the largest",
+        )
+        self.scan_step_sizes = tuple(self.scan_step_sizes)
         self._require("scan_directions", self.scan_directions in (1, 2, 4), "1, 2 or 4")
         self._require(
             "experts_top_k",

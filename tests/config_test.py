@@ -28,6 +28,7 @@ CHOICES = {
     "data_consistency_activation": ["silu", "none"],
     "initialisation": ["reference", "balanced"],
     "learning_rate_schedule": ["steps", "cosine"],
+    "scan_order": ["rows", "columns"],
     "scan_backend": ["auto", "reference", "torch", "native", "triton", "mamba_ssm"],
 }
 POSITIVE = [
@@ -64,6 +65,14 @@ BAD_VALUES: list[tuple[dict[str, Any], str]] = [
     ({"scan_convolution_kernel": 4}, "scan_convolution_kernel is 4; expected an odd number"),
     ({"scan_directions": 3}, "scan_directions is 3; expected 1, 2 or 4"),
     ({"scan_directions": 0}, "scan_directions is 0; expected 1, 2 or 4"),
+    ({"scan_step_sizes": (0.1, 0.01)}, "scan_step_sizes is (0.1, 0.01); expected two numbers above 0, the smallest"),
+    ({"scan_step_sizes": (0, 0.1)}, "scan_step_sizes is (0, 0.1); expected two numbers above 0"),
+    ({"scan_step_sizes": (0.1, math.inf)}, "scan_step_sizes is (0.1, inf); expected two numbers above 0"),
+    ({"scan_step_sizes": (math.nan, 0.1)}, "scan_step_sizes is (nan, 0.1); expected two numbers above 0"),
+    ({"scan_step_sizes": (0.1,)}, "scan_step_sizes is (0.1,); expected two numbers above 0"),
+    ({"scan_step_sizes": (True, 2)}, "scan_step_sizes is (True, 2); expected two numbers above 0"),
+    ({"scan_step_sizes": 0.1}, "scan_step_sizes is 0.1; expected two numbers above 0"),
+    ({"scan_step_sizes": None}, "scan_step_sizes is None; expected two numbers above 0"),
     ({"scan_dropout": 1.0}, "scan_dropout is 1.0; expected a number in [0, 1)"),
     ({"scan_dropout": -0.1}, "scan_dropout is -0.1; expected a number in [0, 1)"),
     ({"stochastic_depth": 1}, "stochastic_depth is 1; expected a number in [0, 1)"),
@@ -91,7 +100,7 @@ def test_a_bad_value_is_one_error_with_key_value_and_range(options: dict[str, An
 
 @pytest.mark.parametrize("field", OWN_FIELDS, ids=lambda field: field.name)
 def test_a_value_of_a_wrong_type_is_one_error_with_key_value_and_type(field: Any) -> None:
-    if field.name == "blocks_per_stage":
+    if field.name in ("blocks_per_stage", "scan_step_sizes"):
         return  # among the bad values
     type_name = "int" if field.name == "step_size_rank" else field.type
     for value in WRONG_TYPES[type_name]:
@@ -131,6 +140,7 @@ def test_every_switch_is_accepted(key: str) -> None:
         {"stochastic_depth": 0, "scan_dropout": 0, "load_balancing_weight": 0},
         {"stochastic_depth": 0.999},
         {"scan_convolution_kernel": 1},
+        {"scan_step_sizes": [1, 1.0]},
         {"scan_directions": 1},
         {"scan_directions": 2},
         {"scan_directions": 4},
@@ -165,10 +175,15 @@ def test_every_field_is_documented_in_order_with_its_type_and_default() -> None:
     assert list(documented) == [field.name for field in OWN_FIELDS]
     for field in OWN_FIELDS:
         text = " ".join(documented[field.name].split())
-        type_name = {"int | None": "int, optional", "tuple[int, ...]": "tuple of int"}.get(field.type, field.type)
+        names = {
+            "int | None": "int, optional",
+            "tuple[int, ...]": "tuple of int",
+            "tuple[float, ...]": "tuple of float",
+        }
+        type_name = names.get(field.type, field.type)
         assert text.startswith(f"{type_name} "), field.name
         written = re.search(r"Default: (.+?)(\.$|, )", text)
-        if field.name == "blocks_per_stage":
+        if isinstance(field.default, tuple):
             assert str(field.default) in text
             continue
         assert written is not None, field.name

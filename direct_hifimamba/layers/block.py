@@ -59,6 +59,8 @@ class HiFiMambaBlock(nn.Module):
                 convolution_kernel=config.scan_convolution_kernel,
                 convolution_dilation=config.scan_convolution_dilation,
                 directions=config.scan_directions,
+                order=config.scan_order,
+                step_sizes=config.scan_step_sizes,
                 steering=config.steering,
                 steering_expansion=config.steering_expansion,
                 dropout=config.scan_dropout,

@@ -60,6 +60,10 @@ class SelectiveScan2D(nn.Module):
     directions : int
         1: row by row; 2: and backwards; 4: and column by column, both ways. Every direction has its own projections
         and state space, and their outputs are added. All are scanned in one call.
+    order : str
+        "rows", or "columns", which exchanges rows and columns.
+    step_sizes : tuple of float
+        Smallest and largest step size at the start.
     steering : bool
         Add the steering matrices of the high features to B and C.
     steering_expansion : int
@@ -79,6 +83,8 @@ class SelectiveScan2D(nn.Module):
         convolution_kernel: int,
         convolution_dilation: int,
         directions: int,
+        order: str,
+        step_sizes: tuple[float, ...],
         steering: bool,
         steering_expansion: int,
         dropout: float,
@@ -88,6 +94,7 @@ class SelectiveScan2D(nn.Module):
         self.state_size = state_size
         self.step_size_rank = step_size_rank
         self.directions = directions
+        self.order = order
         self.backend = backend
         inner = channels * expansion
 
@@ -119,9 +126,9 @@ class SelectiveScan2D(nn.Module):
         self.D = nn.Parameter(torch.ones(directions * inner))
         self.output_projection = nn.Linear(inner, channels, bias=False)
         self.dropout = nn.Dropout(dropout)
-        self._initialise_step_size()
+        self._initialise_step_size(*step_sizes)
 
-    def _initialise_step_size(self, smallest: float = 1e-3, largest: float = 1e-1) -> None:
+    def _initialise_step_size(self, smallest: float, largest: float) -> None:
         bound = self.step_size_rank**-0.5
         nn.init.uniform_(self.step_size_projection, -bound, bound)
         with torch.no_grad():
@@ -173,6 +180,11 @@ class SelectiveScan2D(nn.Module):
 
     def forward(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
         """Scan `low`, steered by `high`; both, and the result, of shape (batch, height, width, channels)."""
+        if self.order == "columns":
+            return self._scan_rows(low.transpose(1, 2), high.transpose(1, 2)).transpose(1, 2)
+        return self._scan_rows(low, high)
+
+    def _scan_rows(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
         height, width = low.shape[1:3]
         inner, gate = self.input_projection(low).chunk(2, dim=-1)
         inner = F.silu(convolve(inner, self.depthwise))

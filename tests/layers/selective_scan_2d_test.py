@@ -21,6 +21,8 @@ def layer(**options: Any) -> SelectiveScan2D:
         "convolution_kernel": 5,
         "convolution_dilation": 2,
         "directions": 1,
+        "order": "rows",
+        "step_sizes": (1e-3, 1e-1),
         "steering": True,
         "steering_expansion": 2,
         "dropout": 0.0,
@@ -163,20 +165,42 @@ def test_directions_are_rows_and_columns_forwards_and_backwards() -> None:
         assert_close(turn(scan(low, high)), single(turn(low), turn(high)), 1e-10)
 
 
-def test_step_sizes_start_between_a_thousandth_and_a_tenth() -> None:
-    scan = SelectiveScan2D(64, 16, 4, 4, 11, 2, 4, True, 6, 0.0, "torch")
+@pytest.mark.parametrize("order", ["rows", "columns"])
+def test_one_direction_looks_back_along_its_order(order: str) -> None:
+    height, width, row, column = 6, 7, 3, 4
+    scan, (low, high) = layer(order=order, convolution_kernel=1), features(height, width)
+    changed = high.clone()
+    changed[:, row, column] += 1  # of these features nothing else is mixed between pixels
+    moved = (scan(low, changed) - scan(low, high)).abs().amax(dim=(0, 3)) > 1e-12
+    places = torch.arange(height * width)
+    follow = places.view(height, width) if order == "rows" else places.view(width, height).t()
+    assert torch.equal(moved, follow >= follow[row, column])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("directions", [1, 2, 4])
+def test_columns_are_rows_of_the_transposed_image(directions: int) -> None:
+    scan, (low, high) = layer(directions=directions, order="columns"), features(4, 6)
+    rows = layer(directions=directions)
+    rows.load_state_dict(scan.state_dict())
+    assert_close(scan(low, high), transpose(rows(transpose(low), transpose(high))), 1e-10)
+
+
+@pytest.mark.parametrize(("smallest", "largest"), [(1e-3, 1e-1), (1e-2, 1.0)])
+def test_step_sizes_start_between_their_limits(smallest: float, largest: float) -> None:
+    scan = SelectiveScan2D(64, 16, 4, 4, 11, 2, 4, "rows", (smallest, largest), True, 6, 0.0, "torch")
     step_size = F.softplus(scan.step_size_bias.double())
-    assert 0.99e-3 < step_size.min() < 1.2e-3
-    assert 0.8e-1 < step_size.max() < 1.01e-1
-    logs = step_size.log10()  # uniform from -3 to -1
-    assert logs.mean().item() == pytest.approx(-2, abs=0.1)
+    assert 0.99 * smallest < step_size.min() < 1.2 * smallest
+    assert 0.8 * largest < step_size.max() < 1.01 * largest
+    logs = (step_size / smallest).log10()  # uniform from 0 to 2
+    assert logs.mean().item() == pytest.approx(1, abs=0.1)
     assert logs.std().item() == pytest.approx(2 / 12**0.5, rel=0.05)
     assert scan.step_size_projection.abs().max().item() == pytest.approx(0.5, rel=0.01)
     assert scan.step_size_projection.std().item() == pytest.approx(0.5 / 3**0.5, rel=0.05)
 
 
 def test_states_decay_at_the_rates_1_to_n_and_skip_connections_start_at_1() -> None:
-    scan = SelectiveScan2D(CHANNELS, 5, 2, RANK, 11, 2, 2, True, 6, 0.0, "torch")
+    scan = SelectiveScan2D(CHANNELS, 5, 2, RANK, 11, 2, 2, "rows", (1e-3, 1e-1), True, 6, 0.0, "torch")
     torch.testing.assert_close(scan.A_log.exp(), torch.arange(1.0, 6.0).expand(2 * 2 * CHANNELS, 5))
     assert torch.equal(scan.D, torch.ones(2 * 2 * CHANNELS))
 

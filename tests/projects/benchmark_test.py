@@ -23,8 +23,9 @@ from direct_hifimamba.data.fourier import root_sum_of_squares
 
 PROJECTS = Path(__file__).parents[2] / "projects"
 ABLATIONS = PROJECTS / "hifimamba" / "ablations" / "ablations.yaml"
-CHOICES = PROJECTS / "hifimamba" / "quality" / "choices.yaml"
-SPECIFICATIONS = [*sorted((PROJECTS / "hifimamba_benchmark").glob("*coil*.yaml")), CHOICES, ABLATIONS]
+STUDIES = ("choices", "state_space", "state_space_singlecoil")
+QUALITY = [PROJECTS / "hifimamba" / "quality" / f"{name}.yaml" for name in STUDIES]
+SPECIFICATIONS = [*sorted((PROJECTS / "hifimamba_benchmark").glob("*coil*.yaml")), *QUALITY, ABLATIONS]
 SPECIFICATIONS = [path for path in SPECIFICATIONS if path.name != "single_coil.yaml"]
 
 
@@ -75,7 +76,7 @@ def test_every_model_composes(path, load, data):
     for configs in composed.values():
         for name, config in configs.items():
             (entry,) = config.training.datasets
-            is_single = path.stem == "singlecoil"
+            is_single = path.stem.endswith("singlecoil")
             estimation = entry.transforms.sensitivity_map_estimation
             assert estimation.sensitivity_maps_type == ("unit" if is_single else "rss_estimate")
             masking = entry.transforms.masking
@@ -101,7 +102,7 @@ def test_data_are_where_the_script_writes_them(path, data):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", [ABLATIONS, CHOICES], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [ABLATIONS, *QUALITY], ids=lambda path: path.stem)
 def test_variants_differ_from_the_full_network_and_from_each_other(path, load):
     _, models = load(path)
     configs = [(config["equispaced_4x"].model, config["equispaced_4x"].training) for config in models.values()]
