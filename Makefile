@@ -67,6 +67,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
 	$(BIN)/python benchmarks/scan.py $(BENCH_ARGS)
 	$(BIN)/python benchmarks/network.py $(BENCH_ARGS)
+	$(BIN)/python benchmarks/allocation.py $(BENCH_ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import resource
-import statistics
 import subprocess
 import sys
 import time
@@ -15,7 +14,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from direct_hifimamba.benchmark.memory import extra_resident_bytes
@@ -59,13 +57,6 @@ def in_fresh_process(script: str, arguments: Sequence[str], threads: int) -> Any
         [sys.executable, script, *arguments], env=environment, stdout=subprocess.PIPE, text=True, check=True
     )
     return json.loads(result.stdout.splitlines()[-1])
-
-
-def matmul_rate(size: int = 1024, rounds: int = 15) -> float:
-    """Multiply-accumulates per second of this machine's float32 matrix product, the median of some rounds."""
-    a, b = torch.randn(2, size, size)
-    seconds = interleaved_medians({"matrix product": lambda: a @ b}, rounds)["matrix product"]
-    return size**3 / statistics.median(seconds)
 
 
 def machine() -> dict[str, Any]:

@@ -1,0 +1,93 @@
+"""Forward passes of HiFi-MambaV2 at full size, on a CPU, as they are and with glibc keeping freed memory.
+
+Run `python benchmarks/allocation.py --output docs/benchmarks`. Two processes per image size take turns, one call each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from common import interleaved_medians, machine, markdown_table, peak_megabytes, write_results
+from network import make_call
+
+#: Blocks from 32 MB up come from the system, and go back to it, every time: without these.
+KEPT = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "20000000000"}
+
+
+def work(size: int) -> None:
+    """Make a call for every line that comes in, and answer with this process's largest resident size in MB."""
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    call = make_call("forward", size)
+    for _ in sys.stdin:
+        call()
+        print(peak_megabytes(), flush=True)
+
+
+class Worker:
+    """A process that makes calls.
+
+    Parameters
+    ----------
+    size, threads : int
+        Of the image; of PyTorch.
+    environment : Mapping
+        Variables to set.
+    """
+
+    def __init__(self, size: int, threads: int, environment: Mapping[str, str]) -> None:
+        self.peak = 0.0
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--worker", str(size)],
+            env={**os.environ, "OMP_NUM_THREADS": str(threads), **environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self) -> None:
+        """Make a call and wait for its end."""
+        stdin, stdout = self.process.stdin, self.process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        print(file=stdin, flush=True)
+        self.peak = float(stdout.readline())
+
+
+def main() -> None:
+    """Measure and write `allocation.json` and `allocation.md`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("docs/benchmarks"), help="folder (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="counted rounds (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 320, 640], help="image sizes")
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        work(args.worker)
+        return
+
+    rows, records = [], []
+    for size in args.sizes:
+        plain, kept = workers = Worker(size, args.threads, {}), Worker(size, args.threads, KEPT)
+        seconds = interleaved_medians({"plain": plain, "kept": kept}, args.rounds)
+        for worker in workers:
+            worker.process.kill()
+        before, after = (statistics.median(values) for values in seconds.values())
+        rows.append([f"{size} x {size}", before, after, after / before, plain.peak, kept.peak])
+        records.append({"size": size, "seconds": seconds, "peak MB": [plain.peak, kept.peak]})
+    variables = " ".join(f"{name}={value}" for name, value in KEPT.items())
+    header = ["image", "plain, s", "kept, s", "ratio", "plain, MB", "kept, MB"]
+    head = f"`{variables}`, {args.threads} thread(s), {args.rounds} rounds, medians."
+    results = {"machine": machine(), "environment": KEPT, "threads": args.threads, "records": records}
+    write_results(args.output, "allocation", results, f"{head}\n\n{markdown_table(header, rows)}")
+
+
+if __name__ == "__main__":
+    main()
