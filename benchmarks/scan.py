@@ -130,7 +130,8 @@ def measured_calls(kind: str, channels: int, state: int, length: int) -> dict[st
 
 def measure_times(kind: str, channels: int, state: int, length: int, rounds: int) -> dict[str, list[float]]:
     """Name -> seconds of every round."""
-    fast, slow = {}, {}
+    fast: dict[str, Callable[[], object]] = {}
+    slow: dict[str, Callable[[], object]] = {}
     for name, call in measured_calls(kind, channels, state, length).items():
         start = time.perf_counter()
         call()
@@ -208,9 +209,10 @@ def work(task: str, *arguments: str) -> Any:
     if task == "memory":
         name, kind, *sizes = arguments
         return measure_memory(name, kind, *map(int, sizes))
-    measure = {"times": measure_times, "errors": measure_errors}[task]
     kind, *sizes = arguments
-    return measure(kind, *map(int, sizes))
+    if task == "errors":
+        return measure_errors(kind, *map(int, sizes))
+    return measure_times(kind, *map(int, sizes))
 
 
 def measure_case(
