@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from common import interleaved_medians, machine, markdown_table, peak_megabytes, write_results
+from common import interleaved_seconds, machine, markdown_table, peak_megabytes, write_results
 from network import make_call
 
 #: Blocks from 32 MB up come from the system, and go back to it, every time: without these.
@@ -43,9 +44,10 @@ class Worker:
 
     def __init__(self, size: int, threads: int, environment: Mapping[str, str]) -> None:
         self.peak = 0.0
+        inherited = {name: value for name, value in os.environ.items() if name not in KEPT}
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--worker", str(size)],
-            env={**os.environ, "OMP_NUM_THREADS": str(threads), **environment},
+            env={**inherited, "OMP_NUM_THREADS": str(threads), **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -57,7 +59,15 @@ class Worker:
         assert stdin is not None
         assert stdout is not None
         print(file=stdin, flush=True)
-        self.peak = float(stdout.readline())
+        answer = stdout.readline()
+        if not answer:
+            raise RuntimeError(f"The process that makes the calls ended with status {self.process.wait()}.")
+        self.peak = float(answer)
+
+    def end(self) -> None:
+        """End the process, so that its memory is free."""
+        self.process.kill()
+        self.process.wait()
 
 
 def main() -> None:
@@ -76,16 +86,18 @@ def main() -> None:
     rows, records = [], []
     for size in args.sizes:
         plain, kept = workers = Worker(size, args.threads, {}), Worker(size, args.threads, KEPT)
-        seconds = interleaved_medians({"plain": plain, "kept": kept}, args.rounds)
-        for worker in workers:
-            worker.process.kill()
+        try:
+            seconds = interleaved_seconds({"plain": plain, "kept": kept}, args.rounds)
+        finally:
+            for worker in workers:
+                worker.end()
         before, after = (statistics.median(values) for values in seconds.values())
         rows.append([f"{size} x {size}", before, after, after / before, plain.peak, kept.peak])
         records.append({"size": size, "seconds": seconds, "peak MB": [plain.peak, kept.peak]})
     variables = " ".join(f"{name}={value}" for name, value in KEPT.items())
     header = ["image", "plain, s", "kept, s", "ratio", "plain, MB", "kept, MB"]
     head = f"`{variables}`, {args.threads} thread(s), {args.rounds} rounds, medians."
-    results = {"machine": machine(), "environment": KEPT, "threads": args.threads, "records": records}
+    results = {"machine": machine(), "libc": platform.libc_ver(), "environment": KEPT, "threads": args.threads, "records": records}
     write_results(args.output, "allocation", results, f"{head}\n\n{markdown_table(header, rows)}")
 
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from direct_hifimamba.benchmark.memory import extra_resident_bytes
 
 
-def interleaved_medians(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def interleaved_seconds(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Seconds of every call in every round, after one round that is not counted.
 
     All calls of a round follow one another, so that a disturbance of the machine meets all of them.

@@ -17,7 +17,7 @@ import torch
 from common import (
     extra_megabytes,
     in_fresh_process,
-    interleaved_medians,
+    interleaved_seconds,
     machine,
     markdown_table,
     peak_megabytes,
@@ -112,7 +112,7 @@ def main() -> None:
         calls = {"matrix product": multiply_matrices} | {
             f"{kind} {size}": make_call(kind, size) for kind, size in cases
         }
-        seconds = interleaved_medians(calls, args.rounds)
+        seconds = interleaved_seconds(calls, args.rounds)
         rate = PRODUCTS * MATRIX_SIZE**3 / statistics.median(seconds["matrix product"])
         results["matmul_rate"][threads] = rate
         for kind, size in cases:

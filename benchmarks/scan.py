@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from common import (
     extra_megabytes,
     in_fresh_process,
-    interleaved_medians,
+    interleaved_seconds,
     machine,
     markdown_table,
     write_results,
@@ -136,7 +136,7 @@ def measure_times(kind: str, channels: int, state: int, length: int, rounds: int
         start = time.perf_counter()
         call()
         (fast if time.perf_counter() - start < SLOW_SECONDS else slow)[name] = call
-    return interleaved_medians(fast, rounds) | interleaved_medians(slow, min(rounds, SLOW_ROUNDS))
+    return interleaved_seconds(fast, rounds) | interleaved_seconds(slow, min(rounds, SLOW_ROUNDS))
 
 
 def measure_errors(kind: str, channels: int, state: int, length: int) -> dict[str, float]:
@@ -164,7 +164,7 @@ def measure_limits(threads: int) -> dict[str, float]:
     """Bytes per second of a copy, seconds of an exponential and of a multiply-add, with all `threads`."""
     source = torch.ones(64 << 20)
     target = torch.empty_like(source)
-    copies = interleaved_medians({"copy": lambda: target.copy_(source)}, rounds=15)["copy"]
+    copies = interleaved_seconds({"copy": lambda: target.copy_(source)}, rounds=15)["copy"]
     width, flags = VECTORS[instruction_set()]
     with tempfile.TemporaryDirectory() as folder:
         program = f"{folder}/limits"

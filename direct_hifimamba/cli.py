@@ -13,7 +13,7 @@ A module is imported only when its own subcommand is called, so its heavy import
 
 Subcommands of DIRECT get their arguments as they are and behave as in `direct`. They are here because this command
 registers the model by itself, even where TORCH_DEVICE_BACKEND_AUTOLOAD=0 keeps `direct` from finding it. Only `train`
-takes one option more.
+takes one option more, and its training masks follow `--seed`.
 """
 
 import argparse
@@ -46,7 +46,7 @@ COMMANDS = {
 }
 
 DIRECT_COMMANDS = {
-    "train": "DIRECT's own: train a model; --cosine-schedule replaces the steps of its learning rate, for any model",
+    "train": "DIRECT's own: train any model; masks follow --seed, and --cosine-schedule replaces the steps of the rate",
     "predict": "DIRECT's own: reconstruct with a trained model",
     "upload-to-bucket": "DIRECT's own: upload a file to an S3 bucket",
 }

@@ -85,11 +85,11 @@ class HiFiMambaV2Config(ModelConfig):
     scan_directions : int
         1: in `scan_order`; 2: and backwards; 4: and in the other order, both ways. Default: 1.
     scan_order : str
-        "rows": pixels follow one another along the last axis, which lines of k-space are left out along in DIRECT, so
-        that aliases are met at a fixed distance; "columns": across it. Default: "rows".
+        "rows": along the width, the axis along which DIRECT's Cartesian masks leave out lines, so that a pixel and its
+        aliases are in one row; "columns": along the height. Default: "rows".
     scan_step_sizes : tuple of float
         Smallest and largest step size at the start, drawn log-uniformly per inner channel. State n of a channel with
-        step size s forgets over 1 / (n s) pixels. Default: (0.001, 0.1).
+        step size s forgets over 1 / (n s) feature pixels. Default: (0.001, 0.1).
     steering : bool
         Let the high band add to input and output matrices of the scan. Default: True.
     steering_expansion : int

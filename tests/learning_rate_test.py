@@ -1,14 +1,10 @@
 """Tests of the cosine schedule: its values, its place in DIRECT's training, and its resumption."""
 
 import math
-import pickle
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from direct import train as direct_train
-from direct.cli import cli as direct_cli
 from direct.config.defaults import TrainingConfig
 from direct.data.lr_scheduler import WarmupMultiStepLR
 from direct.engine import Engine
@@ -84,8 +80,10 @@ def _train(
 def _train_with_option(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> list[float]:
     """The same with a model of DIRECT, through `setup_train` of `direct-hifimamba train --cosine-schedule`."""
     rates: list[float] = []
-    monkeypatch.setattr(direct_command, "_setup_train", lambda: rates.extend(_train(monkeypatch, *arguments, None)))
-    direct_command.setup_train_with_cosine()
+    monkeypatch.setattr(
+        direct_command, "_direct_setup_train", lambda: rates.extend(_train(monkeypatch, *arguments, None))
+    )
+    direct_command.setup_train(True)
     return rates
 
 
@@ -145,25 +143,3 @@ def test_cosine_cannot_be_prolonged(monkeypatch, tmp_path):
     _train(monkeypatch, tmp_path, range(2))
     with pytest.raises(ValueError, match=r"num_iterations is 24, but .* ends at iteration 12; resume with that, or"):
         _train(monkeypatch, tmp_path, range(2, 24), num_iterations=24)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "passed_on", "setup_train"),
-    [
-        (["train", "a", "--cosine-schedule", "--cfg", "b"], ["train", "a", "--cfg", "b"], "setup_train_with_cosine"),
-        (["train", "a", "--cfg", "b"], ["train", "a", "--cfg", "b"], "setup_train"),
-        (["predict", "a", "--cosine-schedule"], ["predict", "a", "--cosine-schedule"], "setup_train"),
-    ],
-)
-def test_command_takes_the_option_and_nothing_else(monkeypatch, arguments, passed_on, setup_train):
-    monkeypatch.setattr(sys, "argv", ["direct-hifimamba", *arguments])
-    seen = []
-    monkeypatch.setattr(direct_cli, "main", lambda: seen.append((sys.argv[1:], direct_train.setup_train.__name__)))
-    monkeypatch.setattr(direct_train, "setup_train", direct_train.setup_train)  # to be restored
-    direct_command.main(arguments)
-    assert seen == [(passed_on, setup_train)]
-
-
-def test_ranks_find_the_option_by_name():
-    """`torch.multiprocessing.spawn` pickles what every rank runs."""
-    assert pickle.loads(pickle.dumps(direct_command.setup_train_with_cosine)) is direct_command.setup_train_with_cosine

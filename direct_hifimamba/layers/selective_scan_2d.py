@@ -58,12 +58,13 @@ class SelectiveScan2D(nn.Module):
         Taps and dilation of the depthwise convolutions of step size, B and C along the sequence. They are centred and
         run across row ends, as in the reference.
     directions : int
-        1: row by row; 2: and backwards; 4: and column by column, both ways. Every direction has its own projections
+        1: in `order`; 2: and backwards; 4: and in the other order, both ways. Every direction has its own projections
         and state space, and their outputs are added. All are scanned in one call.
     order : str
-        "rows", or "columns", which exchanges rows and columns.
+        "rows": row by row; "columns": column by column, the layer acts on the transposed image, its 3 x 3 convolution
+        too.
     step_sizes : tuple of float
-        Smallest and largest step size at the start.
+        Smallest and largest step size at the start, drawn log-uniformly.
     steering : bool
         Add the steering matrices of the high features to B and C.
     steering_expansion : int
