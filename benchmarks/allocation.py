@@ -97,7 +97,8 @@ def main() -> None:
     variables = " ".join(f"{name}={value}" for name, value in KEPT.items())
     header = ["image", "plain, s", "kept, s", "ratio", "plain, MB", "kept, MB"]
     head = f"`{variables}`, {args.threads} thread(s), {args.rounds} rounds, medians."
-    results = {"machine": machine(), "libc": platform.libc_ver(), "environment": KEPT, "threads": args.threads, "records": records}
+    circumstances = machine() | {"libc": " ".join(platform.libc_ver())}
+    results = {"machine": circumstances, "environment": KEPT, "threads": args.threads, "records": records}
     write_results(args.output, "allocation", results, f"{head}\n\n{markdown_table(header, rows)}")
 
 
