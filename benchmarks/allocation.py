@@ -92,7 +92,7 @@ def main() -> None:
             for worker in workers:
                 worker.end()
         before, after = (statistics.median(values) for values in seconds.values())
-        rows.append([f"{size} x {size}", before, after, after / before, plain.peak, kept.peak])
+        rows.append([f"{size} x {size}", before, after, after / before, f"{plain.peak:.0f}", f"{kept.peak:.0f}"])
         records.append({"size": size, "seconds": seconds, "peak MB": [plain.peak, kept.peak]})
     variables = " ".join(f"{name}={value}" for name, value in KEPT.items())
     header = ["image", "plain, s", "kept, s", "ratio", "plain, MB", "kept, MB"]
