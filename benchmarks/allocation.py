@@ -14,17 +14,15 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from common import interleaved_seconds, machine, markdown_table, peak_megabytes, write_results
 from network import make_call
 
-#: Blocks from 32 MB up come from the system, and go back to it, every time: without these.
+#: Without these, arrays of more than 32 MB come from the system, and go back to it, every time that they are made.
 KEPT = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "20000000000"}
 
 
 def work(size: int) -> None:
     """Make a call for every line that comes in, and answer with this process's largest resident size in MB."""
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     call = make_call("forward", size)
     for _ in sys.stdin:
         call()

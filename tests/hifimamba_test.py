@@ -20,6 +20,7 @@ from direct_hifimamba.hifimamba import HiFiMambaV2, ImageUpdate
 from direct_hifimamba.layers import patch
 from direct_hifimamba.layers.data_consistency import Measurement
 from direct_hifimamba.layers.moe import Router, Routing, load_balancing_loss, watch_routing
+from direct_hifimamba.layers.selective_scan_2d import SelectiveScan2D
 from direct_hifimamba.layers.sf_lap import Bands, CrossFrequencyRouting, LaplacianPyramid
 from direct_hifimamba.ops.selective_scan import interface
 from tests.helpers import TINY, UNNORMALISED, assert_close, gradients, loss_of, measure, tiny_network
@@ -720,6 +721,23 @@ def test_without_activation_the_image_itself_is_embedded() -> None:
     base, variant = base_and_variant({}, {"data_consistency_activation": "none"})
     replace_output(base, nn.SiLU, lambda image, _: image)
     assert_equal_images(base, variant)
+
+
+def test_another_order_changes_the_scan_alone() -> None:
+    base, variant = base_and_variant({}, {"scan_order": "columns"})
+    for module in variant.modules():
+        if isinstance(module, SelectiveScan2D):
+            module.order = "rows"
+    assert_equal_images(base, variant)
+
+
+def test_step_sizes_start_where_the_configuration_says() -> None:
+    network = HiFiMambaV2(fft2, ifft2, **(TINY | {"scan_step_sizes": (2.0, 3.0)}))
+    scans = [module for module in network.modules() if isinstance(module, SelectiveScan2D)]
+    assert scans
+    for scan in scans:
+        step_size = nn.functional.softplus(scan.step_size_bias)
+        assert 2 * (1 - 1e-5) < step_size.min() <= step_size.max() < 3 * (1 + 1e-5)
 
 
 @pytest.mark.parametrize("directions", [2, 4])
