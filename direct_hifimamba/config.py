@@ -14,7 +14,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "pyramid": ("binomial", "haar", "none"),
     "pyramid_expand": ("bilinear", "binomial"),
     "moe": ("shared_routed", "shared", "routed", "none"),
-    "router_gate": ("probability", "renormalised"),
+    "router_gate": ("probability", "scaled", "renormalised"),
     "expert_sharing": ("block", "stage", "network"),
     "data_consistency": ("hard", "soft"),
     "data_consistency_activation": ("silu", "none"),
@@ -26,6 +26,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 _MINIMUM: dict[str, int] = {
     "hidden_channels": 2,
     "patch_size": 1,
+    "pyramid_levels": 1,
     "state_size": 1,
     "scan_expansion": 1,
     "scan_convolution_kernel": 1,
@@ -62,6 +63,9 @@ class HiFiMambaV2Config(ModelConfig):
     pyramid : str
         Split of the low half of the channels: "binomial" is SF-Lap, "haar" averages and repeats 2 x 2 pixels, "none"
         does not split, so that there is no detail band and nothing to route. Default: "binomial".
+    pyramid_levels : int
+        How often the low band is split again: it keeps what a grid of 2^levels times fewer rows and columns carries,
+        and everything finer is detail. Default: 1.
     pyramid_expand : str
         Expansion of the binomial pyramid: "bilinear" (reference) or "binomial" (Burt-Adelson, without the reference's
         half-pixel shift). Default: "bilinear".
@@ -94,6 +98,8 @@ class HiFiMambaV2Config(ModelConfig):
         Let the high band add to input and output matrices of the scan. Default: True.
     steering_expansion : int
         Hidden size of the gated MLPs on the steering matrices over N. Default: 6.
+    scan_output_norm : bool
+        LayerNorm between the scan and its output projection. Default: False.
     scan_dropout : float
         Dropout rate, in [0, 1), on the output of the scan module. Default: 0.1.
     scan_backend : str
@@ -110,8 +116,9 @@ class HiFiMambaV2Config(ModelConfig):
     expert_expansion : int
         Hidden size of an expert over C. Default: 2.
     router_gate : str
-        Weight of a chosen expert: "probability" (raw softmax) or "renormalised" over the chosen ones, which needs at
-        least two of them for the router to learn from the image. Default: "probability".
+        Weight of a chosen expert: "probability" (raw softmax), "scaled" (that times the number of routed experts, so
+        that an undecided router gives 1), or "renormalised" over the chosen ones, which needs at least two of them for
+        the router to learn from the image. Default: "probability".
     expert_sharing : str
         Where experts are shared between blocks: "block" (not at all), "stage" or "network". Routers are always local
         to a block. Default: "block".
@@ -146,6 +153,7 @@ class HiFiMambaV2Config(ModelConfig):
     global_context: bool = True
     global_context_reduction: int = 8
     pyramid: str = "binomial"
+    pyramid_levels: int = 1
     pyramid_expand: str = "bilinear"
     cross_frequency_routing: bool = True
     bottleneck_expansion: int = 5
@@ -160,6 +168,7 @@ class HiFiMambaV2Config(ModelConfig):
     scan_step_sizes: tuple[float, ...] = (1e-3, 1e-1)
     steering: bool = True
     steering_expansion: int = 6
+    scan_output_norm: bool = False
     scan_dropout: float = 0.1
     scan_backend: str = "auto"
     moe: str = "shared_routed"
@@ -241,8 +250,8 @@ class HiFiMambaV2Config(ModelConfig):
         )
         self._require(
             "router_gate",
-            self.router_gate == "probability" or self.experts_top_k > 1,
-            "probability while experts_top_k is 1: the weight of a single expert renormalises to 1",
+            self.router_gate != "renormalised" or self.experts_top_k > 1,
+            "probability or scaled while experts_top_k is 1: the weight of a single expert renormalises to 1",
         )
         self._require(
             "load_balancing_weight",

@@ -22,7 +22,7 @@ CHOICES = {
     "pyramid": ["binomial", "haar", "none"],
     "pyramid_expand": ["bilinear", "binomial"],
     "moe": ["shared_routed", "shared", "routed", "none"],
-    "router_gate": ["probability", "renormalised"],
+    "router_gate": ["probability", "scaled", "renormalised"],
     "expert_sharing": ["block", "stage", "network"],
     "data_consistency": ["hard", "soft"],
     "data_consistency_activation": ["silu", "none"],
@@ -33,6 +33,7 @@ CHOICES = {
 }
 POSITIVE = [
     "patch_size",
+    "pyramid_levels",
     "state_size",
     "scan_expansion",
     "scan_convolution_kernel",
@@ -78,7 +79,7 @@ BAD_VALUES: list[tuple[dict[str, Any], str]] = [
     ({"stochastic_depth": 1}, "stochastic_depth is 1; expected a number in [0, 1)"),
     ({"stochastic_depth": math.nan}, "stochastic_depth is nan; expected a number in [0, 1)"),
     ({"experts_top_k": 5}, "experts_top_k is 5; expected at most num_routed_experts = 4"),
-    ({"router_gate": "renormalised"}, "router_gate is 'renormalised'; expected probability while experts_top_k is 1"),
+    ({"router_gate": "renormalised"}, "router_gate is 'renormalised'; expected probability or scaled while"),
     ({"load_balancing_weight": -1e-3}, "load_balancing_weight is -0.001; expected a finite number from 0 up"),
     ({"load_balancing_weight": math.inf}, "load_balancing_weight is inf; expected a finite number from 0 up"),
     ({"load_balancing_weight": math.nan}, "load_balancing_weight is nan; expected a finite number from 0 up"),

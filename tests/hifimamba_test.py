@@ -30,6 +30,7 @@ VARIANTS: list[dict[str, Any]] = [
     {},
     {"pyramid": "haar"},
     {"pyramid": "none"},
+    {"pyramid_levels": 2},
     {"pyramid_expand": "binomial"},
     {"global_context": False},
     {"cross_frequency_routing": False},
@@ -39,11 +40,13 @@ VARIANTS: list[dict[str, Any]] = [
     {"scan_directions": 4},
     {"scan_directions": 4, "steering": False},
     {"scan_order": "columns"},
+    {"scan_output_norm": True},
     {"moe": "none"},
     {"moe": "shared"},
     {"moe": "routed"},
     {"num_shared_experts": 2},
     {"experts_top_k": 2},
+    {"router_gate": "scaled"},
     {"experts_top_k": 2, "router_gate": "renormalised"},
     {"expert_sharing": "stage", "blocks_per_stage": (2, 1)},
     {"expert_sharing": "network"},
@@ -88,7 +91,9 @@ def test_any_size_and_number_of_coils(size: tuple[int, int], patch_size: int, co
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients(network).values())
 
 
-@pytest.mark.parametrize("options", [{"pyramid": "haar"}, {"pyramid_expand": "binomial"}, {"scan_directions": 4}])
+@pytest.mark.parametrize(
+    "options", [{"pyramid": "haar"}, {"pyramid_levels": 3}, {"pyramid_expand": "binomial"}, {"scan_directions": 4}]
+)
 def test_odd_feature_maps_of_other_layers(options: dict[str, Any]) -> None:
     assert tiny_network(**options)(*measure(1, 2, 18, 33)).image.isfinite().all()
 
@@ -114,6 +119,13 @@ def test_the_smallest_image_has_more_than_two_patches(patch_size: int, size: int
     assert network(*measure(1, 1, size, size)).image.isfinite().all()
     with pytest.raises(ValueError, match=f"{size - 1} x {size}; expected at least {size} x {size}"):
         network(*measure(1, 1, size - 1, size))
+
+
+def test_more_levels_need_a_larger_image() -> None:
+    network = tiny_network(patch_size=3, pyramid_levels=3)
+    assert network(*measure(1, 1, 25, 25)).image.isfinite().all()
+    with pytest.raises(ValueError, match="25 x 24; expected at least 25 x 25"):
+        network(*measure(1, 1, 25, 24))
 
 
 # Gradients and training
@@ -549,6 +561,7 @@ PER_DIRECTION = rf"{SCAN}((steering_)?matrix_projection|step_size_.*|sequence_co
     [
         ({"pyramid": "haar"}, "", set(), ""),
         ({"pyramid": "none"}, r"cross_frequency_routing\..*", set(), ""),
+        ({"pyramid_levels": 2}, "", set(), ""),
         ({"pyramid_expand": "binomial"}, "", set(), ""),
         ({"global_context": False}, r"context\..*", set(), ""),
         ({"cross_frequency_routing": False}, r"cross_frequency_routing\..*", set(), ""),
@@ -558,10 +571,21 @@ PER_DIRECTION = rf"{SCAN}((steering_)?matrix_projection|step_size_.*|sequence_co
         ({"scan_directions": 4}, "", set(), PER_DIRECTION),
         ({"scan_order": "columns"}, "", set(), ""),
         ({"scan_step_sizes": (0.01, 1.0)}, "", set(), ""),
+        (
+            {"scan_output_norm": True},
+            "",
+            {
+                f"stages.{stage}.blocks.0.selective_scan.output_norm.{kind}"
+                for stage in (0, 1)
+                for kind in ("weight", "bias")
+            },
+            "",
+        ),
         ({"moe": "none"}, ROUTED, set(), rf"{SHARED}(expand\..*|project\.weight)"),
         ({"moe": "shared"}, ROUTED, set(), ""),
         ({"moe": "routed"}, SHARED, set(), ""),
         ({"experts_top_k": 2}, "", set(), ""),
+        ({"router_gate": "scaled"}, "", set(), ""),
         ({"experts_top_k": 2, "router_gate": "renormalised"}, "", set(), ""),
         (
             {"data_consistency": "soft"},
@@ -709,7 +733,9 @@ def test_without_a_pyramid_everything_is_low() -> None:
     assert_equal_images(base, variant)
 
 
-@pytest.mark.parametrize("options", [{"pyramid": "haar"}, {"pyramid_expand": "binomial"}], ids=name_of)
+@pytest.mark.parametrize(
+    "options", [{"pyramid": "haar"}, {"pyramid_levels": 2}, {"pyramid_expand": "binomial"}], ids=name_of
+)
 def test_another_pyramid_changes_the_split_alone(options: dict[str, Any]) -> None:
     base, variant = base_and_variant({}, options)
     pyramid = variant.stages[0].blocks[0].sf_lap.split
@@ -738,6 +764,25 @@ def test_step_sizes_start_where_the_configuration_says() -> None:
     for scan in scans:
         step_size = nn.functional.softplus(scan.step_size_bias)
         assert 2 * (1 - 1e-5) < step_size.min() <= step_size.max() < 3 * (1 + 1e-5)
+
+
+def test_a_normalised_scan_is_projected_after_its_layer_norm() -> None:
+    base, variant = base_and_variant({}, {"scan_output_norm": True})
+    for stage, other in zip(base.stages, variant.stages, strict=True):
+        norm = other.blocks[0].selective_scan.output_norm
+        assert isinstance(norm, nn.LayerNorm)
+        stage.blocks[0].selective_scan.output_projection.register_forward_pre_hook(
+            lambda _, inputs, norm=norm: (norm(inputs[0]),)
+        )
+    assert_equal_images(base, variant)
+
+
+def test_a_scaled_gate_multiplies_the_routed_experts_by_their_number() -> None:
+    base, variant = base_and_variant({}, {"router_gate": "scaled"})
+    for name, parameter in base.named_parameters():
+        if ".moe.routed.experts." in name and ".project." in name:
+            parameter.data.mul_(4)
+    assert_equal_images(base, variant)
 
 
 @pytest.mark.parametrize("directions", [2, 4])

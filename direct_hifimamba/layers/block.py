@@ -42,7 +42,9 @@ class HiFiMambaBlock(nn.Module):
         self.context = (
             GlobalContext(channels, config.global_context_reduction) if config.global_context else nn.Identity()
         )
-        self.sf_lap = SFLap(half, config.bottleneck_expansion, config.pyramid, config.pyramid_expand)
+        self.sf_lap = SFLap(
+            half, config.bottleneck_expansion, config.pyramid, config.pyramid_levels, config.pyramid_expand
+        )
         routes = config.cross_frequency_routing and config.pyramid != "none"
         self.cross_frequency_routing = CrossFrequencyRouting() if routes else None
         self.steering_bottleneck = InvertedBottleneck(half, config.bottleneck_expansion)
@@ -63,6 +65,7 @@ class HiFiMambaBlock(nn.Module):
                 step_sizes=config.scan_step_sizes,
                 steering=config.steering,
                 steering_expansion=config.steering_expansion,
+                output_norm=config.scan_output_norm,
                 dropout=config.scan_dropout,
                 backend=config.scan_backend,
             )

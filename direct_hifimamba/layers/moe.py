@@ -62,7 +62,8 @@ class Router(nn.Module):
     top_k : int
         Experts chosen per pixel.
     gate : str
-        "probability": a choice weighs its softmax probability. "renormalised": divided by the sum over the choices.
+        "probability": a choice weighs its softmax probability. "scaled": times the number of experts. "renormalised":
+        divided by the sum over the choices.
     """
 
     def __init__(self, channels: int, num_experts: int, top_k: int, gate: str) -> None:
@@ -77,7 +78,9 @@ class Router(nn.Module):
         with torch.autocast(pixels.device.type, enabled=False):
             probabilities = self.projection(pixels.float()).softmax(dim=-1)
             weights, experts = probabilities.topk(self.top_k, dim=-1)
-            if self.gate == "renormalised":
+            if self.gate == "scaled":
+                weights = weights * self.num_experts
+            elif self.gate == "renormalised":
                 weights = weights / weights.sum(dim=-1, keepdim=True)
         return Routing(experts, weights, probabilities)
 

@@ -69,6 +69,8 @@ class SelectiveScan2D(nn.Module):
         Add the steering matrices of the high features to B and C.
     steering_expansion : int
         Hidden size of the :class:`StateGate` over N.
+    output_norm : bool
+        LayerNorm before the output projection.
     dropout : float
         Dropout rate on the output.
     backend : str
@@ -88,6 +90,7 @@ class SelectiveScan2D(nn.Module):
         step_sizes: tuple[float, ...],
         steering: bool,
         steering_expansion: int,
+        output_norm: bool,
         dropout: float,
         backend: str,
     ) -> None:
@@ -125,6 +128,7 @@ class SelectiveScan2D(nn.Module):
         self.step_size_bias = nn.Parameter(torch.empty(directions, inner))
         self.A_log = nn.Parameter(torch.arange(1, state_size + 1).float().log().repeat(directions * inner, 1))
         self.D = nn.Parameter(torch.ones(directions * inner))
+        self.output_norm = nn.LayerNorm(inner) if output_norm else nn.Identity()
         self.output_projection = nn.Linear(inner, channels, bias=False)
         self.dropout = nn.Dropout(dropout)
         self._initialise_step_size(*step_sizes)
@@ -211,4 +215,4 @@ class SelectiveScan2D(nn.Module):
         merged = self._from_sequences(scanned, height, width)
         if self.directions > 1:
             merged = merged * F.silu(gate)
-        return self.dropout(self.output_projection(merged))
+        return self.dropout(self.output_projection(self.output_norm(merged)))

@@ -20,15 +20,17 @@ class Bands(NamedTuple):
 
 
 class LaplacianPyramid(nn.Module):
-    """One level of a Laplacian pyramid: what a coarser grid can carry, and the rest.
+    """Two bands of a Laplacian pyramid: what a coarser grid can carry, and the rest.
 
-    Any height and width from 3 up; of an odd size, the last fine sample lies on a coarse one.
+    Any height and width from 2^levels + 1 up; of an odd size, the last fine sample lies on a coarse one.
 
     Parameters
     ----------
     pyramid : str
         "binomial" (5 taps, [1 4 6 4 1] / 16 along both axes, reflecting boundaries), "haar" (averages of 2 x 2 pixels,
         repeated), or "none" (no split: everything is low, there is no detail).
+    levels : int
+        How often the grid is halved on the way to the low band.
     expand : str
         How the binomial pyramid returns to the fine grid. "bilinear" is the reference's: it puts coarse sample i at
         2 i + 1/2 although it was taken at 2 i, so that a ramp leaks a constant into the detail band. "binomial" is
@@ -41,9 +43,10 @@ class LaplacianPyramid(nn.Module):
 
     kernel: torch.Tensor
 
-    def __init__(self, pyramid: str, expand: str) -> None:
+    def __init__(self, pyramid: str, levels: int, expand: str) -> None:
         super().__init__()
         self.pyramid = pyramid
+        self.levels = levels
         self.expand = expand
         taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
         self.register_buffer("kernel", torch.outer(taps, taps), persistent=False)
@@ -53,29 +56,30 @@ class LaplacianPyramid(nn.Module):
         if self.pyramid == "none":
             return Bands(features, None)
         image = features.permute(0, 3, 1, 2)
-        low = self._haar(image) if self.pyramid == "haar" else self._binomial(image)
-        low = low.permute(0, 2, 3, 1)
+        low = self._low(image, self.levels).permute(0, 2, 3, 1)
         return Bands(low, features - low)
 
-    def _binomial(self, image: torch.Tensor) -> torch.Tensor:
-        coarse = self._blur(image, stride=2)
-        if self.expand == "bilinear":
-            fine = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)
-            return fine[..., : image.shape[2], : image.shape[3]]
-        fine = torch.zeros_like(image, dtype=coarse.dtype)
-        fine[..., ::2, ::2] = coarse
-        return 4 * self._blur(fine, stride=1)
+    def _low(self, image: torch.Tensor, levels: int) -> torch.Tensor:
+        coarse = self._reduce(image)
+        return self._expand(coarse if levels == 1 else self._low(coarse, levels - 1), image)
+
+    def _reduce(self, image: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(image, 2, ceil_mode=True) if self.pyramid == "haar" else self._blur(image, stride=2)
+
+    def _expand(self, coarse: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        """`coarse` on the grid of `image`."""
+        if self.pyramid == "binomial" and self.expand == "binomial":
+            fine = torch.zeros_like(image, dtype=coarse.dtype)
+            fine[..., ::2, ::2] = coarse
+            return 4 * self._blur(fine, stride=1)
+        mode = "nearest" if self.pyramid == "haar" else "bilinear"
+        fine = F.interpolate(coarse, scale_factor=2, mode=mode)
+        return fine[..., : image.shape[2], : image.shape[3]]
 
     def _blur(self, image: torch.Tensor, stride: int) -> torch.Tensor:
         channels = image.shape[1]
         kernel = self.kernel.to(image.dtype).expand(channels, 1, -1, -1)
         return F.conv2d(F.pad(image, (2, 2, 2, 2), mode="reflect"), kernel, stride=stride, groups=channels)
-
-    @staticmethod
-    def _haar(image: torch.Tensor) -> torch.Tensor:
-        coarse = F.avg_pool2d(image, 2, ceil_mode=True)
-        fine = F.interpolate(coarse, scale_factor=2, mode="nearest")
-        return fine[..., : image.shape[2], : image.shape[3]]
 
 
 class SFLap(nn.Module):
@@ -85,14 +89,14 @@ class SFLap(nn.Module):
     ----------
     channels, bottleneck_expansion : int
         Size of the :class:`InvertedBottleneck`.
-    pyramid, expand : str
+    pyramid, levels, expand
         See :class:`LaplacianPyramid`.
     """
 
-    def __init__(self, channels: int, bottleneck_expansion: int, pyramid: str, expand: str) -> None:
+    def __init__(self, channels: int, bottleneck_expansion: int, pyramid: str, levels: int, expand: str) -> None:
         super().__init__()
         self.bottleneck = InvertedBottleneck(channels, bottleneck_expansion)
-        self.split = LaplacianPyramid(pyramid, expand)
+        self.split = LaplacianPyramid(pyramid, levels, expand)
 
     def forward(self, features: torch.Tensor) -> Bands:
         """Split features of shape (batch, height, width, channels); the bands add up to the bottleneck's output."""
