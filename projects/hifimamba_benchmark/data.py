@@ -27,8 +27,12 @@ from direct_hifimamba.files import replace_when_complete
 FOLDER = Path(__file__).parent
 REQUIREMENTS = FOLDER / "requirements.txt"
 
-SIMULATION = "--snr 60 --size 128 128"
-COILS = {"multicoil": 4, "singlecoil": 1}
+SIZE = "--size 128 128"
+SIMULATIONS = {
+    "multicoil": "--coils 4 --snr 60",
+    "singlecoil": "--coils 1 --snr 60",
+    "noisy": "--coils 4 --snr 15",
+}
 MASKS = {"equispaced_4x": "FastMRIEquispaced 4 0.08", "equispaced_8x": "FastMRIEquispaced 8 0.04"}
 TRAINING_SPLITS = ("train", "colin27")
 EVALUATION_SPLITS = {"val": 4, "icbm152": 4, "test": 5}
@@ -208,10 +212,8 @@ def read_member(image: Image, packages: Path) -> bytes:
 def simulations(output: Path) -> list[str]:
     """The commands that turn the sources into data folders. All masks of a volume are for the same k-space."""
     commands = []
-    for name, coils in COILS.items():
-        command = (
-            f"direct-hifimamba simulate {output / 'sources'}/{{}} {output / name}/{{}} --coils {coils} {SIMULATION}"
-        )
+    for name, options in SIMULATIONS.items():
+        command = f"direct-hifimamba simulate {output / 'sources'}/{{}} {output / name}/{{}} {options} {SIZE}"
         commands += [command.format(split, split) for split in TRAINING_SPLITS]
         commands += [
             f"{command.format(split, f'{split}_{suffix}')} --slab {slab} --mask {mask}"

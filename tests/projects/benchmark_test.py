@@ -23,7 +23,15 @@ from direct_hifimamba.data.fourier import root_sum_of_squares
 
 PROJECTS = Path(__file__).parents[2] / "projects"
 ABLATIONS = PROJECTS / "hifimamba" / "ablations" / "ablations.yaml"
-STUDIES = ("choices", "state_space", "state_space_singlecoil")
+STUDIES = (
+    "choices",
+    "details",
+    "no_warm_up",
+    "long_warm_up",
+    "noise",
+    "state_space",
+    "state_space_singlecoil",
+)
 QUALITY = [PROJECTS / "hifimamba" / "quality" / f"{name}.yaml" for name in STUDIES]
 SPECIFICATIONS = [*sorted((PROJECTS / "hifimamba_benchmark").glob("*coil*.yaml")), *QUALITY, ABLATIONS]
 SPECIFICATIONS = [path for path in SPECIFICATIONS if path.name != "single_coil.yaml"]
@@ -98,7 +106,7 @@ def test_names_of_scaled_parameters_exist(path, load, tmp_path):
 def test_data_are_where_the_script_writes_them(path, data):
     folder = path.parent / read(path)["data"]
     assert folder.resolve().parent == (data.FOLDER / "data").resolve()
-    assert folder.name in data.COILS
+    assert folder.name in data.SIMULATIONS
 
 
 @pytest.mark.slow
@@ -137,11 +145,11 @@ def test_every_mask_is_for_the_same_volumes(data, tmp_path):
     assert (
         len(set(commands))
         == len(commands)
-        == len(data.COILS) * (len(data.TRAINING_SPLITS) + len(data.EVALUATION_SPLITS) * len(data.MASKS))
+        == len(data.SIMULATIONS) * (len(data.TRAINING_SPLITS) + len(data.EVALUATION_SPLITS) * len(data.MASKS))
     )
-    for coils in data.COILS:
+    for folder in data.SIMULATIONS:
         for split in data.EVALUATION_SPLITS:
-            chosen = [words for words in map(str.split, commands) if f"{coils}/{split}_" in words[3]]
+            chosen = [words for words in map(str.split, commands) if f"{folder}/{split}_" in words[3]]
             assert {Path(words[3]).name for words in chosen} == {f"{split}_{name}" for name in data.MASKS}
             assert len({(words[2], *words[4 : words.index("--mask")]) for words in chosen}) == 1
 
@@ -188,20 +196,20 @@ def _archives(folder: Path, data, monkeypatch) -> None:
 
 def test_script_makes_the_folders_from_the_packages(data, tmp_path, monkeypatch):
     _archives(tmp_path / "packages", data, monkeypatch)
-    monkeypatch.setattr(data, "SIMULATION", "--snr 60 --size 32 32")
+    monkeypatch.setattr(data, "SIZE", "--size 32 32")
     monkeypatch.setattr(data, "run", lambda command: cli.main(command.split()[1:]))
     monkeypatch.setattr("sys.argv", ["data.py", "--output", str(tmp_path)])
     for _ in range(2):
         data.main()
-    for coils, count in data.COILS.items():
-        folder = tmp_path / coils
+    for name, options in data.SIMULATIONS.items():
+        folder = tmp_path / name
         assert {path.name for path in folder.iterdir()} == {
             *data.TRAINING_SPLITS,
             *(f"{split}_{mask}" for split in data.EVALUATION_SPLITS for mask in data.MASKS),
         }
         for path in (folder / "test_equispaced_4x").iterdir():
             with h5py.File(path) as file, h5py.File(folder / "test_equispaced_8x" / path.name) as other:
-                assert file["kspace"].shape[1:] == ((4, 32, 32) if count == 4 else (32, 32))
+                assert file["kspace"].shape[1:] == ((4, 32, 32) if "--coils 4" in options else (32, 32))
                 np.testing.assert_array_equal(file["kspace"], other["kspace"])
                 assert file["mask"][()].sum() > other["mask"][()].sum()
                 assert root_sum_of_squares(file["kspace"][0]).max() > 0
