@@ -149,9 +149,9 @@ def test_gelu_everywhere() -> None:
     once = torch.zeros_like(x[0])
     pixels.add_expert(once, x[0], None, None, identity, zeros, identity, zeros)
     exact = F.gelu(x[0].double())
-    assert ((once - exact).abs() <= 1.5e-7 * x[0].abs() + 1e-37).all()
+    assert ((once - exact).abs() <= 3e-7 * x[0].abs() + 1e-37).all()
     exact = F.gelu(once.double())
-    assert ((result[0] - exact).abs() <= 2e-7 * x[0].abs() + 1e-37).all()
+    assert ((result[0] - exact).abs() <= 3.5e-7 * x[0].abs() + 1e-37).all()
 
 
 def test_slope_of_gelu_everywhere() -> None:
@@ -280,7 +280,7 @@ def test_infinite_arguments() -> None:
     result, _ = pixels.activate_project(out, x.unsqueeze(0), ones, zeros, identity.clone(), False)
     # inf times 0 in the product spoils the pixel, as it does anywhere.
     assert not result[0, 0].isfinite().any()
-    assert result[0, 1].abs().max() < 1e-8
+    assert result[0, 1].abs().max() < 3e-8
 
 
 def test_a_library_of_another_layout_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

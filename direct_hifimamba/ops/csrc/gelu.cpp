@@ -5,41 +5,42 @@
 
 namespace {
 
-// Replaces a polynomial of degree 6 by the one of degree 4 that is closest on [-1, 1] up to its last two Chebyshev
-// terms.
-void economise(double* a) {
-    a[4] += a[6] * 48 / 32;
-    a[2] -= a[6] * 18 / 32;
-    a[0] += a[6] / 32;
-    a[3] += a[5] * 20 / 16;
-    a[1] -= a[5] * 5 / 16;
+const double kPi = std::acos(-1.0);
+
+double tail(double t) { return std::erfc(t / std::sqrt(2.0)) / 2; }
+double slope(double t) { return tail(t) - t * std::exp(-t * t / 2) / std::sqrt(2 * kPi); }
+
+// The polynomial through N values of f on every piece, at Chebyshev's nodes: nearly the closest one.
+template <int N>
+void fit(double (*f)(double), native::Pieces<N>& pieces) {
+    for (int piece = 0; piece < native::kPieces; ++piece) {
+        double polynomial[N] = {};
+        // Chebyshev polynomials of 2 d, d in [-1/2, 1/2], by their recurrence T_k+1 = 4 d T_k - T_k-1.
+        double before[N] = {}, chebyshev[N] = {1};
+        for (int k = 0; k < N; ++k) {
+            double sum = 0;
+            for (int node = 0; node < N; ++node) {
+                const double angle = kPi * (node + 0.5) / N;
+                sum += f((piece + std::cos(angle) / 2) * native::kPieceWidth) * std::cos(k * angle);
+            }
+            double next[N];
+            for (int power = 0; power < N; ++power) {
+                polynomial[power] += (k == 0 ? 1 : 2) * sum / N * chebyshev[power];
+                next[power] = (power > 0 ? (k == 0 ? 2 : 4) * chebyshev[power - 1] : 0) - before[power];
+            }
+            for (int power = 0; power < N; ++power) {
+                before[power] = chebyshev[power];
+                chebyshev[power] = next[power];
+                pieces[power][piece] = float(polynomial[power]);
+            }
+        }
+    }
 }
 
 native::GeluTable make_table() {
-    using native::kCoefficients, native::kPieces, native::kPieceWidth;
-    constexpr int degree = kCoefficients + 1;
     native::GeluTable table;
-    for (int piece = 0; piece < kPieces; ++piece) {
-        const double t = piece * double(kPieceWidth);
-        // Derivatives of T, from T' = -phi and phi'' = -t phi' - phi and so on.
-        double T[degree + 3];
-        T[0] = std::erfc(t / std::sqrt(2.0)) / 2;
-        T[1] = -std::exp(-t * t / 2) / std::sqrt(2 * std::acos(-1.0));
-        T[2] = -t * T[1];
-        for (int n = 3; n < degree + 3; ++n) T[n] = -t * T[n - 1] - (n - 2) * T[n - 2];
-
-        double tail[degree + 1], slope[degree + 1], factor = 1;  // in units of half a piece
-        for (int n = 0; n <= degree; factor *= kPieceWidth / 2 / ++n) {
-            tail[n] = T[n] * factor;
-            slope[n] = (T[n] - T[n + 2]) * factor;  // phi' = -t phi = -T''
-        }
-        economise(tail);
-        economise(slope);
-        for (int n = 0; n < kCoefficients; ++n) {
-            table.tail[n][piece] = float(std::ldexp(tail[n], n));
-            table.slope[n][piece] = float(std::ldexp(slope[n], n));
-        }
-    }
+    fit(tail, table.tail);
+    fit(slope, table.slope);
     return table;
 }
 

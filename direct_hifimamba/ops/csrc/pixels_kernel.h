@@ -89,8 +89,20 @@ inline int tile_rows(int64_t first, int64_t end) { return end - first < kRows ? 
 
 // Expanded channels at a time, whole panels: three rows of them stay in the cache of the core.
 constexpr int64_t kGroup = 160;
-// Columns at a time that share what is loaded once per channel.
-constexpr int64_t kColumns = 8;
+
+// Mean and squared deviations of a row's values, lane by lane. Sums are of values less one of them, so that nothing
+// cancels.
+struct Moments {
+    Vec shift{}, sum{}, squares{};
+
+    void add(Vec value) {
+        const Vec deviation = value - shift;
+        sum += deviation;
+        squares += deviation * deviation;
+    }
+    Vec mean(float per_value) const { return shift + sum * per_value; }
+    Vec squared_deviations(float per_value) const { return squares - sum * sum * per_value; }
+};
 
 int64_t expand_scratch_floats(const Expand& e) {
     return kRows * e.channels + (4 * (e.width + 2) + 9) * min(kGroup, e.wide);
@@ -100,6 +112,7 @@ int64_t expand_scratch_floats(const Expand& e) {
 void expand(const Expand& e, int64_t first_row, int64_t end_row, float* scratch) {
     const int64_t most = min(kGroup, e.wide), row_floats = (e.width + 2) * most;  // a column of zeros on either side
     float *tile = scratch, *K = tile + kRows * e.channels, *lines = K + 9 * most;
+    Moments lanes[kGroup / kWidth];
     const float* zeros = lines + 3 * row_floats;
     const auto line = [&](int64_t y) { return lines + (y + 3) % 3 * row_floats; };
     memset(scratch, 0, expand_scratch_floats(e) * sizeof(float));
@@ -125,33 +138,40 @@ void expand(const Expand& e, int64_t first_row, int64_t end_row, float* scratch)
         const auto convolve = [&](int64_t y) {
             const float* rows[3] = {y > 0 ? line(y - 1) : zeros, line(y), y + 1 < e.height ? line(y + 1) : zeros};
             float* row = e.convolved + y * e.width * e.wide + group;
-            Vec total{};
-            for (int64_t first = 0; first < e.width; first += kColumns)
-                for (int64_t n = 0; n < wide; n += kWidth) {
-                    Vec weights[9];
-                    UNROLL for (int i = 0; i < 9; ++i) weights[i] = load(K + i * wide + n);
-                    const int64_t end = min(first + kColumns, e.width);
-                    for (int64_t x = first; x < end; ++x) {
-                        Vec value{};
-                        UNROLL for (int i = 0; i < 9; ++i)
-                            value += weights[i] * load(rows[i / 3] + (x + i % 3) * wide + n);
-                        store(row + x * e.wide + n, value);
-                        total += value;
+            for (int64_t n = 0; n < wide; n += kWidth) {
+                Vec weights[9];
+                UNROLL for (int i = 0; i < 9; ++i) weights[i] = load(K + i * wide + n);
+                Moments& lane = lanes[n / kWidth];
+                // Every value is loaded once, and added to the sums of the columns to its left and right.
+                Vec left{}, middle{};
+                for (int64_t x = 0; x < e.width + 2; ++x) {
+                    Vec right{};
+                    UNROLL for (int i = 0; i < 3; ++i) {
+                        const Vec value = load(rows[i] + x * wide + n);
+                        left += weights[3 * i + 2] * value;
+                        middle += weights[3 * i + 1] * value;
+                        right += weights[3 * i] * value;
                     }
+                    if (x >= 2) {
+                        stream(row + (x - 2) * e.wide + n, left);
+                        if (x == 2) lane = {left};
+                        lane.add(left);
+                    }
+                    left = middle;
+                    middle = right;
                 }
-            // The row's own mean is removed before squaring, so that nothing cancels.
-            const double count = double(e.width * wide), mean = lane_sum(total) / count;
-            const Vec shift = splat(float(mean));
-            double squares = 0;
-            for (int64_t first = 0; first < e.width; first += kColumns) {
-                Vec sum{};
-                for (int64_t x = first; x < min(first + kColumns, e.width); ++x)
-                    for (int64_t n = 0; n < wide; n += kWidth) {
-                        const Vec deviation = load(row + x * e.wide + n) - shift;
-                        sum += deviation * deviation;
-                    }
-                squares += lane_sum(sum);
             }
+            // Joins the lanes, then the groups of channels.
+            const float per_column = 1 / float(e.width);
+            Vec means{}, deviations{};
+            for (int64_t n = 0; n < wide; n += kWidth) means += lanes[n / kWidth].mean(per_column);
+            const double count = double(e.width * wide), mean = lane_sum(means) / double(wide);
+            for (int64_t n = 0; n < wide; n += kWidth) {
+                const Moments& lane = lanes[n / kWidth];
+                const Vec difference = lane.mean(per_column) - float(mean);
+                deviations += lane.squared_deviations(per_column) + difference * difference * float(e.width);
+            }
+            const double squares = lane_sum(deviations);
             double* moments = e.moments + 2 * y;
             if (group == 0) moments[0] = moments[1] = 0;
             const double before = double(e.width * group), share = count / (before + count);
@@ -167,6 +187,7 @@ void expand(const Expand& e, int64_t first_row, int64_t end_row, float* scratch)
             convolve(y);
         }
     }
+    finish_streams();
 }
 
 int64_t project_scratch_floats(const Project& p) { return kRows * p.wide; }
