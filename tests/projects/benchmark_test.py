@@ -27,7 +27,6 @@ STUDIES = (
     "choices",
     "details",
     "no_warm_up",
-    "long_warm_up",
     "noise",
     "state_space",
     "state_space_singlecoil",
