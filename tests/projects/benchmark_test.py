@@ -111,9 +111,12 @@ def test_data_are_where_the_script_writes_them(path, data):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", [ABLATIONS, *QUALITY], ids=lambda path: path.stem)
 def test_variants_differ_from_the_full_network_and_from_each_other(path, load):
-    _, models = load(path)
-    configs = [(config["equispaced_4x"].model, config["equispaced_4x"].training) for config in models.values()]
-    assert all(one != other for one, other in combinations(configs, 2))
+    specification, models = load(path)
+    variants = [
+        (config["equispaced_4x"].model, config["equispaced_4x"].training, specification.models[label].scaled_parameters)
+        for label, config in models.items()
+    ]
+    assert all(one != other for one, other in combinations(variants, 2))
 
 
 def test_every_variant_is_explained():
