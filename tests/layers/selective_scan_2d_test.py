@@ -25,6 +25,7 @@ def layer(**options: Any) -> SelectiveScan2D:
         "step_sizes": (1e-3, 1e-1),
         "steering": True,
         "steering_expansion": 2,
+        "output_norm": False,
         "dropout": 0.0,
         "backend": "torch",
     }
@@ -71,15 +72,16 @@ def explicit(scan: SelectiveScan2D, low: torch.Tensor, high: torch.Tensor) -> to
         state = state + delta[:, :, t, None] * B[:, None, :, t] * u[:, :, t, None]
         y[:, :, t] = (state * C[:, None, :, t]).sum(-1) + scan.D * u[:, :, t]
     y = y.reshape(batch, inner, height, width).permute(0, 2, 3, 1)
-    return (y * F.silu(gate)) @ scan.output_projection.weight.t()
+    return scan.output_norm(y * F.silu(gate)) @ scan.output_projection.weight.t()
 
 
 @pytest.mark.parametrize("steering", [True, False])
+@pytest.mark.parametrize("output_norm", [True, False])
 @pytest.mark.parametrize("backend", ["reference", "torch"])
-def test_one_direction_is_the_scan_row_by_row(steering: bool, backend: str) -> None:
-    scan, (low, high) = layer(steering=steering, backend=backend), features()
+def test_one_direction_is_the_scan_row_by_row(steering: bool, output_norm: bool, backend: str) -> None:
+    scan, (low, high) = layer(steering=steering, output_norm=output_norm, backend=backend), features()
     expected = explicit(scan, low, high)
-    assert_close(scan(low, high), expected, 1e-10)
+    assert_close(scan(low, high), expected, 1e-9)
     # The test would not see the state otherwise.
     scan.D.data.zero_()
     assert scan(low, high).abs().max() > 1e-3 * expected.abs().max()
@@ -188,7 +190,7 @@ def test_columns_are_rows_of_the_transposed_image(directions: int) -> None:
 
 @pytest.mark.parametrize(("smallest", "largest"), [(1e-3, 1e-1), (1e-2, 1.0)])
 def test_step_sizes_start_between_their_limits(smallest: float, largest: float) -> None:
-    scan = SelectiveScan2D(64, 16, 4, 4, 11, 2, 4, "rows", (smallest, largest), True, 6, 0.0, "torch")
+    scan = SelectiveScan2D(64, 16, 4, 4, 11, 2, 4, "rows", (smallest, largest), True, 6, False, 0.0, "torch")
     step_size = F.softplus(scan.step_size_bias.double())
     assert 0.99 * smallest < step_size.min() < 1.2 * smallest
     assert 0.8 * largest < step_size.max() < 1.01 * largest
@@ -200,7 +202,7 @@ def test_step_sizes_start_between_their_limits(smallest: float, largest: float) 
 
 
 def test_states_decay_at_the_rates_1_to_n_and_skip_connections_start_at_1() -> None:
-    scan = SelectiveScan2D(CHANNELS, 5, 2, RANK, 11, 2, 2, "rows", (1e-3, 1e-1), True, 6, 0.0, "torch")
+    scan = SelectiveScan2D(CHANNELS, 5, 2, RANK, 11, 2, 2, "rows", (1e-3, 1e-1), True, 6, False, 0.0, "torch")
     torch.testing.assert_close(scan.A_log.exp(), torch.arange(1.0, 6.0).expand(2 * 2 * CHANNELS, 5))
     assert torch.equal(scan.D, torch.ones(2 * 2 * CHANNELS))
 
