@@ -20,20 +20,19 @@ from direct_hifimamba.benchmark.memory import extra_resident_bytes
 
 
 def interleaved_seconds(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every call in every round.
+    """Seconds of every call in every round, after one round that is not counted.
 
-    All calls of a round follow one another, so that a disturbance of the machine meets all of them. Each is made twice,
-    and timed the second time: what it finds in caches and memory is then its own, as in a run of many.
+    All calls of a round follow one another, so that a disturbance of the machine meets all of them.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    with tqdm(total=rounds * len(calls), unit="call", leave=False) as progress:
-        for _ in range(rounds):
+    with tqdm(total=(rounds + 1) * len(calls), unit="call", leave=False) as progress:
+        for round_index in range(rounds + 1):
             for name, call in calls.items():
                 progress.set_description(name)
-                call()
                 start = time.perf_counter()
                 call()
-                seconds[name].append(time.perf_counter() - start)
+                if round_index:
+                    seconds[name].append(time.perf_counter() - start)
                 progress.update()
     return seconds
 
