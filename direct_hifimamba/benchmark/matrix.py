@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from direct_hifimamba.benchmark.configurations import is_centered, training_config
 from direct_hifimamba.benchmark.cost import Cost
 from direct_hifimamba.benchmark.folder import BenchmarkFolder, RunFolder
+from direct_hifimamba.benchmark.initialisation import Initialisation
 from direct_hifimamba.benchmark.results import Trial
 from direct_hifimamba.benchmark.runner import Run, RunError, Runner, write_failure
 from direct_hifimamba.benchmark.scores import METRICS
@@ -29,6 +30,13 @@ class Benchmark:
         """See :func:`direct_hifimamba.benchmark.configurations.is_centered`; the same for all models."""
         return is_centered(next(iter(next(iter(self.configs.values())).values())))
 
+    def _initialisation(self, label: str) -> Initialisation | None:
+        model = self.specification.models[label]
+        if model.initial_weights is None and not model.scaled_parameters:
+            return None
+        other = None if model.initial_weights is None else next(iter(self.configs[model.initial_weights].values()))
+        return Initialisation(model.scaled_parameters, other)
+
     def make_run(
         self, label: str, folder: RunFolder, split: str, iterations: int, learning_rate: float | None, seed: int
     ) -> Run:
@@ -44,7 +52,7 @@ class Benchmark:
             seed=seed,
             schedule=specification.schedule,
             device=specification.device,
-            scaled_parameters=specification.models[label].scaled_parameters,
+            initialisation=self._initialisation(label),
         )
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from threading import Event, Lock
@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from direct_hifimamba.benchmark.folder import RunFolder
-from direct_hifimamba.benchmark.initialisation import write_initialisation
+from direct_hifimamba.benchmark.initialisation import Initialisation
 from direct_hifimamba.benchmark.inputs import DivergedError, check_predictions
 from direct_hifimamba.benchmark.processes import send_signal, start_command, wait_for
 from direct_hifimamba.benchmark.provenance import as_typed
@@ -59,8 +59,8 @@ class Run:
     seed : int
     schedule : str
     device : str
-    scaled_parameters : dict
-        See :func:`write_initialisation`.
+    initialisation : Initialisation, optional
+        By default, the weights begin as DIRECT draws them.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Run:
     seed: int
     schedule: str
     device: str
-    scaled_parameters: Mapping[str, float] = field(default_factory=dict)
+    initialisation: Initialisation | None = None
 
     @property
     def iterations(self) -> int:
@@ -124,7 +124,7 @@ class Run:
         """Arguments of `direct-hifimamba`."""
         paths: list[str | Path] = ["train", self.folder.experiment, "--cfg", self.folder.config]
         paths += ["--training-root", self.training_data, "--validation-root", self.training_data]
-        if self.scaled_parameters:
+        if self.initialisation is not None:
             paths += ["--initialization-checkpoint", self.folder.initialisation]
         if self.schedule == COSINE:
             paths.append(COSINE_OPTION)
@@ -231,9 +231,9 @@ class Runner:
         folder.path.mkdir(parents=True, exist_ok=True)
         with replace_when_complete(folder.config) as partial:
             OmegaConf.save(run.config, partial)
-        if run.scaled_parameters and not folder.initialisation.exists():
+        if run.initialisation is not None and not folder.initialisation.exists():
             with self._generator:
-                write_initialisation(folder.initialisation, run.config, run.scaled_parameters, run.seed)
+                run.initialisation.write(folder.initialisation, run.config, run.seed)
         self._call(run.training_command(), folder.log)
         if not run.is_trained():
             raise RunError(f"The training ended without its last checkpoint.\n{_tail(folder.log)}")

@@ -48,11 +48,15 @@ class Model:
     overrides : tuple of str
     scaled_parameters : dict
         Shell patterns for names of parameters, and what the initial values of those are multiplied with.
+    initial_weights : str, optional
+        Label of a model. Parameters of the same name and shape begin with what is drawn for that model, so that a
+        difference to it is not one of the draw.
     """
 
     configs: tuple[Path, ...]
     overrides: tuple[str, ...] = ()
     scaled_parameters: Mapping[str, float] = field(default_factory=dict)
+    initial_weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -182,6 +186,9 @@ class _Reader:
             if values.get(key) is None:
                 self._fail(key, None, "a value; it has no default")
         models = {label: self._model(label, model) for label, model in self._labels(values, "models")}
+        for label, model in models.items():
+            if model.initial_weights is not None:
+                self._one_of(model.initial_weights, f"models.{label}.initial_weights", tuple(models))
         self._check_slugs(models)
         baseline = str(values.get("baseline", next(iter(models))))
         if baseline not in models:
@@ -267,6 +274,7 @@ class _Reader:
                 str(pattern): self._number(scale, f"{key}.scaled_parameters.{pattern}", "a number")
                 for pattern, scale in scales.items()
             },
+            None if values.get("initial_weights") is None else str(values["initial_weights"]),
         )
 
     def _budget(self, value: Any, key: str) -> Budget:

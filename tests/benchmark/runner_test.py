@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from direct_hifimamba.benchmark import runner
 from direct_hifimamba.benchmark.folder import RunFolder
+from direct_hifimamba.benchmark.initialisation import Initialisation
 from direct_hifimamba.benchmark.runner import Run, Runner, lock_folder
 from tests.benchmark.small_benchmark import write_data
 
@@ -169,8 +170,8 @@ def test_an_unforeseen_error_is_that_of_its_run(tmp_path: Path, lock: IO[str], m
     def fail(*_: object) -> None:
         raise ZeroDivisionError("by nought")
 
-    monkeypatch.setattr(runner, "write_initialisation", fail)
-    runs = [make_run(tmp_path, "scaled", scaled_parameters={"*": 0.5}), make_run(tmp_path, "good")]
+    monkeypatch.setattr(Initialisation, "write", fail)
+    runs = [make_run(tmp_path, "scaled", initialisation=Initialisation({"*": 0.5})), make_run(tmp_path, "good")]
     Runner(1, lock).run(runs, "test")
     assert runs[0].error == "ZeroDivisionError: by nought\n"
     assert runs[1].is_finished
@@ -237,6 +238,6 @@ def test_commands_say_what_was_asked_for(tmp_path: Path, monkeypatch: pytest.Mon
         assert command[command.index("--cfg") + 1] == "out/a/config_input.yaml"
     assert predict[predict.index("--checkpoint") + 1] == "out/a/run/config_input/model_7.pt"
     assert predict[predict.index("--data-root") + 1] == "data/test_equispaced_4x"
-    steps = make_run(tmp_path, "b", schedule="steps", scaled_parameters={"*": 0.5}).training_command()
+    steps = make_run(tmp_path, "b", schedule="steps", initialisation=Initialisation({"*": 0.5})).training_command()
     assert "--cosine-schedule" not in steps
     assert steps[steps.index("--initialization-checkpoint") + 1] == "out/b/initialisation.pt"

@@ -30,6 +30,7 @@ SEARCH = {"learning_rates": [1e-3, 0.01], "budget": {"minutes": 2}, "metric": "f
 
 def test_what_is_written_says_the_same_in_another_folder(folder: Path) -> None:
     unet = {"configs": ["unet.yaml"], "overrides": ["training.lr=1e-3"], "scaled_parameters": {"*.weight": 0.02}}
+    unet["initial_weights"] = "HiFi-MambaV2"
     models = SPECIFICATION["models"] | {"U-Net": unet}
     specification = Specification.load(write_specification(folder, search=SEARCH, models=models, schedule="steps"))
     assert specification.search == Search((1e-3, 0.01), Budget(minutes=2.0), "fastmri_ssim")
@@ -67,6 +68,10 @@ def test_numbers_may_be_written_with_exponents(folder: Path) -> None:
         (
             {"models": {"U-Net": {"configs": [], "scaled_parameters": {"*": "half"}}}},
             "scaled_parameters.* is 'half'; expected a number",
+        ),
+        (
+            {"models": {"U-Net": {"configs": [], "initial_weights": "UNet"}}},
+            "models.U-Net.initial_weights is 'UNet'; expected U-Net",
         ),
         ({"warm_up": 5}, "warm_up is 5; expected a fraction from 0 to 1"),
         ({"warm_up": True}, "warm_up is True"),

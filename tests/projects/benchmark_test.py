@@ -17,7 +17,7 @@ import yaml
 
 from direct_hifimamba import cli
 from direct_hifimamba.benchmark.configurations import compose_models
-from direct_hifimamba.benchmark.initialisation import write_initialisation
+from direct_hifimamba.benchmark.initialisation import Initialisation
 from direct_hifimamba.benchmark.specification import Specification
 from direct_hifimamba.data.fourier import root_sum_of_squares
 
@@ -98,7 +98,7 @@ def test_names_of_scaled_parameters_exist(path, load, tmp_path):
     for label, configs in composed.items():
         scales = specification.models[label].scaled_parameters
         if scales:
-            write_initialisation(tmp_path / "weights.pt", configs["equispaced_4x"], scales, 0)
+            Initialisation(scales).write(tmp_path / "weights.pt", configs["equispaced_4x"], 0)
 
 
 @pytest.mark.parametrize("path", SPECIFICATIONS, ids=lambda path: path.stem)
