@@ -20,6 +20,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "data_consistency_activation": ("silu", "none"),
     "initialisation": ("reference", "balanced"),
     "learning_rate_schedule": ("steps", "cosine"),
+    "decayed_parameters": ("all", "matrices"),
     "scan_order": ("rows", "columns"),
     "scan_backend": ("auto", "reference", "torch", "native", "triton", "mamba_ssm"),
 }
@@ -141,6 +142,10 @@ class HiFiMambaV2Config(ModelConfig):
     learning_rate_schedule : str
         "steps" (DIRECT's own) or "cosine" (:class:`direct_hifimamba.learning_rate.CosineSchedule`), set by the engine.
         Default: "steps".
+    decayed_parameters : str
+        What `training.weight_decay` acts on: "all", as in DIRECT, or "matrices" and kernels of convolutions, but no
+        biases, scales of norms, `A_log` and `D` (:mod:`direct_hifimamba.weight_decay`), set by the engine. Default:
+        "all".
     stochastic_depth : float
         Rate, in [0, 1), at the last block, rising linearly from 0 at the first. Default: 0.3.
     activation_checkpointing : bool
@@ -186,6 +191,7 @@ class HiFiMambaV2Config(ModelConfig):
     image_normalisation: bool = False
     initialisation: str = "reference"
     learning_rate_schedule: str = "steps"
+    decayed_parameters: str = "all"
     stochastic_depth: float = 0.3
     activation_checkpointing: bool = False
 

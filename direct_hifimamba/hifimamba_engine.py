@@ -17,13 +17,15 @@ from torch.utils.data import DataLoader
 
 from direct_hifimamba.layers.moe import Router, Routing, watch_routing
 from direct_hifimamba.learning_rate import CosineSchedule
+from direct_hifimamba.weight_decay import spare_vectors
 
 
 class HiFiMambaV2Engine(MRIModelEngine):
     """Trains and evaluates :class:`direct_hifimamba.HiFiMambaV2` in DIRECT.
 
     Adds the load-balancing loss to the configured losses, weighted by `model.load_balancing_weight`, logs at validation
-    which share of the pixels each expert got, and trains with `model.learning_rate_schedule`.
+    which share of the pixels each expert got, and trains with `model.learning_rate_schedule` and
+    `model.decayed_parameters`.
     """
 
     _load_balancing_loss: torch.Tensor
@@ -56,7 +58,9 @@ class HiFiMambaV2Engine(MRIModelEngine):
         return image, self.forward_operator(coil_images, dim=self._spatial_dims)
 
     def train(self, optimizer: Optimizer, lr_scheduler: LRScheduler, *args: Any, **kwargs: Any) -> None:
-        """Train as DIRECT does, with the configured learning rate schedule."""
+        """Train as DIRECT does, with the configured learning rate schedule and weight decay."""
+        if self.cfg.model.decayed_parameters == "matrices":
+            spare_vectors(optimizer, lr_scheduler, self.model)
         if self.cfg.model.learning_rate_schedule == "cosine":
             lr_scheduler = CosineSchedule(optimizer, self.cfg.training)
         super().train(optimizer, lr_scheduler, *args, **kwargs)

@@ -28,6 +28,7 @@ CHOICES = {
     "data_consistency_activation": ["silu", "none"],
     "initialisation": ["reference", "balanced"],
     "learning_rate_schedule": ["steps", "cosine"],
+    "decayed_parameters": ["all", "matrices"],
     "scan_order": ["rows", "columns"],
     "scan_backend": ["auto", "reference", "torch", "native", "triton", "mamba_ssm"],
 }

@@ -69,7 +69,8 @@ def _train(
     for writer in ("JSONWriter", "TensorboardWriter"):  # not needed, and their files stay open
         monkeypatch.setattr(f"direct.engine.{writer}", lambda path: None)
     training = TrainingConfig(num_iterations=num_iterations, lr_warmup_iter=WARM_UP)
-    cfg = OmegaConf.create({"model": {"learning_rate_schedule": schedule}, "training": OmegaConf.structured(training)})
+    model = {"learning_rate_schedule": schedule, "decayed_parameters": "all"}
+    cfg = OmegaConf.create({"model": model, "training": OmegaConf.structured(training)})
     engine_class = Unet2dEngine if schedule is None else HiFiMambaV2Engine
     engine = engine_class(cfg, nn.Linear(1, 1), "cpu", None, None)
     optimizer = SGD(engine.model.parameters(), lr=LR)

@@ -1,0 +1,33 @@
+"""Weight decay of matrices alone: DIRECT's optimizers decay every parameter."""
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+# Two dimensions, for the directions of the scan, but no matrices; to decay A_log would move every memory towards 1.
+_STATE_SPACE_VECTORS = ("A_log", "step_size_bias")
+
+
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter is a matrix or the kernel of a convolution: no bias, scale of a norm, `A_log` or `D`."""
+    return parameter.ndim > 1 and name.rpartition(".")[2] not in _STATE_SPACE_VECTORS
+
+
+def spare_vectors(optimizer: Optimizer, lr_scheduler: LRScheduler, model: nn.Module) -> None:
+    """Move the parameters of `model` that :func:`decays` excludes to groups of their own, without weight decay.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        Before its first step. Parameters that are not the model's stay as they are.
+    lr_scheduler : LRScheduler
+        Of the optimizer; the new groups have the learning rates of those that they come from.
+    model : nn.Module
+    """
+    spared = {id(parameter) for name, parameter in model.named_parameters() if not decays(name, parameter)}
+    for group, base_lr in list(zip(optimizer.param_groups, lr_scheduler.base_lrs, strict=True)):
+        vectors = [parameter for parameter in group["params"] if id(parameter) in spared]
+        if vectors:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in spared]
+            optimizer.add_param_group(group | {"params": vectors, "weight_decay": 0.0})
+            lr_scheduler.base_lrs.append(base_lr)
