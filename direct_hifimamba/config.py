@@ -18,6 +18,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "expert_sharing": ("block", "stage", "network"),
     "data_consistency": ("hard", "soft"),
     "data_consistency_activation": ("silu", "none"),
+    "state_space_path": ("mixture", "residual"),
     "initialisation": ("reference", "balanced"),
     "learning_rate_schedule": ("steps", "cosine"),
     "decayed_parameters": ("all", "matrices"),
@@ -77,6 +78,9 @@ class HiFiMambaV2Config(ModelConfig):
     state_space : bool
         Model the low band with the selective scan; without, the mixture gets context and high band alone, and the keys
         of the scan mean nothing. Default: True.
+    state_space_path : str
+        Where the scan's output goes: with the other parts through the "mixture" of experts, or past it in a linear
+        layer of its own, as a "residual". Default: "mixture".
     state_size : int
         States N of the selective scan per channel. Default: 16.
     scan_expansion : int
@@ -163,6 +167,7 @@ class HiFiMambaV2Config(ModelConfig):
     cross_frequency_routing: bool = True
     bottleneck_expansion: int = 5
     state_space: bool = True
+    state_space_path: str = "mixture"
     state_size: int = 16
     scan_expansion: int = 2
     step_size_rank: int | None = None

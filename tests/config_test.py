@@ -26,6 +26,7 @@ CHOICES = {
     "expert_sharing": ["block", "stage", "network"],
     "data_consistency": ["hard", "soft"],
     "data_consistency_activation": ["silu", "none"],
+    "state_space_path": ["mixture", "residual"],
     "initialisation": ["reference", "balanced"],
     "learning_rate_schedule": ["steps", "cosine"],
     "decayed_parameters": ["all", "matrices"],

@@ -36,6 +36,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"cross_frequency_routing": False},
     {"steering": False},
     {"state_space": False},
+    {"state_space_path": "residual"},
     {"scan_directions": 2},
     {"scan_directions": 4},
     {"scan_directions": 4, "steering": False},
@@ -567,6 +568,12 @@ PER_DIRECTION = rf"{SCAN}((steering_)?matrix_projection|step_size_.*|sequence_co
         ({"cross_frequency_routing": False}, r"cross_frequency_routing\..*", set(), ""),
         ({"steering": False}, NO_STEERING, set(), ""),
         ({"state_space": False}, rf"{SCAN}.*|low_norm\..*|steering_norm\..*", set(), r"mix\.weight"),
+        (
+            {"state_space_path": "residual"},
+            "",
+            {f"stages.{stage}.blocks.0.scan_projection.{kind}" for stage in (0, 1) for kind in ("weight", "bias")},
+            r"mix\.weight",
+        ),
         ({"scan_directions": 2}, "", set(), PER_DIRECTION),
         ({"scan_directions": 4}, "", set(), PER_DIRECTION),
         ({"scan_order": "columns"}, "", set(), ""),
@@ -775,6 +782,26 @@ def test_a_normalised_scan_is_projected_after_its_layer_norm() -> None:
             lambda _, inputs, norm=norm: (norm(inputs[0]),)
         )
     assert_equal_images(base, variant)
+
+
+def test_a_residual_scan_is_added_to_what_the_block_is_without_it() -> None:
+    base, variant = tiny_network(state_space=False), tiny_network(seed=1, state_space_path="residual")
+    variant.load_state_dict(base.state_dict(), strict=False)
+    for stage, other in zip(base.stages, variant.stages, strict=True):
+        scanned: list[torch.Tensor] = []
+        other.blocks[0].selective_scan.register_forward_hook(lambda _, __, output, kept=scanned: kept.append(output))
+        stage.blocks[0].register_forward_hook(
+            lambda _, __, output, kept=scanned, projection=other.blocks[0].scan_projection: (
+                output[0] + projection(kept.pop()),
+                output[1],
+            )
+        )
+    expected = variant(*measure(2, 2)).image
+    assert_close(base(*measure(2, 2)).image, expected, 1e-6)
+    for stage in variant.stages:
+        nn.init.zeros_(stage.blocks[0].scan_projection.weight)
+        nn.init.zeros_(stage.blocks[0].scan_projection.bias)
+    assert (variant(*measure(2, 2)).image - expected).abs().max() > 1e-2 * expected.abs().max()
 
 
 def test_a_scaled_gate_multiplies_the_routed_experts_by_their_number() -> None:

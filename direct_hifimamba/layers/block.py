@@ -69,7 +69,9 @@ class HiFiMambaBlock(nn.Module):
                 dropout=config.scan_dropout,
                 backend=config.scan_backend,
             )
-        self.mix = nn.Linear(channels + (2 if config.state_space else 1) * half, channels)
+        mixed = config.state_space and config.state_space_path == "mixture"
+        self.mix = nn.Linear(channels + (2 if mixed else 1) * half, channels)
+        self.scan_projection = nn.Linear(half, channels) if config.state_space and not mixed else None
         self.moe = moe
         self.channel_attention = ChannelAttention(channels)
         self.stochastic_depth = StochasticDepth(stochastic_depth, mode="row")
@@ -87,7 +89,11 @@ class HiFiMambaBlock(nn.Module):
         high = self.steering_bottleneck(high)
         parts = [context, self.high_bottleneck(high)]
         if self.selective_scan is not None:
-            parts.append(self.selective_scan(self.low_norm(low), self.steering_norm(high)))
+            scanned = self.selective_scan(self.low_norm(low), self.steering_norm(high))
+            if self.scan_projection is None:
+                parts.append(scanned)
+            else:
+                features = features + self.stochastic_depth(self.scan_projection(scanned))
 
         mixed, balance = self.moe(self.mix(torch.cat(parts, dim=-1)))
         return features + self.stochastic_depth(self.channel_attention(mixed)), balance
