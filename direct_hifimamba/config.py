@@ -96,6 +96,10 @@ class HiFiMambaV2Config(ModelConfig):
     scan_order : str
         "rows": along the width, the axis along which DIRECT's Cartesian masks leave out lines, so that a pixel and its
         aliases are in one row; "columns": along the height. Default: "rows".
+    scan_folds : float
+        Columns that lie a `scan_folds`-th of the width apart are scanned one after another: the aliases of a pixel, if
+        this is the distance of sampled lines, R (1 - f) / (1 - R f) of an equispaced mask of acceleration R and centre
+        fraction f. With `scan_order` "columns" the same of rows. Default: 1.0, neighbours one after another.
     scan_step_sizes : tuple of float
         Smallest and largest step size at the start, drawn log-uniformly per inner channel. State n of a channel with
         step size s forgets over 1 / (n s) feature pixels. Default: (0.001, 0.1).
@@ -175,6 +179,7 @@ class HiFiMambaV2Config(ModelConfig):
     scan_convolution_dilation: int = 2
     scan_directions: int = 1
     scan_order: str = "rows"
+    scan_folds: float = 1.0
     scan_step_sizes: tuple[float, ...] = (1e-3, 1e-1)
     steering: bool = True
     steering_expansion: int = 6
@@ -253,6 +258,7 @@ class HiFiMambaV2Config(ModelConfig):
             "two numbers above 0, the smallest and the largest",
         )
         self.scan_step_sizes = tuple(self.scan_step_sizes)
+        self._require("scan_folds", 1 <= self.scan_folds < math.inf, "a finite number from 1 up")
         self._require("scan_directions", self.scan_directions in (1, 2, 4), "1, 2 or 4")
         self._require(
             "experts_top_k",

@@ -68,6 +68,8 @@ BAD_VALUES: list[tuple[dict[str, Any], str]] = [
     ({"scan_convolution_kernel": 4}, "scan_convolution_kernel is 4; expected an odd number"),
     ({"scan_directions": 3}, "scan_directions is 3; expected 1, 2 or 4"),
     ({"scan_directions": 0}, "scan_directions is 0; expected 1, 2 or 4"),
+    ({"scan_folds": 0.5}, "scan_folds is 0.5; expected a finite number from 1 up"),
+    ({"scan_folds": float("inf")}, "scan_folds is inf; expected a finite number from 1 up"),
     ({"scan_step_sizes": (0.1, 0.01)}, "scan_step_sizes is (0.1, 0.01); expected two numbers above 0, the smallest"),
     ({"scan_step_sizes": (0, 0.1)}, "scan_step_sizes is (0, 0.1); expected two numbers above 0"),
     ({"scan_step_sizes": (0.1, math.inf)}, "scan_step_sizes is (0.1, inf); expected two numbers above 0"),

@@ -41,6 +41,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"scan_directions": 4},
     {"scan_directions": 4, "steering": False},
     {"scan_order": "columns"},
+    {"scan_folds": 2.5},
     {"scan_output_norm": True},
     {"moe": "none"},
     {"moe": "shared"},
@@ -577,6 +578,7 @@ PER_DIRECTION = rf"{SCAN}((steering_)?matrix_projection|step_size_.*|sequence_co
         ({"scan_directions": 2}, "", set(), PER_DIRECTION),
         ({"scan_directions": 4}, "", set(), PER_DIRECTION),
         ({"scan_order": "columns"}, "", set(), ""),
+        ({"scan_folds": 2.5}, "", set(), ""),
         ({"scan_step_sizes": (0.01, 1.0)}, "", set(), ""),
         (
             {"scan_output_norm": True},
@@ -761,6 +763,14 @@ def test_another_order_changes_the_scan_alone() -> None:
     for module in variant.modules():
         if isinstance(module, SelectiveScan2D):
             module.order = "rows"
+    assert_equal_images(base, variant)
+
+
+def test_folds_change_the_scan_alone() -> None:
+    base, variant = base_and_variant({}, {"scan_folds": 2.5})
+    for module in variant.modules():
+        if isinstance(module, SelectiveScan2D):
+            module.folds = 1.0
     assert_equal_images(base, variant)
 
 

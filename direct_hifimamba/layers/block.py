@@ -62,6 +62,7 @@ class HiFiMambaBlock(nn.Module):
                 convolution_dilation=config.scan_convolution_dilation,
                 directions=config.scan_directions,
                 order=config.scan_order,
+                folds=config.scan_folds,
                 step_sizes=config.scan_step_sizes,
                 steering=config.steering,
                 steering_expansion=config.steering_expansion,

@@ -41,6 +41,18 @@ class StateGate(nn.Module):
         return self.project(F.gelu(gate) * value)
 
 
+def fold_columns(width: int, folds: float) -> torch.Tensor:
+    """An order of columns in which those that lie width / folds apart, to the next integer, follow one another.
+
+    Returns
+    -------
+    torch.Tensor
+        Indices of shape (width,), int64.
+    """
+    columns = torch.arange(width, dtype=torch.float64)
+    return columns.remainder(width / folds).floor().argsort(stable=True)
+
+
 class SelectiveScan2D(nn.Module):
     """Selective scan of the low features along the pixels, its B and C matrices steered by the high features.
 
@@ -63,6 +75,8 @@ class SelectiveScan2D(nn.Module):
     order : str
         "rows": row by row; "columns": column by column, the layer acts on the transposed image, its 3 x 3 convolution
         too.
+    folds : float
+        Columns (rows, if `order` says so) are scanned in the order of :func:`fold_columns`. 1: one after the other.
     step_sizes : tuple of float
         Smallest and largest step size at the start, drawn log-uniformly.
     steering : bool
@@ -87,6 +101,7 @@ class SelectiveScan2D(nn.Module):
         convolution_dilation: int,
         directions: int,
         order: str,
+        folds: float,
         step_sizes: tuple[float, ...],
         steering: bool,
         steering_expansion: int,
@@ -99,6 +114,7 @@ class SelectiveScan2D(nn.Module):
         self.step_size_rank = step_size_rank
         self.directions = directions
         self.order = order
+        self.folds = folds
         self.backend = backend
         inner = channels * expansion
 
@@ -193,6 +209,9 @@ class SelectiveScan2D(nn.Module):
         height, width = low.shape[1:3]
         inner, gate = self.input_projection(low).chunk(2, dim=-1)
         inner = F.silu(convolve(inner, self.depthwise))
+        columns = fold_columns(width, self.folds).to(low.device) if self.folds > 1 else None
+        if columns is not None:
+            inner, gate, high = (maps.index_select(2, columns) for maps in (inner, gate, high))
         step_size, B, C = self._matrices(inner, high)
         step_size = torch.einsum("blkr,kir->blki", step_size, self.step_size_projection)
         inner = self._to_sequences(inner.unsqueeze(3).expand(-1, -1, -1, self.directions, -1))
@@ -215,4 +234,6 @@ class SelectiveScan2D(nn.Module):
         merged = self._from_sequences(scanned, height, width)
         if self.directions > 1:
             merged = merged * F.silu(gate)
+        if columns is not None:
+            merged = merged.index_select(2, columns.argsort())
         return self.dropout(self.output_projection(self.output_norm(merged)))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from direct_hifimamba.layers.selective_scan_2d import SelectiveScan2D, StateGate
+from direct_hifimamba.layers.selective_scan_2d import SelectiveScan2D, StateGate, fold_columns
 from tests.helpers import assert_close, perturb
 
 CHANNELS, STATE, RANK = 3, 4, 2
@@ -22,6 +22,7 @@ def layer(**options: Any) -> SelectiveScan2D:
         "convolution_dilation": 2,
         "directions": 1,
         "order": "rows",
+        "folds": 1.0,
         "step_sizes": (1e-3, 1e-1),
         "steering": True,
         "steering_expansion": 2,
@@ -85,6 +86,47 @@ def test_one_direction_is_the_scan_row_by_row(steering: bool, output_norm: bool,
     # The test would not see the state otherwise.
     scan.D.data.zero_()
     assert scan(low, high).abs().max() > 1e-3 * expected.abs().max()
+
+
+def test_folds_bring_columns_together_that_lie_a_period_apart() -> None:
+    assert fold_columns(10, 4).tolist() == [0, 3, 5, 8, 1, 4, 6, 9, 2, 7]
+    assert fold_columns(12, 4).tolist() == [0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11]
+    assert fold_columns(7, 1).tolist() == list(range(7))
+    for width, folds in [(7, 9), (64, 11.3), (61, 5.4)]:
+        order = fold_columns(width, folds)
+        assert order.sort().values.tolist() == list(range(width))
+        steps, period = order.diff(), width / folds
+        # From one alias to another, but where it goes back to the left.
+        to_the_right = steps[steps > 0]
+        assert (to_the_right - period * (to_the_right / period).round()).abs().max() < 1
+        assert (steps < 0).sum() < period
+
+
+@pytest.mark.parametrize("order", ["rows", "columns"])
+def test_a_folded_scan_is_that_of_images_whose_columns_are_in_that_order(order: str) -> None:
+    folded, (low, high) = layer(order=order, folds=2.5), features(9, 7)
+    plain = layer(order=order)
+    plain.load_state_dict(folded.state_dict())
+    columns = fold_columns(7 if order == "rows" else 9, 2.5)
+    axis = 2 if order == "rows" else 1
+    # Without neighbours, the depthwise convolution does not care for the order.
+    for scan in (folded, plain):
+        kernel = scan.depthwise.weight.data
+        kernel[:] = F.pad(kernel[:, :, 1:2, 1:2], (1, 1, 1, 1))
+    expected = plain(low.index_select(axis, columns), high.index_select(axis, columns))
+    assert_close(folded(low, high).index_select(axis, columns), expected, 1e-9)
+    assert not torch.allclose(plain(low, high), folded(low, high))
+
+
+def test_a_folded_scan_convolves_the_image_as_it_is() -> None:
+    """With a state space that is a skip connection alone, the order of the scan is not to be seen."""
+    folded, (low, high) = layer(folds=2.5, directions=2), features(9, 7)
+    plain = layer(directions=2)
+    plain.load_state_dict(folded.state_dict())
+    for scan in (folded, plain):
+        torch.nn.init.zeros_(scan.matrix_projection)
+        torch.nn.init.zeros_(scan.steering_matrix_projection)
+    assert_close(folded(low, high), plain(low, high), 1e-9)
 
 
 def test_the_state_gate_is_a_gated_mlp() -> None:

@@ -25,11 +25,14 @@ PROJECTS = Path(__file__).parents[2] / "projects"
 ABLATIONS = PROJECTS / "hifimamba" / "ablations" / "ablations.yaml"
 STUDIES = (
     "choices",
+    "constant",
     "details",
     "no_warm_up",
     "noise",
+    "paired",
     "state_space",
     "state_space_singlecoil",
+    "steps",
 )
 QUALITY = [PROJECTS / "hifimamba" / "quality" / f"{name}.yaml" for name in STUDIES]
 SPECIFICATIONS = [*sorted((PROJECTS / "hifimamba_benchmark").glob("*coil*.yaml")), *QUALITY, ABLATIONS]
