@@ -1,4 +1,4 @@
-"""Forward passes of HiFi-MambaV2 at full size, on a CPU, as they are and with glibc keeping freed memory.
+"""Forward passes of HiFi-MambaV2 at full size, on a CPU, with glibc's own policy and with freed memory kept.
 
 Run `python benchmarks/allocation.py --output docs/benchmarks`. Two processes per image size take turns, one call each.
 """
@@ -11,18 +11,18 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from common import interleaved_seconds, machine, markdown_table, peak_megabytes, write_results
 from network import make_call
 
-#: Without these, arrays of more than 32 MB come from the system, and go back to it, every time that they are made.
-KEPT = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "20000000000"}
+from direct_hifimamba.allocation import keep_freed_memory
 
 
-def work(size: int) -> None:
+def work(size: int, keep: bool) -> None:
     """Make a call for every line that comes in, and answer with this process's largest resident size in MB."""
+    if keep and not keep_freed_memory():
+        raise RuntimeError("Freed memory cannot be kept here; see direct_hifimamba.allocation.")
     call = make_call("forward", size)
     for _ in sys.stdin:
         call()
@@ -36,16 +36,15 @@ class Worker:
     ----------
     size, threads : int
         Of the image; of PyTorch.
-    environment : Mapping
-        Variables to set.
+    keep : bool
+        Whether it keeps freed memory.
     """
 
-    def __init__(self, size: int, threads: int, environment: Mapping[str, str]) -> None:
+    def __init__(self, size: int, threads: int, keep: bool) -> None:
         self.peak = 0.0
-        inherited = {name: value for name, value in os.environ.items() if name not in KEPT}
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "--worker", str(size)],
-            env={**inherited, "OMP_NUM_THREADS": str(threads), **environment},
+            [sys.executable, __file__, "--worker", str(size), *(["--keep"] if keep else [])],
+            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -76,14 +75,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 320, 640], help="image sizes")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--keep", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        work(args.worker)
+        work(args.worker, args.keep)
         return
 
     rows, records = [], []
     for size in args.sizes:
-        plain, kept = workers = Worker(size, args.threads, {}), Worker(size, args.threads, KEPT)
+        plain, kept = workers = Worker(size, args.threads, keep=False), Worker(size, args.threads, keep=True)
         try:
             seconds = interleaved_seconds({"plain": plain, "kept": kept}, args.rounds)
         finally:
@@ -92,11 +92,10 @@ def main() -> None:
         before, after = (statistics.median(values) for values in seconds.values())
         rows.append([f"{size} x {size}", before, after, after / before, f"{plain.peak:.0f}", f"{kept.peak:.0f}"])
         records.append({"size": size, "seconds": seconds, "peak MB": [plain.peak, kept.peak]})
-    variables = " ".join(f"{name}={value}" for name, value in KEPT.items())
     header = ["image", "plain, s", "kept, s", "ratio", "plain, MB", "kept, MB"]
-    head = f"`{variables}`, {args.threads} thread(s), {args.rounds} rounds, medians."
+    head = f"{args.threads} thread(s), {args.rounds} rounds, medians."
     circumstances = machine() | {"libc": " ".join(platform.libc_ver())}
-    results = {"machine": circumstances, "environment": KEPT, "threads": args.threads, "records": records}
+    results = {"machine": circumstances, "threads": args.threads, "records": records}
     write_results(args.output, "allocation", results, f"{head}\n\n{markdown_table(header, rows)}")
 
 

@@ -1,7 +1,8 @@
 """Time and memory of HiFi-MambaV2 at full size (128 channels, 6 x 2 blocks), on a CPU.
 
 Run `python benchmarks/network.py --output docs/benchmarks`. Times are medians of rounds that go through all sizes;
-memory is what one call adds to a fresh process that holds the model, its size in brackets.
+memory is what one call adds to a fresh process that holds the model, its size in brackets. Freed memory is kept, as in
+training and prediction.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from common import (
 from direct.data.transforms import fft2, ifft2
 
 from direct_hifimamba import HiFiMambaV2
+from direct_hifimamba.allocation import keep_freed_memory
 from direct_hifimamba.benchmark.cost import count_macs
 
 #: What is measured: kind of call -> options of the network.
@@ -89,6 +91,7 @@ def main() -> None:
     parser.add_argument("--training-sizes", type=int, nargs="+", default=[64, 128, 256], help="image sizes")
     parser.add_argument("--memory-of", nargs=2, metavar=("KIND", "SIZE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    keep_freed_memory()
     if args.memory_of:
         measure_memory(args.memory_of[0], int(args.memory_of[1]))
         return

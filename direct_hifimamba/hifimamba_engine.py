@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
+from direct_hifimamba.allocation import keep_freed_memory
 from direct_hifimamba.layers.moe import Router, Routing, watch_routing
 from direct_hifimamba.learning_rate import CosineSchedule
 from direct_hifimamba.weight_decay import spare_vectors
@@ -25,10 +26,15 @@ class HiFiMambaV2Engine(MRIModelEngine):
 
     Adds the load-balancing loss to the configured losses, weighted by `model.load_balancing_weight`, logs at validation
     which share of the pixels each expert got, and trains with `model.learning_rate_schedule` and
-    `model.decayed_parameters`.
+    `model.decayed_parameters`. On a CPU, the process keeps memory that it frees (:mod:`direct_hifimamba.allocation`).
     """
 
     _load_balancing_loss: torch.Tensor
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if torch.device(self.device).type == "cpu":
+            keep_freed_memory()
 
     def forward_function(self, data: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Reconstruct a batch.
