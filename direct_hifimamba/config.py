@@ -79,8 +79,8 @@ class HiFiMambaV2Config(ModelConfig):
         Model the low band with the selective scan; without, the mixture gets context and high band alone, and the keys
         of the scan mean nothing. Default: True.
     state_space_path : str
-        Where the scan's output goes: with the other parts through the "mixture" of experts, or past it in a linear
-        layer of its own, as a "residual". Default: "mixture".
+        Where the scan's output goes: with the other parts through the "mixture" of experts and the channel attention,
+        or past them in a linear layer of its own, as a "residual". Default: "mixture".
     state_size : int
         States N of the selective scan per channel. Default: 16.
     scan_expansion : int
@@ -152,8 +152,8 @@ class HiFiMambaV2Config(ModelConfig):
         Default: "steps".
     decayed_parameters : str
         What `training.weight_decay` acts on: "all", as in DIRECT, or "matrices" and kernels of convolutions, but no
-        biases, scales of norms, `A_log` and `D` (:mod:`direct_hifimamba.weight_decay`), set by the engine. Default:
-        "all".
+        vectors (biases, scales, `D`), scalars and `A_log` (:mod:`direct_hifimamba.weight_decay`), set by the engine. A
+        training that is resumed needs the value that it began with. Default: "all".
     stochastic_depth : float
         Rate, in [0, 1), at the last block, rising linearly from 0 at the first. Default: 0.3.
     activation_checkpointing : bool

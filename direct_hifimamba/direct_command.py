@@ -16,7 +16,6 @@ from direct.utils import communication
 from torch.optim import Optimizer
 from torch.utils.data import get_worker_info
 
-from direct_hifimamba.allocation import keep_freed_memory
 from direct_hifimamba.learning_rate import CosineSchedule
 
 COSINE_OPTION = "--cosine-schedule"
@@ -68,7 +67,6 @@ def setup_train(takes_cosine: bool, *arguments: Any) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Run `direct` with `arguments`, the first of which is the subcommand."""
-    keep_freed_memory()  # for any model, as the engine of HiFi-MambaV2 does for its own
     takes_cosine = arguments[0] == "train" and COSINE_OPTION in arguments
     # DIRECT's parser takes its arguments from nowhere else.
     sys.argv[1:] = [argument for argument in arguments if not (takes_cosine and argument == COSINE_OPTION)]

@@ -4,12 +4,12 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-# Two dimensions, for the directions of the scan, but no matrices; to decay A_log would move every memory towards 1.
+# Of two dimensions, but no matrices. Decay of A_log would make all states of a channel forget equally fast.
 _STATE_SPACE_VECTORS = ("A_log", "step_size_bias")
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether a parameter is a matrix or the kernel of a convolution: no bias, scale of a norm, `A_log` or `D`."""
+    """Whether a parameter is a matrix or the kernel of a convolution, and no vector, scalar or `A_log`."""
     return parameter.ndim > 1 and name.rpartition(".")[2] not in _STATE_SPACE_VECTORS
 
 

@@ -198,11 +198,14 @@ def test_two_processes_stay_equal(tmp_path: Path) -> None:
             assert torch.equal(first[name], initial) == bool(idle_expert), name
 
 
-@pytest.mark.parametrize("rates", [{}, {"stochastic_depth": 0.5, "scan_dropout": 0.5}], ids=name_of)
-def test_checkpointing_changes_no_gradient(rates: dict[str, float]) -> None:
+RATES = {"stochastic_depth": 0.5, "scan_dropout": 0.5}
+
+
+@pytest.mark.parametrize("options", [{}, RATES, RATES | {"state_space_path": "residual"}], ids=name_of)
+def test_checkpointing_changes_no_gradient(options: dict[str, Any]) -> None:
     results = []
     for checkpointing in (False, True):
-        network = tiny_network(activation_checkpointing=checkpointing, blocks_per_stage=(2, 1), **rates).train()
+        network = tiny_network(activation_checkpointing=checkpointing, blocks_per_stage=(2, 1), **options).train()
         torch.manual_seed(1)
         loss = loss_of(network, measure(2, 2))
         loss.backward()

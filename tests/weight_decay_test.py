@@ -1,6 +1,7 @@
 """Which parameters decay, in an optimizer with DIRECT's schedule, and through the engine's training."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.optim import AdamW
 
+from direct_hifimamba import direct_command
 from direct_hifimamba.hifimamba_engine import HiFiMambaV2Engine
 from direct_hifimamba.weight_decay import spare_vectors
 from tests.helpers import tiny_network
@@ -32,7 +34,7 @@ def _is_vector(name: str) -> bool:
     return name.endswith(VECTORS)
 
 
-def test_only_matrices_shrink_without_gradients():
+def test_only_matrices_shrink_without_gradients() -> None:
     model = tiny_network(scan_output_norm=True, data_consistency="soft")
     optimizer = _optimizer(model)
     spare_vectors(optimizer, _schedule(optimizer), model)
@@ -51,7 +53,7 @@ def test_only_matrices_shrink_without_gradients():
     assert any(name.endswith("step_size_bias") for name in before)
 
 
-def test_every_parameter_stays_with_its_learning_rate():
+def test_every_parameter_stays_with_its_learning_rate() -> None:
     model, other = tiny_network(), nn.Linear(3, 3)
     plain, spared = _optimizer(model, other), _optimizer(model, other)
     schedules = [_schedule(plain), _schedule(spared)]
@@ -71,26 +73,40 @@ def test_every_parameter_stays_with_its_learning_rate():
     assert len(spared.param_groups[1]["params"]) == 2
 
 
-@pytest.mark.parametrize("schedule", ["steps", "cosine"])
-@pytest.mark.parametrize(("decayed", "groups"), [("all", 1), ("matrices", 2)])
-def test_the_engine_follows_the_configuration(monkeypatch, tmp_path: Path, schedule, decayed, groups):
-    steps = []
+@pytest.mark.parametrize("schedule", ["steps", "cosine", "--cosine-schedule"])
+@pytest.mark.parametrize(("decayed", "decays"), [("all", [DECAY]), ("matrices", [DECAY, 0.0])])
+def test_the_engine_follows_the_configuration(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, schedule: str, decayed: str, decays: list[float]
+) -> None:
+    """Also after a training has been resumed."""
+    groups: list[list[dict[str, Any]]] = []
+    states: list[list[float]] = []
 
     def training_loop(engine: Engine, *_: object, **__: object) -> None:
         optimizer = engine._require_optimizer()
+        for parameter in engine.model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        groups.append([dict(group) for group in optimizer.param_groups])
         optimizer.step()
+        states.append([float(optimizer.state[parameter]["step"]) for parameter in engine.model.parameters()])
         engine._Engine__lr_scheduler.step()
-        engine._require_checkpointer().save(1)
-        steps.append(len(optimizer.param_groups))
+        engine._require_checkpointer().save(len(groups))
 
     monkeypatch.setattr(Engine, "training_loop", training_loop)
     for writer in ("JSONWriter", "TensorboardWriter"):  # not needed, and their files stay open
         monkeypatch.setattr(f"direct.engine.{writer}", lambda path: None)
-    model = {"learning_rate_schedule": schedule, "decayed_parameters": decayed}
+    if schedule == "--cosine-schedule":
+        monkeypatch.setattr(Engine, "train", direct_command._train_with_cosine)
+    own_schedule = "cosine" if schedule == "cosine" else "steps"
+    model = {"learning_rate_schedule": own_schedule, "decayed_parameters": decayed}
     training = {"num_iterations": 8, "lr_warmup_iter": 2, "checkpointer": {"checkpoint_steps": 1}}
     cfg = OmegaConf.create({"model": model, "training": training})
-    for _ in range(2):  # the second time from the checkpoint
+    for _ in range(2):
         engine = HiFiMambaV2Engine(cfg, nn.Linear(2, 2), "cpu", None, None)
         optimizer = _optimizer(engine.model)
         engine.train(optimizer, _schedule(optimizer), [], tmp_path, resume=True)
-    assert steps == [groups, groups]
+    for begun in groups:
+        assert [group["weight_decay"] for group in begun] == decays
+        assert len({group["lr"] for group in begun}) == 1
+    assert groups[1][0]["lr"] > groups[0][0]["lr"]  # the warm-up has gone on
+    assert states == [[1, 1], [2, 2]]

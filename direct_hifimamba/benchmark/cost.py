@@ -30,7 +30,6 @@ from tqdm import tqdm
 from direct.data.datasets import build_dataset_from_input  # which cannot be imported before direct.environment
 from direct.train import build_transforms_from_environment
 
-from direct_hifimamba.allocation import keep_freed_memory
 from direct_hifimamba.benchmark.memory import extra_resident_bytes
 from direct_hifimamba.benchmark.processes import THREADS, start_process
 from direct_hifimamba.benchmark.results import Spread
@@ -202,7 +201,6 @@ def _serve(connection: Connection, config: dict[str, Any], files: tuple[Path, Pa
     with suppress(OSError):  # Linux: should memory run out, this process is ended and not its parent
         Path("/proc/self/oom_score_adj").write_text("1000")
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (to the end of the process; DIRECT logs there)
-    keep_freed_memory()  # as when it is trained
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True  # as DIRECT

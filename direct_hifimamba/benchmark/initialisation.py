@@ -1,7 +1,7 @@
 """Initial weights other than those that DIRECT draws."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -25,7 +25,7 @@ class Initialisation:
         Configuration of another model. Parameters of the same name and shape begin with what is drawn for that.
     """
 
-    scaled_parameters: Mapping[str, float] = field(default_factory=dict)
+    scaled_parameters: Mapping[str, float]
     other: DictConfig | None = None
 
     def write(self, path: Path, config: DictConfig, seed: int) -> None:
@@ -50,7 +50,10 @@ class Initialisation:
         if self.other is not None:
             others = _draw(self.other, seed)
             for name in networks.keys() & others.keys():
-                _copy_common(others[name], networks[name])
+                shapes = {key: value.shape for key, value in networks[name].state_dict().items()}
+                weights = others[name].state_dict().items()
+                common = {key: value for key, value in weights if shapes.get(key) == value.shape}
+                networks[name].load_state_dict(common, strict=False)
         self._scale(networks["model"])
         with replace_when_complete(path) as partial:
             torch.save({name: network.state_dict() for name, network in networks.items()}, partial)
@@ -72,9 +75,3 @@ def _draw(config: DictConfig, seed: int) -> dict[str, nn.Module]:
     torch.manual_seed(seed)
     networks = build_networks(config)
     return {"model": networks.model, **networks.additional_models}
-
-
-def _copy_common(source: nn.Module, target: nn.Module) -> None:
-    shapes = {name: value.shape for name, value in target.state_dict().items()}
-    common = {name: value for name, value in source.state_dict().items() if shapes.get(name) == value.shape}
-    target.load_state_dict(common, strict=False)

@@ -32,10 +32,8 @@ class Benchmark:
 
     def _initialisation(self, label: str) -> Initialisation | None:
         model = self.specification.models[label]
-        if model.initial_weights is None and not model.scaled_parameters:
-            return None
         other = None if model.initial_weights is None else next(iter(self.configs[model.initial_weights].values()))
-        return Initialisation(model.scaled_parameters, other)
+        return Initialisation(model.scaled_parameters, other) if model.scaled_parameters or other is not None else None
 
     def make_run(
         self, label: str, folder: RunFolder, split: str, iterations: int, learning_rate: float | None, seed: int

@@ -21,7 +21,7 @@ _PACKAGES = ("direct-recon", "torch", "numpy", "h5py", "scipy", "scikit-image", 
 
 _CODE_PACKAGES = ("direct-recon", "torch", "numpy", "sewar", "scikit-image")
 _CODE_SUFFIXES = (".py", ".so", ".pyd")
-_NETWORK_CODE = ("config.py", "hifimamba.py", "hifimamba_engine.py", "layers", "ops")
+_NETWORK_CODE = ("config.py", "hifimamba.py", "hifimamba_engine.py", "layers", "ops", "weight_decay.py")
 _TRAINING_CODE = ("benchmark/initialisation.py", "benchmark/runner.py", "direct_command.py", "learning_rate.py")
 
 

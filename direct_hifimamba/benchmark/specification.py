@@ -49,8 +49,8 @@ class Model:
     scaled_parameters : dict
         Shell patterns for names of parameters, and what the initial values of those are multiplied with.
     initial_weights : str, optional
-        Label of a model. Parameters of the same name and shape begin with what is drawn for that model, so that a
-        difference to it is not one of the draw.
+        Label of a model. Parameters of the same name and shape begin with what is drawn for that model, whatever its
+        own `scaled_parameters` and `initial_weights`: less of a difference to it is then one of the draw.
     """
 
     configs: tuple[Path, ...]

@@ -30,7 +30,8 @@ class HiFiMambaBlock(nn.Module):
     moe : SharedRoutedMoE
         The block's mixture of experts; its experts may be shared with other blocks.
     stochastic_depth : float
-        Rate at which the block is skipped for a sample in training.
+        Rate at which the block is skipped for a sample in training; mixture and scan each for itself, if the scan goes
+        past the mixture.
     """
 
     def __init__(self, config: HiFiMambaV2Config, moe: SharedRoutedMoE, stochastic_depth: float) -> None:

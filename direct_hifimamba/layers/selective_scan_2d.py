@@ -41,7 +41,7 @@ class StateGate(nn.Module):
         return self.project(F.gelu(gate) * value)
 
 
-def fold_columns(width: int, folds: float) -> torch.Tensor:
+def fold_columns(width: int, folds: float, device: torch.device | None = None) -> torch.Tensor:
     """An order of columns in which those that lie width / folds apart, to the next integer, follow one another.
 
     Returns
@@ -49,8 +49,9 @@ def fold_columns(width: int, folds: float) -> torch.Tensor:
     torch.Tensor
         Indices of shape (width,), int64.
     """
-    columns = torch.arange(width, dtype=torch.float64)
-    return columns.remainder(width / folds).floor().argsort(stable=True)
+    columns = torch.arange(width, dtype=torch.float64, device=device)
+    # The remainder by width / folds, times folds: exact for integers.
+    return (columns * folds).remainder(width).div(folds).floor().argsort(stable=True)
 
 
 class SelectiveScan2D(nn.Module):
@@ -209,7 +210,7 @@ class SelectiveScan2D(nn.Module):
         height, width = low.shape[1:3]
         inner, gate = self.input_projection(low).chunk(2, dim=-1)
         inner = F.silu(convolve(inner, self.depthwise))
-        columns = fold_columns(width, self.folds).to(low.device) if self.folds > 1 else None
+        columns = fold_columns(width, self.folds, low.device) if self.folds > 1 else None
         if columns is not None:
             inner, gate, high = (maps.index_select(2, columns) for maps in (inner, gate, high))
         step_size, B, C = self._matrices(inner, high)

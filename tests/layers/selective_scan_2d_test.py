@@ -91,6 +91,7 @@ def test_one_direction_is_the_scan_row_by_row(steering: bool, output_norm: bool,
 def test_folds_bring_columns_together_that_lie_a_period_apart() -> None:
     assert fold_columns(10, 4).tolist() == [0, 3, 5, 8, 1, 4, 6, 9, 2, 7]
     assert fold_columns(12, 4).tolist() == [0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11]
+    assert fold_columns(50, 6)[:7].tolist() == [0, 9, 17, 25, 34, 42, 1]
     assert fold_columns(7, 1).tolist() == list(range(7))
     for width, folds in [(7, 9), (64, 11.3), (61, 5.4)]:
         order = fold_columns(width, folds)
@@ -102,10 +103,11 @@ def test_folds_bring_columns_together_that_lie_a_period_apart() -> None:
         assert (steps < 0).sum() < period
 
 
+@pytest.mark.parametrize("directions", [1, 2, 4])
 @pytest.mark.parametrize("order", ["rows", "columns"])
-def test_a_folded_scan_is_that_of_images_whose_columns_are_in_that_order(order: str) -> None:
-    folded, (low, high) = layer(order=order, folds=2.5), features(9, 7)
-    plain = layer(order=order)
+def test_a_folded_scan_is_that_of_images_whose_columns_are_in_that_order(order: str, directions: int) -> None:
+    folded, (low, high) = layer(order=order, directions=directions, folds=2.5), features(9, 7)
+    plain = layer(order=order, directions=directions)
     plain.load_state_dict(folded.state_dict())
     columns = fold_columns(7 if order == "rows" else 9, 2.5)
     axis = 2 if order == "rows" else 1
@@ -232,7 +234,7 @@ def test_columns_are_rows_of_the_transposed_image(directions: int) -> None:
 
 @pytest.mark.parametrize(("smallest", "largest"), [(1e-3, 1e-1), (1e-2, 1.0)])
 def test_step_sizes_start_between_their_limits(smallest: float, largest: float) -> None:
-    scan = SelectiveScan2D(64, 16, 4, 4, 11, 2, 4, "rows", (smallest, largest), True, 6, False, 0.0, "torch")
+    scan = SelectiveScan2D(64, 16, 4, 4, 11, 2, 4, "rows", 1.0, (smallest, largest), True, 6, False, 0.0, "torch")
     step_size = F.softplus(scan.step_size_bias.double())
     assert 0.99 * smallest < step_size.min() < 1.2 * smallest
     assert 0.8 * largest < step_size.max() < 1.01 * largest
@@ -244,7 +246,7 @@ def test_step_sizes_start_between_their_limits(smallest: float, largest: float) 
 
 
 def test_states_decay_at_the_rates_1_to_n_and_skip_connections_start_at_1() -> None:
-    scan = SelectiveScan2D(CHANNELS, 5, 2, RANK, 11, 2, 2, "rows", (1e-3, 1e-1), True, 6, False, 0.0, "torch")
+    scan = SelectiveScan2D(CHANNELS, 5, 2, RANK, 11, 2, 2, "rows", 1.0, (1e-3, 1e-1), True, 6, False, 0.0, "torch")
     torch.testing.assert_close(scan.A_log.exp(), torch.arange(1.0, 6.0).expand(2 * 2 * CHANNELS, 5))
     assert torch.equal(scan.D, torch.ones(2 * 2 * CHANNELS))
 
