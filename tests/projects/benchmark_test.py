@@ -27,6 +27,7 @@ STUDIES = (
     "choices",
     "constant",
     "details",
+    "longer",
     "no_warm_up",
     "noise",
     "paired",
