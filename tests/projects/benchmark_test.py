@@ -27,7 +27,6 @@ STUDIES = (
     "choices",
     "constant",
     "details",
-    "longer",
     "no_warm_up",
     "noise",
     "paired",
