@@ -82,7 +82,8 @@ def explicit(scan: SelectiveScan2D, low: torch.Tensor, high: torch.Tensor) -> to
 def test_one_direction_is_the_scan_row_by_row(steering: bool, output_norm: bool, backend: str) -> None:
     scan, (low, high) = layer(steering=steering, output_norm=output_norm, backend=backend), features()
     expected = explicit(scan, low, high)
-    assert_close(scan(low, high), expected, 1e-9)
+    # The norm divides by deviations that are small at some pixels.
+    assert_close(scan(low, high), expected, 1e-9 if output_norm else 1e-10)
     # The test would not see the state otherwise.
     scan.D.data.zero_()
     assert scan(low, high).abs().max() > 1e-3 * expected.abs().max()
