@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from direct.data.transforms import fft2, ifft2
 from torch import nn
@@ -110,3 +112,10 @@ def gradients(network: nn.Module) -> dict[str, torch.Tensor | None]:
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, relative: float) -> None:
     """No element is off by more than `relative` times the largest expected magnitude."""
     torch.testing.assert_close(actual, expected, rtol=0, atol=relative * expected.abs().max().item())
+
+
+def replace_training_loop(monkeypatch: pytest.MonkeyPatch, loop: Callable[..., None]) -> None:
+    """Of DIRECT's `Engine.train`, replace the loop over data alone."""
+    monkeypatch.setattr("direct.engine.Engine.training_loop", loop)
+    for writer in ("JSONWriter", "TensorboardWriter"):  # not needed, and their files stay open
+        monkeypatch.setattr(f"direct.engine.{writer}", lambda path: None)

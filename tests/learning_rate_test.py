@@ -17,6 +17,7 @@ from direct_hifimamba import direct_command
 from direct_hifimamba.config import HiFiMambaV2Config
 from direct_hifimamba.hifimamba_engine import HiFiMambaV2Engine
 from direct_hifimamba.learning_rate import CosineSchedule
+from tests.helpers import replace_training_loop
 
 LR, WARM_UP, ITERATIONS = 0.3, 4, 12
 
@@ -65,9 +66,7 @@ def _train(
             engine._Engine__lr_scheduler.step()
         engine._require_checkpointer().save(iterations[-1])
 
-    monkeypatch.setattr(Engine, "training_loop", training_loop)
-    for writer in ("JSONWriter", "TensorboardWriter"):  # not needed, and their files stay open
-        monkeypatch.setattr(f"direct.engine.{writer}", lambda path: None)
+    replace_training_loop(monkeypatch, training_loop)
     training = TrainingConfig(num_iterations=num_iterations, lr_warmup_iter=WARM_UP)
     model = {"learning_rate_schedule": schedule, "decayed_parameters": "all"}
     cfg = OmegaConf.create({"model": model, "training": OmegaConf.structured(training)})

@@ -14,7 +14,7 @@ from torch.optim import AdamW
 from direct_hifimamba import direct_command
 from direct_hifimamba.hifimamba_engine import HiFiMambaV2Engine
 from direct_hifimamba.weight_decay import spare_vectors
-from tests.helpers import tiny_network
+from tests.helpers import replace_training_loop, tiny_network
 
 DECAY = 0.5
 VECTORS = ("bias", "norm.weight", "A_log", ".D")
@@ -92,9 +92,7 @@ def test_the_engine_follows_the_configuration(
         engine._Engine__lr_scheduler.step()
         engine._require_checkpointer().save(len(groups))
 
-    monkeypatch.setattr(Engine, "training_loop", training_loop)
-    for writer in ("JSONWriter", "TensorboardWriter"):  # not needed, and their files stay open
-        monkeypatch.setattr(f"direct.engine.{writer}", lambda path: None)
+    replace_training_loop(monkeypatch, training_loop)
     if schedule == "--cosine-schedule":
         monkeypatch.setattr(Engine, "train", direct_command._train_with_cosine)
     own_schedule = "cosine" if schedule == "cosine" else "steps"
