@@ -66,14 +66,15 @@ def _train(
             engine._Engine__lr_scheduler.step()
         engine._require_checkpointer().save(iterations[-1])
 
-    replace_training_loop(monkeypatch, training_loop)
     training = TrainingConfig(num_iterations=num_iterations, lr_warmup_iter=WARM_UP)
     model = {"learning_rate_schedule": schedule, "decayed_parameters": "all"}
     cfg = OmegaConf.create({"model": model, "training": OmegaConf.structured(training)})
     engine_class = Unet2dEngine if schedule is None else HiFiMambaV2Engine
     engine = engine_class(cfg, nn.Linear(1, 1), "cpu", None, None)
     optimizer = SGD(engine.model.parameters(), lr=LR)
-    engine.train(optimizer, _steps(optimizer), [], folder, resume=True)
+    with monkeypatch.context() as patches:  # undone at once: whoever called may have put another loop in its place
+        replace_training_loop(patches, training_loop)
+        engine.train(optimizer, _steps(optimizer), [], folder, resume=True)
     return rates
 
 
