@@ -4,6 +4,7 @@ import copy
 import inspect
 import pickle
 import re
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from direct_hifimamba.layers.data_consistency import Measurement
 from direct_hifimamba.layers.moe import Router, Routing, load_balancing_loss, watch_routing
 from direct_hifimamba.layers.selective_scan_2d import SelectiveScan2D
 from direct_hifimamba.layers.sf_lap import Bands, CrossFrequencyRouting, LaplacianPyramid
+from direct_hifimamba.ops import library
 from direct_hifimamba.ops.selective_scan import interface
 from tests.helpers import TINY, UNNORMALISED, assert_close, gradients, loss_of, measure, tiny_network
 
@@ -364,6 +366,36 @@ def test_autocast_keeps_scan_and_data_consistency_in_float32(monkeypatch: pytest
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients(network).values())
 
 
+KERNEL_SIZES = {"hidden_channels": 32, "state_size": 16, "scan_backend": "auto"}
+
+
+@pytest.mark.skipif(not library.CHANNELS, reason="the kernels were not compiled")
+def test_without_gradients_every_kernel_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, call, called = tiny_network(**KERNEL_SIZES), library.call, Counter[str]()
+
+    def count(function: str, *arguments: Any) -> None:
+        called[function] += 1
+        call(function, *arguments)
+
+    monkeypatch.setattr(library, "call", count)
+    with torch.no_grad():
+        network(*measure())
+    # Of each of two blocks: three bottlenecks; a shared and four routed experts, and two gates.
+    once = dict.fromkeys(("scan_forward", "depthwise", "sequence", "routing", "join"), 2)
+    assert called == once | {"bottleneck": 6, "expert": 14}
+
+
+@for_all_variants
+def test_the_image_is_the_same_without_gradients(options: dict[str, Any]) -> None:
+    """Compiled kernels take the place of more operators then, with channels as many as here."""
+    network = tiny_network(**KERNEL_SIZES | options)
+    expected = network(*measure(2, 2, 17, 20))
+    with torch.no_grad():
+        actual = network(*measure(2, 2, 17, 20))
+    assert_close(actual.image, expected.image.detach(), 1e-5)
+    torch.testing.assert_close(actual.load_balancing_loss, expected.load_balancing_loss, rtol=1e-5, atol=0)
+
+
 # Data consistency
 
 
@@ -670,11 +702,11 @@ def zero(network: nn.Module, pattern: str) -> None:
     assert matched
 
 
-def replace_output(network: nn.Module, kind: type[nn.Module], replacement: Callable[[Any, Any], Any]) -> None:
-    """Let modules of `kind` return `replacement(input, output)`."""
+def replace_output(network: nn.Module, kind: type[nn.Module], replacement: Callable[..., Any]) -> None:
+    """Let modules of `kind` return `replacement(*inputs)`."""
     for module in network.modules():
         if isinstance(module, kind):
-            module.register_forward_hook(lambda _, inputs, output: replacement(inputs[0], output))
+            module.register_forward_hook(lambda _, inputs, output: replacement(*inputs))
 
 
 def test_without_steering_the_steering_gates_give_zero() -> None:
@@ -696,7 +728,7 @@ def test_without_the_state_space_its_part_of_the_mixture_is_absent() -> None:
 
 def test_without_cross_frequency_routing_bands_are_added() -> None:
     base, variant = base_and_variant({}, {"cross_frequency_routing": False})
-    replace_output(base, CrossFrequencyRouting, lambda high_plus_detail, _: high_plus_detail)
+    replace_output(base, CrossFrequencyRouting, torch.add)
     assert_equal_images(base, variant)
 
 
@@ -741,7 +773,7 @@ def test_without_experts_an_mlp_takes_the_place_of_those_that_act() -> None:
 
 def test_without_a_pyramid_everything_is_low() -> None:
     base, variant = base_and_variant({"cross_frequency_routing": False}, {"pyramid": "none"})
-    replace_output(base, LaplacianPyramid, lambda features, _: Bands(features, torch.zeros_like(features)))
+    replace_output(base, LaplacianPyramid, lambda features: Bands(features, torch.zeros_like(features)))
     assert_equal_images(base, variant)
 
 
@@ -751,13 +783,13 @@ def test_without_a_pyramid_everything_is_low() -> None:
 def test_another_pyramid_changes_the_split_alone(options: dict[str, Any]) -> None:
     base, variant = base_and_variant({}, options)
     pyramid = variant.stages[0].blocks[0].sf_lap.split
-    replace_output(base, LaplacianPyramid, lambda features, _: pyramid(features))
+    replace_output(base, LaplacianPyramid, pyramid)
     assert_equal_images(base, variant)
 
 
 def test_without_activation_the_image_itself_is_embedded() -> None:
     base, variant = base_and_variant({}, {"data_consistency_activation": "none"})
-    replace_output(base, nn.SiLU, lambda image, _: image)
+    replace_output(base, nn.SiLU, lambda image: image)
     assert_equal_images(base, variant)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import pickle
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import nn
 from direct_hifimamba import cli, hifimamba
 from direct_hifimamba.config import HiFiMambaV2Config
 from direct_hifimamba.hifimamba import HiFiMambaV2, HiFiMambaV2Output
+from direct_hifimamba.layers.attention import ChannelAttention
 from direct_hifimamba.layers.moe import Routing, watch_routing
 from direct_hifimamba.reference import convert_checkpoint, convert_state_dict, from_reference, infer_options
 from tests.helpers import GOLDEN_NAMES, UNNORMALISED, Golden, assert_close, channels_last, golden, gradients, measure
@@ -55,8 +57,13 @@ class Run:
         image = channels_last(values["input"]).contiguous().requires_grad_()
         masked_kspace = forward_operator(image, dim=(1, 2)).unsqueeze(1) * self.mask
         unit_map = torch.view_as_real(torch.ones(masked_kspace.shape[:-1], dtype=torch.complex64))
+
+        def record(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            # The reference's attention applies its gate itself.
+            self.outputs[name] = inputs[0] * output if isinstance(module, ChannelAttention) else output
+
         for name, module in self.network.named_modules():
-            module.register_forward_hook(lambda _, __, output, name=name: self.outputs.update({name: output}))
+            module.register_forward_hook(partial(record, name))
         with watch_routing(self.network, lambda block, routing: self.routings.update({block: routing})):
             self.output: HiFiMambaV2Output = self.network(masked_kspace, self.mask, unit_map)
         magnitude = self.output.image.norm(dim=-1)

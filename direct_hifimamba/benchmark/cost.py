@@ -345,7 +345,7 @@ def count_macs(call: Callable[[], object]) -> int:
 
 @contextmanager
 def _as_defined() -> Iterator[list[int]]:
-    """Yield a list of the multiply-accumulates of all selective scans, bottlenecks and experts computed as defined.
+    """Yield a list of the multiply-accumulates of all selective scans, the rest being computed as defined.
 
     PyTorch does not see what compiled kernels do, and bands spend products on statistics to save passes over memory,
     which is no cost of the model.

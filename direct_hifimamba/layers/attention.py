@@ -51,6 +51,6 @@ class ChannelAttention(nn.Module):
         nn.init.uniform_(self.offset, -bound, bound)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Scale the channels of features (batch, height, width, channels)."""
+        """The gate (batch, 1, 1, channels) of features (batch, height, width, channels), which it is to multiply."""
         mean = features.mean(dim=(1, 2), keepdim=True)
-        return features * torch.sigmoid(F.gelu(self.pointwise(mean)) * self.scale + self.offset)
+        return torch.sigmoid(F.gelu(self.pointwise(mean)) * self.scale + self.offset)

@@ -12,12 +12,25 @@ from torchvision.ops import StochasticDepth
 from direct_hifimamba.layers.attention import ChannelAttention, GlobalContext
 from direct_hifimamba.layers.bottleneck import InvertedBottleneck
 from direct_hifimamba.layers.moe import SharedRoutedMoE
-from direct_hifimamba.layers.recompute import pixelwise
 from direct_hifimamba.layers.selective_scan_2d import SelectiveScan2D
 from direct_hifimamba.layers.sf_lap import CrossFrequencyRouting, SFLap
+from direct_hifimamba.ops import pixels as kernels
 
 if TYPE_CHECKING:
     from direct_hifimamba.config import HiFiMambaV2Config
+
+
+class JoinedLinear(nn.Linear):
+    """A linear map of several tensors' channels, one after another."""
+
+    def forward(self, *parts: torch.Tensor) -> torch.Tensor:
+        """Map tensors (..., channels) to (..., outputs)."""
+        channels = [part.shape[-1] for part in parts]
+        alike = len({part.shape[:-1] for part in parts}) == 1
+        if alike and kernels.predicts(parts[0], self.out_features, *channels):
+            pixels = [part.flatten(0, -2) for part in parts]
+            return kernels.joined_linear(pixels, self.weight, self.bias).unflatten(0, parts[0].shape[:-1])
+        return super().forward(torch.cat(parts, dim=-1))
 
 
 class HiFiMambaBlock(nn.Module):
@@ -72,7 +85,7 @@ class HiFiMambaBlock(nn.Module):
                 backend=config.scan_backend,
             )
         mixed = config.state_space and config.state_space_path == "mixture"
-        self.mix = nn.Linear(channels + (2 if mixed else 1) * half, channels)
+        self.mix = JoinedLinear(channels + (2 if mixed else 1) * half, channels)
         self.scan_projection = nn.Linear(half, channels) if config.state_space and not mixed else None
         self.moe = moe
         self.channel_attention = ChannelAttention(channels)
@@ -85,9 +98,8 @@ class HiFiMambaBlock(nn.Module):
 
         low, detail = self.sf_lap(low)
         if detail is not None:
-            combined = high + detail
             routing = self.cross_frequency_routing
-            high = combined if routing is None else pixelwise(routing, combined, detail)
+            high = high + detail if routing is None else routing(high, detail)
         high = self.steering_bottleneck(high)
         parts = [context, self.high_bottleneck(high)]
         if self.selective_scan is not None:
@@ -97,5 +109,6 @@ class HiFiMambaBlock(nn.Module):
             else:
                 features = features + self.stochastic_depth(self.scan_projection(scanned))
 
-        mixed, balance = self.moe(self.mix(torch.cat(parts, dim=-1)))
-        return features + self.stochastic_depth(self.channel_attention(mixed)), balance
+        mixed, balance = self.moe(self.mix(*parts))
+        # Skipping the gate skips the block, at less cost.
+        return torch.addcmul(features, mixed, self.stochastic_depth(self.channel_attention(mixed))), balance

@@ -28,17 +28,17 @@ class StateGate(nn.Module):
         self.expand = nn.Linear(state_size, 2 * expansion * state_size, bias=False)
         self.project = nn.Linear(expansion * state_size, state_size, bias=False)
 
-    def forward(self, matrix: torch.Tensor) -> torch.Tensor:
+    def forward(self, steering: torch.Tensor) -> torch.Tensor:
         """Map (..., state_size) to (..., state_size)."""
-        if not torch.is_grad_enabled() and kernels.computes(matrix, *self.project.weight.shape):
-            gate, value = self.expand.weight.chunk(2)
-            pixels = matrix.reshape(-1, matrix.shape[-1])
-            return kernels.gated_mlp(pixels, gate, value, self.project.weight).view(matrix.shape)
-        return pixelwise(self._map, matrix)
+        return pixelwise(self._map, steering)
 
-    def _map(self, matrix: torch.Tensor) -> torch.Tensor:
-        gate, value = self.expand(matrix).chunk(2, dim=-1)
+    def _map(self, steering: torch.Tensor) -> torch.Tensor:
+        gate, value = self.expand(steering).chunk(2, dim=-1)
         return self.project(F.gelu(gate) * value)
+
+    def add_to(self, matrix: torch.Tensor, steering: torch.Tensor) -> None:
+        """Add what `steering` is mapped to, both (..., state_size), by a compiled kernel and without gradients."""
+        kernels.add_gated_mlp(matrix, steering, *self.expand.weight.chunk(2), self.project.weight)
 
 
 def fold_columns(width: int, folds: float, device: torch.device | None = None) -> torch.Tensor:
@@ -178,6 +178,22 @@ class SelectiveScan2D(nn.Module):
             image = image + columns.unflatten(1, (width, height)).transpose(1, 2)
         return image
 
+    def _convolve(self, inner: torch.Tensor) -> torch.Tensor:
+        """Depthwise convolution and SiLU of (batch, height, width, d)."""
+        weight, bias = self.depthwise.weight, self.depthwise.bias
+        if kernels.predicts(inner, len(weight)):
+            return kernels.as_batch([kernels.depthwise_silu(image, weight, bias) for image in inner])
+        return F.silu(convolve(inner, self.depthwise))
+
+    def _convolve_sequences(self, sequences: torch.Tensor) -> torch.Tensor:
+        """Depthwise convolution of (batch, length, channels)."""
+        convolution = self.sequence_convolution
+        if kernels.predicts(sequences):
+            weight, dilation = convolution.weight.flatten(1), convolution.dilation[1]
+            return kernels.as_batch([kernels.convolve_sequence(x, weight, dilation) for x in sequences])
+        # (batch, 1, length, channels): an image of height 1
+        return convolve(sequences.unsqueeze(1), convolution).squeeze(1)
+
     def _per_direction(self, image: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Project an image (batch, height, width, d) by weights (directions, m, d) to (..., directions, m)."""
         return F.linear(image, weight.flatten(0, 1)).unflatten(-1, (self.directions, -1))
@@ -191,12 +207,13 @@ class SelectiveScan2D(nn.Module):
             projection = self.steering_matrix_projection @ self.steering_input_projection.weight
             steering_b, steering_c = self._per_direction(high, projection).chunk(2, dim=-1)
             step_size, B, C = matrices.split(sizes, dim=-1)
-            B = B + self.steering_gate_b(steering_b)
-            C = C + self.steering_gate_c(steering_c)
-            matrices = torch.cat([step_size, B, C], dim=-1)
-        sequences = self._to_sequences(matrices)
-        # (batch, 1, length, channels): an image of height 1
-        convolved = convolve(sequences.flatten(2).unsqueeze(1), self.sequence_convolution).squeeze(1)
+            if kernels.predicts(matrices, *self.steering_gate_b.project.weight.shape):
+                self.steering_gate_b.add_to(B, steering_b)
+                self.steering_gate_c.add_to(C, steering_c)
+            else:
+                B, C = B + self.steering_gate_b(steering_b), C + self.steering_gate_c(steering_c)
+                matrices = torch.cat([step_size, B, C], dim=-1)
+        convolved = self._convolve_sequences(self._to_sequences(matrices).flatten(2))
         step_size, B, C = convolved.unflatten(-1, (self.directions, -1)).split(sizes, dim=-1)
         return step_size, B, C
 
@@ -209,7 +226,7 @@ class SelectiveScan2D(nn.Module):
     def _scan_rows(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
         height, width = low.shape[1:3]
         inner, gate = self.input_projection(low).chunk(2, dim=-1)
-        inner = F.silu(convolve(inner, self.depthwise))
+        inner = self._convolve(inner)
         columns = fold_columns(width, self.folds, low.device) if self.folds > 1 else None
         if columns is not None:
             inner, gate, high = (maps.index_select(2, columns) for maps in (inner, gate, high))

@@ -10,6 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from direct_hifimamba.layers.bottleneck import InvertedBottleneck
+from direct_hifimamba.layers.recompute import pixelwise
+from direct_hifimamba.ops import pixels as kernels
 
 
 class Bands(NamedTuple):
@@ -104,10 +106,10 @@ class SFLap(nn.Module):
 
 
 class CrossFrequencyRouting(nn.Module):
-    """Cross-frequency consensus routing: where high features and detail agree, take the detail.
+    """Cross-frequency consensus routing: detail added to the high features, or in their place where both agree.
 
-    The weight of the detail is sigmoid(gamma s) per pixel, s the cosine similarity over channels, gamma = 2 at the
-    start and positive always.
+    The high features are taken with the weight 1 - sigmoid(gamma s) per pixel, s the cosine similarity over channels of
+    their sum with the detail and the detail, gamma = 2 at the start and positive always.
     """
 
     def __init__(self) -> None:
@@ -116,7 +118,12 @@ class CrossFrequencyRouting(nn.Module):
 
     def forward(self, high: torch.Tensor, detail: torch.Tensor) -> torch.Tensor:
         """Blend two tensors of shape (batch, height, width, channels)."""
-        norms = high.norm(dim=-1, keepdim=True) * detail.norm(dim=-1, keepdim=True)
-        similarity = (high * detail).sum(dim=-1, keepdim=True) / (norms + 1e-6)
-        weight = torch.sigmoid(self.log_gamma.exp() * similarity)
-        return torch.lerp(high, detail, weight)
+        if kernels.predicts(high, high.shape[-1]):
+            routed = kernels.route_detail(high.flatten(0, -2), detail.flatten(0, -2), self.log_gamma.exp())
+            return routed.view(high.shape)
+        return pixelwise(self._blend, high + detail, detail)
+
+    def _blend(self, combined: torch.Tensor, detail: torch.Tensor) -> torch.Tensor:
+        norms = combined.norm(dim=-1, keepdim=True) * detail.norm(dim=-1, keepdim=True)
+        similarity = (combined * detail).sum(dim=-1, keepdim=True) / (norms + 1e-6)
+        return torch.lerp(combined, detail, torch.sigmoid(self.log_gamma.exp() * similarity))

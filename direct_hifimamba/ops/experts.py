@@ -64,9 +64,6 @@ def _add_rows(total: torch.Tensor, rows: slice | torch.Tensor, values: torch.Ten
 
 
 def _add_expert(total: torch.Tensor, features: torch.Tensor, expert: ExpertWeights, assignment: Assignment) -> None:
-    if kernels.computes(features, *expert.project.shape):
-        kernels.add_expert(total, features, *assignment, *expert)
-        return
     for rows, places in _pieces(features, assignment):
         hidden = torch.ops.aten.gelu_(F.linear(features[rows], *expert[:2]))
         output = F.linear(hidden, *expert[2:])
@@ -119,8 +116,12 @@ class _SumOfExperts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: torch.Tensor, *tensors: torch.Tensor | None) -> torch.Tensor:
         ctx.save_for_backward(features, *tensors)
+        experts, assignments = zip(*_unpack(tensors), strict=True) if tensors else ((), ())
+        if experts and all(kernels.computes(features, *expert.project.shape) for expert in experts):
+            weights = [weight for expert in experts for weight in expert]
+            return kernels.sum_of_experts(features, weights, *map(list, zip(*assignments, strict=True)))
         total = torch.zeros_like(features)
-        for expert, assignment in _unpack(tensors):
+        for expert, assignment in zip(experts, assignments, strict=True):
             _add_expert(total, features, expert, assignment)
         return total
 

@@ -12,7 +12,7 @@ so that this normalisation folds into W, and likewise for its gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -87,26 +87,29 @@ def _windows(
         yield window
 
 
+class _Saved(NamedTuple):
+    """What the backward pass of one image needs beside its input x and the weights."""
+
+    convolved: torch.Tensor  #: output of the depthwise convolution, less any constant, (height, width, E)
+    projected: torch.Tensor  #: input of the last GELU, (height, width, c)
+    statistics: torch.Tensor  #: mean and standard deviation of `convolved`, (2,) float64
+    input_mean: torch.Tensor  #: of x over pixels, (c,) float64
+    input_covariance: torch.Tensor  #: (c, c) float64
+
+
 class _ExpandNorm(NamedTuple):
-    """The first normalisation of one image, from the statistics of its input x."""
+    """The first normalisation of one image."""
 
     mean: torch.Tensor  #: mean of W x over pixels and channels, scalar float64
     std: torch.Tensor  #: its standard deviation, scalar float64
-    input_sum: torch.Tensor  #: (c,) float64
-    input_gram: torch.Tensor  #: sum over pixels of x x^T, (c, c) float64
 
     @classmethod
-    def of(cls, pixels: torch.Tensor, expand: torch.Tensor) -> _ExpandNorm:
-        count = pixels.shape[0]
-        input_mean = pixels.mean(0)
-        centred = pixels - input_mean
-        covariance = (centred.t() @ centred).double() / count
-        input_mean, W = input_mean.double(), expand.double()
+    def of(cls, input_mean: torch.Tensor, input_covariance: torch.Tensor, expand: torch.Tensor) -> _ExpandNorm:
+        W = expand.double()
         channel_means = W @ input_mean
         # Variance within channels plus variance between their means: two sums of squares, nothing cancels.
-        variance = ((W @ covariance) * W).sum(1).mean() + channel_means.var(correction=0)
-        gram = count * (covariance + torch.outer(input_mean, input_mean))
-        return cls(channel_means.mean(), (variance + EPS).sqrt(), count * input_mean, gram)
+        variance = ((W @ input_covariance) * W).sum(1).mean() + channel_means.var(correction=0)
+        return cls(channel_means.mean(), (variance + EPS).sqrt())
 
     def fold(self, weights: BottleneckWeights) -> tuple[torch.Tensor, torch.Tensor]:
         """Weight and bias of the linear map that expands and normalises."""
@@ -114,31 +117,18 @@ class _ExpandNorm(NamedTuple):
         return weights.expand * gain[:, None], weights.expand_offset - gain * self.mean.to(gain.dtype)
 
 
-class _Convolved(NamedTuple):
-    """The output of the depthwise convolution of one image."""
+def _forward_image(x: torch.Tensor, weights: BottleneckWeights, keep: bool) -> tuple[torch.Tensor, _Saved | None]:
+    """The bottleneck of an image (height, width, c), and what its backward pass needs if that is to be kept."""
+    if kernels.computes(x, *weights.project.shape):
+        result, *saved = kernels.inverted_bottleneck(x, *weights, keep)
+        return result, _Saved(*saved) if keep else None
 
-    values: torch.Tensor  #: less any constant, (height, width, E)
-    mean: torch.Tensor  #: of `values`, scalar float64
-    std: torch.Tensor  #: their standard deviation, scalar float64
-
-
-class _Saved(NamedTuple):
-    """What the backward pass of one image needs beside its input and the weights."""
-
-    convolved: torch.Tensor  #: values of :class:`_Convolved`
-    projected: torch.Tensor  #: input of the last GELU, (height, width, c)
-    statistics: torch.Tensor  #: mean and standard deviation of `convolved`, (2,) float64
-
-
-def _convolve_image(x: torch.Tensor, folded: torch.Tensor, bias: torch.Tensor, kernel: torch.Tensor) -> _Convolved:
-    """Expansion, first GELU and depthwise convolution of an image."""
-    if kernels.computes(x, *folded.shape):
-        convolved, moments = kernels.expand_convolve(x, folded, bias, kernel)
-        means, squares = moments.unbind(1)
-        variance = squares.sum() / convolved.numel() + means.var(correction=0)
-        return _Convolved(convolved, means.mean(), (variance + EPS).sqrt())
-
-    height, width, _ = x.shape
+    height, width, channels = x.shape
+    pixels = x.flatten(0, 1)
+    input_mean = pixels.mean(0)
+    centred = pixels - input_mean
+    input_moments = input_mean.double(), (centred.t() @ centred).double() / len(pixels)
+    folded, bias = _ExpandNorm.of(*input_moments, weights.expand).fold(weights)
     wide = (height, width, len(folded))
 
     def expand_and_activate(rows: slice, out: torch.Tensor) -> None:
@@ -150,7 +140,7 @@ def _convolve_image(x: torch.Tensor, folded: torch.Tensor, bias: torch.Tensor, k
     squares = torch.zeros_like(total)
     shift: torch.Tensor | None = None
     for band, window in zip(_bands(height, width * wide[2]), _windows(wide, x, expand_and_activate), strict=True):
-        output = _depthwise(window.unsqueeze(0), kernel, row_padding=0).squeeze(0)
+        output = _depthwise(window.unsqueeze(0), weights.depthwise, row_padding=0).squeeze(0)
         if shift is None:
             # Normalisation removes any constant; without this one the sum of squares cancels less.
             shift = output.mean()
@@ -158,40 +148,24 @@ def _convolve_image(x: torch.Tensor, folded: torch.Tensor, bias: torch.Tensor, k
         total += flat.sum()
         squares += torch.dot(flat, flat)
     mean = total / convolved.numel()
-    return _Convolved(convolved, mean, (squares / convolved.numel() - mean**2).clamp(min=0).add(EPS).sqrt())
+    std = (squares / convolved.numel() - mean**2).clamp(min=0).add(EPS).sqrt()
 
-
-def _project_image(
-    x: torch.Tensor, convolved: torch.Tensor, gain: torch.Tensor, offset: torch.Tensor, weight: torch.Tensor, keep: bool
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Second normalisation and GELU, projection, third GELU and skip connection; and the argument of that GELU."""
-    if kernels.computes(x, *weight.shape):
-        return kernels.activate_project(x, convolved, gain, offset, weight, keep)
-    height, width, channels = convolved.shape
-    result = torch.empty_like(x)
-    projected = torch.empty_like(x) if keep else None
-    for band in _bands(height, width * channels):
-        activated = torch.addcmul(offset, convolved[band], gain)
-        output = F.linear(torch.ops.aten.gelu_(activated), weight)
-        if projected is not None:
-            projected[band] = output
-        torch.add(x[band], F.gelu(output), out=result[band])
-    return result, projected
-
-
-def _forward_image(x: torch.Tensor, weights: BottleneckWeights, keep: bool) -> tuple[torch.Tensor, _Saved | None]:
-    folded, bias = _ExpandNorm.of(x.flatten(0, 1), weights.expand).fold(weights)
-    convolved, mean, std = _convolve_image(x, folded, bias, weights.depthwise)
     gain = weights.depthwise_scale / std.to(x.dtype)
     offset = weights.depthwise_offset - gain * mean.to(x.dtype)
-    result, projected = _project_image(x, convolved, gain, offset, weights.project, keep)
-    return result, _Saved(convolved, projected, torch.stack([mean, std])) if keep and projected is not None else None
+    result, projected = torch.empty_like(x), x.new_empty(x.shape if keep else 0)
+    for band in _bands(height, width * wide[2]):
+        activated = torch.addcmul(offset, convolved[band], gain)
+        output = F.linear(torch.ops.aten.gelu_(activated), weights.project)
+        if keep:
+            projected[band] = output
+        torch.add(x[band], F.gelu(output), out=result[band])
+    return result, _Saved(convolved, projected, torch.stack([mean, std]), *input_moments) if keep else None
 
 
 def _project_gradients(
     grad: torch.Tensor, saved: _Saved, gain: torch.Tensor, offset: torch.Tensor, weight: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of :func:`_project_image`, as `activate_project_gradients` returns them."""
+    """Gradients from the second normalisation on, as `activate_project_gradients` returns them."""
     if kernels.computes(grad, *weight.shape):
         return kernels.activate_project_gradients(grad, saved.projected, saved.convolved, gain, offset, weight)
     height, width, channels = saved.convolved.shape
@@ -222,7 +196,7 @@ def _convolve_gradients(
     slope: torch.Tensor,
     level: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of :func:`_convolve_image`, given and returned as by `expand_convolve_gradients`."""
+    """Gradients up to the depthwise convolution, given and returned as by `expand_convolve_gradients`."""
     if kernels.computes(x, *folded.shape):
         return kernels.expand_convolve_gradients(
             grad, x, folded, bias, kernel, normalised_grad, convolved, gain, slope, level
@@ -288,7 +262,7 @@ def _backward_image(
     level = (gain * offset_grad).sum() / count - slope * mean
 
     # Through convolution, first GELU and expansion.
-    norm = _ExpandNorm.of(x.flatten(0, 1), weights.expand)
+    norm = _ExpandNorm.of(saved.input_mean, saved.input_covariance, weights.expand)
     folded, bias = norm.fold(weights)
     input_grad, correlation, offset_grad, kernel_grad = _convolve_gradients(
         grad, x, folded, bias, weights.depthwise, normalised_grad, saved.convolved, gain, slope, level
@@ -303,15 +277,13 @@ def _backward_image(
     grads.expand_scale.add_(scale_grad)
     slope = (scale * scale_grad).sum() / (count * norm.std**2)
     level = (scale * offset_grad).sum() / (count * norm.std) - slope * norm.mean
-    expand_grad = (scale / norm.std)[:, None] * correlation - level * norm.input_sum - slope * (W @ norm.input_gram)
+    pixels = count // len(W)
+    input_sum = pixels * saved.input_mean
+    input_gram = pixels * saved.input_covariance + torch.outer(input_sum, saved.input_mean)
+    expand_grad = (scale / norm.std)[:, None] * correlation - level * input_sum - slope * (W @ input_gram)
     grads.expand.add_(expand_grad)
     input_grad.flatten(0, 1).addmm_(x.flatten(0, 1), (slope * W.t() @ W).to(dtype), alpha=-1)
     return input_grad.sub_((level * W.sum(0)).to(dtype))
-
-
-def _as_batch(images: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Stack images; a single one without a copy."""
-    return torch.stack(tuple(images)) if len(images) > 1 else images[0].unsqueeze(0)
 
 
 class _BandedBottleneck(torch.autograd.Function):
@@ -321,7 +293,7 @@ class _BandedBottleneck(torch.autograd.Function):
             *(_forward_image(x, BottleneckWeights(*weights), keep=True) for x in features), strict=True
         )
         ctx.save_for_backward(features, *weights, *(tensor for image in saved for tensor in image))
-        return _as_batch(results)
+        return kernels.as_batch(results)
 
     @staticmethod
     @once_differentiable
@@ -329,12 +301,13 @@ class _BandedBottleneck(torch.autograd.Function):
         features, *rest = ctx.saved_tensors
         weights, rest = BottleneckWeights(*rest[:7]), rest[7:]
         grads = BottleneckWeights(*(torch.zeros_like(weight) for weight in weights))
+        kept = len(_Saved._fields)
         with torch.autocast("cpu", enabled=False):  # as it was in the forward pass
             input_grads = [
-                _backward_image(x, weights, _Saved(*rest[3 * i : 3 * i + 3]), image_grad.contiguous(), grads)
+                _backward_image(x, weights, _Saved(*rest[i * kept : (i + 1) * kept]), image_grad.contiguous(), grads)
                 for i, (x, image_grad) in enumerate(zip(features, grad, strict=True))
             ]
-        return _as_batch(input_grads), *grads
+        return kernels.as_batch(input_grads), *grads
 
 
 def inverted_bottleneck(features: torch.Tensor, weights: BottleneckWeights) -> torch.Tensor:
@@ -362,4 +335,4 @@ def inverted_bottleneck(features: torch.Tensor, weights: BottleneckWeights) -> t
     features = features.contiguous()
     if torch.is_grad_enabled() and (features.requires_grad or any(weight.requires_grad for weight in weights)):
         return _BandedBottleneck.apply(features, *weights)
-    return _as_batch([_forward_image(x, weights, keep=False)[0] for x in features])
+    return kernels.as_batch([_forward_image(x, weights, keep=False)[0] for x in features])

@@ -16,7 +16,8 @@ ISA_VARIABLE = "DIRECT_HIFIMAMBA_ISA"
 
 _FUNCTIONS = (
     *("scan_forward", "scan_backward"),
-    *("expand", "project", "expert", "expand_backward", "project_backward", "expert_backward"),
+    *("bottleneck", "expert", "depthwise", "sequence", "routing", "join"),
+    *("expand_backward", "project_backward", "expert_backward"),
 )
 
 
@@ -85,6 +86,8 @@ def call(function: str, arguments: ctypes.Structure, work: int, work_per_thread:
     ------
     MemoryError
         If the working memory could not be allocated.
+    IndexError
+        If `index` among the arguments has rows that do not exist.
     RuntimeError
         If the library was built from other sources than these.
     """
@@ -93,6 +96,8 @@ def call(function: str, arguments: ctypes.Structure, work: int, work_per_thread:
     status = run(ctypes.byref(arguments), ctypes.sizeof(arguments), INSTRUCTION_SETS.index(instruction_set()), threads)
     if status == 1:
         raise MemoryError(f"The kernel {function} could not allocate its working memory.")
+    if status == 3:
+        raise IndexError(f"index has rows that do not exist; expected 0 to {arguments.all_pixels - 1}.")
     if status:
         raise RuntimeError(
             "The compiled kernels are of another version than this package; reinstall it, or in a checkout run: "

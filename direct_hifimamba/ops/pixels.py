@@ -1,10 +1,10 @@
-"""Compiled kernels that map pixels: the halves of an inverted bottleneck, and an expert. See csrc/pixels.h."""
+"""Compiled kernels for the pixels of images and the steps of sequences: all but the scan. See csrc/pixels.h."""
 
 from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -24,9 +24,17 @@ def _struct(name: str, integers: str, pointers: str) -> type[ctypes.Structure]:
     return type(name, (ctypes.Structure,), {"_fields_": fields})
 
 
-_Expand = _struct("Expand", "height width channels wide", "x W b depthwise convolved moments")
-_Project = _struct("Project", "pixels channels wide", "x convolved gain offset P projected y")
-_Expert = _struct("Expert", "pixels channels hidden", "x index weight U a G V b out")
+_Bottleneck = _struct(
+    "Bottleneck",
+    "height width channels wide",
+    "x expand expand_scale expand_offset depthwise depthwise_scale depthwise_offset project convolved projected y "
+    "statistics input_mean input_covariance",
+)
+_Expert = _struct("Expert", "all_pixels pixels channels hidden x_row out_row add", "x index weight U a G V b out")
+_Depthwise = _struct("Depthwise", "height width channels x_row", "x weight bias y")
+_Sequence = _struct("Sequence", "length channels taps dilation", "x weight y")
+_Routing = _struct("Routing", "pixels channels high_row", "high detail gamma y")
+_Join = _struct("Join", "pixels outputs first_channels second_channels third_channels", "first second third W b y")
 _ProjectBackward = _struct(
     "ProjectBackward",
     "pixels channels wide parts",
@@ -38,7 +46,9 @@ _ExpandBackward = _struct(
     "x grad W b Wt depthwise grad_normalised convolved gain slope level grad_x sums",
 )
 _ExpertBackward = _struct(
-    "ExpertBackward", "pixels channels hidden parts", "x grad index weight U a Ut Vt b grad_x grad_weight sums"
+    "ExpertBackward",
+    "all_pixels pixels channels hidden parts",
+    "x grad index weight U a Ut Vt b grad_x grad_weight sums",
 )
 
 
@@ -53,39 +63,59 @@ def computes(features: torch.Tensor, *channels: int) -> bool:
     )
 
 
-_OTHER_DTYPES = {"index": torch.int64, "moments": torch.float64}
+def predicts(features: torch.Tensor, *channels: int) -> bool:
+    """Whether those of these kernels that have no backward pass take `features` and these numbers of channels."""
+    return not torch.is_grad_enabled() and computes(features, *channels)
 
 
-def _check_pixels(x: torch.Tensor, channels: int, **others: torch.Tensor) -> None:
-    """What is written to, and read pixel by pixel, must have the shape that the kernel goes by."""
+_OTHER_DTYPES = {
+    "index": torch.int64,
+    **dict.fromkeys(("statistics", "input_mean", "input_covariance"), torch.float64),
+}
+
+
+def as_batch(images: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Stack images; a single one without a copy."""
+    return torch.stack(tuple(images)) if len(images) > 1 else images[0].unsqueeze(0)
+
+
+def _check_expert(x: torch.Tensor, channels: int, index: torch.Tensor | None, weight: torch.Tensor | None) -> int:
+    """The number of pixels that are assigned to an expert."""
     if x.ndim != 2 or x.shape[1] != channels:
         raise ValueError(f"x has shape {tuple(x.shape)}; expected (pixels, {channels}), as the weights say.")
-    for name, tensor in others.items():
-        if tensor.shape != x.shape or not tensor.is_contiguous():
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected a contiguous {tuple(x.shape)}, as x.")
-
-
-def _check_assignment(x: torch.Tensor, index: torch.Tensor | None, weight: torch.Tensor | None) -> int:
-    """The number of pixels that are assigned."""
-    if index is not None and len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(x):
-        raise IndexError(f"index goes from {int(index.min())} to {int(index.max())}; expected rows of {len(x)}.")
     pixels = len(x) if index is None else len(index)
     if weight is not None and len(weight) != pixels:
         raise ValueError(f"weight has {len(weight)} elements; expected {pixels}, one per pixel.")
     return pixels
 
 
+def _evenly_spaced(x: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """`x` as (pixels, channels), copied unless pixels lie at the same distance from each other; and that distance."""
+    flat = x.flatten(0, -2)
+    if flat.stride(1) != 1:
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    return flat, flat.stride(0)
+
+
 def _call(function: str, struct: type[ctypes.Structure], work: int, **arguments: int | torch.Tensor | None) -> None:
+    values: dict[str, int | None] = {}
+    tensors = []
     for name, value in arguments.items():
-        dtype = _OTHER_DTYPES.get(name, torch.float32)
-        if isinstance(value, torch.Tensor) and value.dtype != dtype:
-            raise TypeError(f"{name} is {value.dtype}; expected {dtype}.")
-    # What is made contiguous here has to live until the kernel has read it.
-    values = {
-        name: value.contiguous() if isinstance(value, torch.Tensor) else value for name, value in arguments.items()
-    }
-    fields = {name: value.data_ptr() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
-    library.call(function, struct(**fields), work, _WORK_PER_THREAD)
+        if isinstance(value, torch.Tensor):
+            dtype = _OTHER_DTYPES.get(name, torch.float32)
+            if value.dtype != dtype:
+                raise TypeError(f"{name} is {value.dtype}; expected {dtype}.")
+            # What is made contiguous here has to live until the kernel has read it.
+            tensors.append(value if f"{name}_row" in arguments else value.contiguous())
+            values[name] = tensors[-1].data_ptr()
+        else:
+            values[name] = value
+    library.call(function, struct(**values), work, _WORK_PER_THREAD)
+
+
+def _like_first(first, *rest):  # type: ignore[no-untyped-def]
+    """The result of an operator, without values, that has the shape of its first argument."""
+    return first.new_empty(first.shape)
 
 
 def _new_sums(pixels: int, floats: int) -> torch.Tensor:
@@ -102,104 +132,246 @@ def _add_up(sums: torch.Tensor, *shapes: tuple[int, ...]) -> Iterator[torch.Tens
         yield total.view(shape)
 
 
-@torch.library.custom_op("direct_hifimamba::expand_convolve", mutates_args=(), device_types="cpu")
-def expand_convolve(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, depthwise: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """K * gelu(W x + b) with a 3 x 3 depthwise convolution, and the moments of its rows.
+@torch.library.custom_op("direct_hifimamba::inverted_bottleneck", mutates_args=(), device_types="cpu")
+def inverted_bottleneck(
+    x: torch.Tensor,
+    expand: torch.Tensor,
+    expand_scale: torch.Tensor,
+    expand_offset: torch.Tensor,
+    depthwise: torch.Tensor,
+    depthwise_scale: torch.Tensor,
+    depthwise_offset: torch.Tensor,
+    project: torch.Tensor,
+    keep: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x + gelu(P gelu(N(K * gelu(N(W x))))) for one image, N normalising to mean 0 and variance 1 over the image.
+
+    Parameters
+    ----------
+    x : torch.Tensor
+        Of shape (height, width, c), float32, as all of them.
+    expand, expand_scale, expand_offset : torch.Tensor
+        W (E, c), and what the first N scales by and adds, (E,).
+    depthwise, depthwise_scale, depthwise_offset : torch.Tensor
+        K (E, 1, 3, 3), and the same of the second N, (E,).
+    project : torch.Tensor
+        P (c, E).
+    keep : bool
+        Return the large tensors that a backward pass needs, too.
+
+    Returns
+    -------
+    tuple of torch.Tensor
+        The result, of the shape of `x`; output of K, (height, width, E), and argument of the last gelu, of the shape
+        of `x`, both empty unless they are kept; float64: mean and deviation that the second N used, (2,), mean of `x`
+        over pixels, (c,), and covariance, (c, c).
+    """
+    height, width, channels = x.shape
+    wide = len(expand)
+    shapes = [tuple(weight.shape) for weight in (expand, depthwise, project)]
+    if shapes != [(wide, channels), (wide, 1, 3, 3), (channels, wide)]:
+        raise ValueError(f"expand, depthwise and project have the shapes {shapes}; expected {channels} channels, as x.")
+    result, convolved = x.new_empty(x.shape), x.new_empty(height, width, wide)
+    projected = x.new_empty(x.shape if keep else 0)
+    statistics, input_mean, input_covariance = (
+        x.new_empty(shape, dtype=torch.float64) for shape in ((2,), (channels,), (channels, channels))
+    )
+    _call(
+        "bottleneck",
+        _Bottleneck,
+        2 * height * width * channels * wide,
+        height=height,
+        width=width,
+        channels=channels,
+        wide=wide,
+        x=x,
+        expand=expand,
+        expand_scale=expand_scale,
+        expand_offset=expand_offset,
+        depthwise=depthwise,
+        depthwise_scale=depthwise_scale,
+        depthwise_offset=depthwise_offset,
+        project=project,
+        convolved=convolved,
+        projected=projected if keep else None,
+        y=result,
+        statistics=statistics,
+        input_mean=input_mean,
+        input_covariance=input_covariance,
+    )
+    return result, convolved if keep else x.new_empty(0), projected, statistics, input_mean, input_covariance
+
+
+@inverted_bottleneck.register_fake
+def _inverted_bottleneck_fake(x, expand, *rest):  # type: ignore[no-untyped-def]
+    (height, width, channels), keep = x.shape, rest[-1]
+    shapes = (height, width, len(expand)) if keep else 0, x.shape if keep else 0
+    moments = ((2,), (channels,), (channels, channels))
+    return x.new_empty(x.shape), *map(x.new_empty, shapes), *(x.new_empty(m, dtype=torch.float64) for m in moments)
+
+
+@torch.library.custom_op("direct_hifimamba::depthwise_silu", mutates_args=(), device_types="cpu")
+def depthwise_silu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """silu(K * x + b) with a 3 x 3 depthwise convolution, zeros around the image.
 
     Parameters
     ----------
     x : torch.Tensor
         Of shape (height, width, c), float32, as all of them.
     weight, bias : torch.Tensor
-        Of shape (E, c) and (E,).
-    depthwise : torch.Tensor
-        Of shape (E, 1, 3, 3).
+        K (c, 1, 3, 3) and b (c,).
 
     Returns
     -------
-    tuple of torch.Tensor
-        The result, (height, width, E); mean of every row and sum of its squared deviations, (height, 2) float64.
+    torch.Tensor
+        Of the shape of `x`.
     """
-    convolved, moments = _expand_convolve_fake(x, weight, bias, depthwise)
-    height, width, channels = x.shape
-    wide = len(weight)
+    (height, width, channels), y = x.shape, x.new_empty(x.shape)
+    if weight.shape != (channels, 1, 3, 3):
+        raise ValueError(f"weight has shape {tuple(weight.shape)}; expected {channels} channels, as x, and 3 x 3 taps.")
+    x, x_row = _evenly_spaced(x)
     _call(
-        "expand",
-        _Expand,
-        height * width * channels * wide,
+        "depthwise",
+        _Depthwise,
+        9 * x.numel(),
         height=height,
         width=width,
         channels=channels,
-        wide=wide,
+        x_row=x_row,
         x=x,
-        W=weight,
-        b=bias,
-        depthwise=depthwise,
-        convolved=convolved,
-        moments=moments,
+        weight=weight,
+        bias=bias,
+        y=y,
     )
-    return convolved, moments
+    return y
 
 
-@expand_convolve.register_fake
-def _expand_convolve_fake(x, weight, bias, depthwise):  # type: ignore[no-untyped-def]
-    return x.new_empty(*x.shape[:2], len(weight)), x.new_empty(len(x), 2, dtype=torch.float64)
+depthwise_silu.register_fake(_like_first)
 
 
-@torch.library.custom_op("direct_hifimamba::activate_project", mutates_args=(), device_types="cpu")
-def activate_project(
-    x: torch.Tensor,
-    convolved: torch.Tensor,
-    gain: torch.Tensor,
-    offset: torch.Tensor,
-    weight: torch.Tensor,
-    keep: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """x + gelu(p) with p = P gelu(gain convolved + offset), and p where it is to be kept.
+@torch.library.custom_op("direct_hifimamba::convolve_sequence", mutates_args=(), device_types="cpu")
+def convolve_sequence(x: torch.Tensor, weight: torch.Tensor, dilation: int) -> torch.Tensor:
+    """Depthwise convolution along a sequence, zeros beyond its ends.
 
     Parameters
     ----------
     x : torch.Tensor
-        Of shape (height, width, c), float32, as all of them.
-    convolved : torch.Tensor
-        Of shape (height, width, E).
-    gain, offset : torch.Tensor
-        Of shape (E,).
+        Of shape (length, channels), float32, as the weight; any number of channels.
     weight : torch.Tensor
-        P, of shape (c, E).
-    keep : bool
-        Return p.
+        Of shape (channels, taps), taps being odd; the middle one is at the place of the output.
+    dilation : int
+        Distance of neighbouring taps.
 
     Returns
     -------
-    tuple of torch.Tensor
-        The result and p, of the shape of `x`; p is empty if it is not kept.
+    torch.Tensor
+        Of the shape of `x`.
     """
-    result, projected = _activate_project_fake(x, convolved, gain, offset, weight, keep)
-    pixels, channels, wide = x.shape[0] * x.shape[1], x.shape[2], convolved.shape[2]
+    (length, channels), taps, y = x.shape, weight.shape[1], x.new_empty(x.shape)
+    if len(weight) != channels or taps % 2 == 0:
+        raise ValueError(
+            f"weight has shape {tuple(weight.shape)}; expected {channels} channels, as x, and an odd number of taps."
+        )
     _call(
-        "project",
-        _Project,
-        pixels * channels * wide,
+        "sequence",
+        _Sequence,
+        taps * x.numel(),
+        length=length,
+        channels=channels,
+        taps=taps,
+        dilation=dilation,
+        x=x,
+        weight=weight,
+        y=y,
+    )
+    return y
+
+
+convolve_sequence.register_fake(_like_first)
+
+
+@torch.library.custom_op("direct_hifimamba::route_detail", mutates_args=(), device_types="cpu")
+def route_detail(high: torch.Tensor, detail: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
+    """detail + (1 - w) high with w = sigmoid(gamma s), s being the cosine similarity of high + detail and detail.
+
+    Parameters
+    ----------
+    high, detail : torch.Tensor
+        Of shape (pixels, c), float32, as all of them.
+    gamma : torch.Tensor
+        Of shape ().
+
+    Returns
+    -------
+    torch.Tensor
+        Of the shape of `high`.
+    """
+    (pixels, channels), y = high.shape, high.new_empty(high.shape)
+    high, high_row = _evenly_spaced(high)
+    if detail.shape != high.shape:
+        raise ValueError(f"detail has shape {tuple(detail.shape)}; expected that of high, {tuple(high.shape)}.")
+    _call(
+        "routing",
+        _Routing,
+        5 * high.numel(),
         pixels=pixels,
         channels=channels,
-        wide=wide,
-        x=x,
-        convolved=convolved,
-        gain=gain,
-        offset=offset,
-        P=weight,
-        projected=projected if keep else None,
-        y=result,
+        high_row=high_row,
+        high=high,
+        detail=detail,
+        gamma=gamma,
+        y=y,
     )
-    return result, projected
+    return y
 
 
-@activate_project.register_fake
-def _activate_project_fake(x, convolved, gain, offset, weight, keep):  # type: ignore[no-untyped-def]
-    return x.new_empty(x.shape), x.new_empty(x.shape if keep else (0,))
+route_detail.register_fake(_like_first)
+
+
+@torch.library.custom_op("direct_hifimamba::joined_linear", mutates_args=(), device_types="cpu")
+def joined_linear(parts: Sequence[torch.Tensor], weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """W x + b, where the channels of x are those of the parts, in their order, without joining them.
+
+    Parameters
+    ----------
+    parts : sequence of torch.Tensor
+        One to three, of shape (pixels, its channels), float32, as all of them.
+    weight, bias : torch.Tensor
+        W (outputs, channels) and b (outputs,).
+
+    Returns
+    -------
+    torch.Tensor
+        Of shape (pixels, outputs).
+    """
+    pixels, y = len(parts[0]), parts[0].new_empty(len(parts[0]), len(weight))
+    counts = [part.shape[1] for part in parts]
+    if len(parts) > 3 or sum(counts) != weight.shape[1] or any(len(part) != pixels for part in parts):
+        shapes = ", ".join(str(tuple(part.shape)) for part in parts)
+        raise ValueError(
+            f"parts have the shapes {shapes}; expected at most three of the same pixels, with {weight.shape[1]} "
+            "channels in all, as the weight says."
+        )
+    missing = 3 - len(parts)
+    names = ("first", "second", "third")
+    _call(
+        "join",
+        _Join,
+        pixels * weight.numel(),
+        pixels=pixels,
+        outputs=len(weight),
+        **dict(zip((f"{name}_channels" for name in names), (*counts, *[0] * missing), strict=True)),
+        **dict(zip(names, (*parts, *[None] * missing), strict=True)),
+        W=weight,
+        b=bias,
+        y=y,
+    )
+    return y
+
+
+@joined_linear.register_fake
+def _joined_linear_fake(parts, weight, bias):  # type: ignore[no-untyped-def]
+    return parts[0].new_empty(len(parts[0]), len(weight))
 
 
 @torch.library.custom_op("direct_hifimamba::activate_project_gradients", mutates_args=(), device_types="cpu")
@@ -211,7 +383,7 @@ def activate_project_gradients(
     offset: torch.Tensor,
     weight: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of :func:`activate_project` up to n = gain convolved + offset, but for that of `x`, which is `grad`.
+    """Gradients of y = x + gelu(P gelu(n)) up to n = gain convolved + offset, but for that of `x`, which is `grad`.
 
     Parameters
     ----------
@@ -268,7 +440,7 @@ def expand_convolve_gradients(
     slope: torch.Tensor,
     level: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of :func:`expand_convolve`, where that of its result is gain normalised_grad - slope convolved - level.
+    """Gradients of K * gelu(W x + b), where that of the result is gain normalised_grad - slope convolved - level.
 
     Parameters
     ----------
@@ -321,89 +493,107 @@ def _expand_convolve_gradients_fake(grad, x, weight, bias, depthwise, *rest):  #
     return tuple(like.new_empty(like.shape) for like in (x, weight, bias, depthwise))
 
 
-@torch.library.custom_op("direct_hifimamba::add_expert", mutates_args=("out",), device_types="cpu")
-def add_expert(
-    out: torch.Tensor,
+@torch.library.custom_op("direct_hifimamba::sum_of_experts", mutates_args=(), device_types="cpu")
+def sum_of_experts(
     x: torch.Tensor,
-    index: torch.Tensor | None,
-    weight: torch.Tensor | None,
-    expand: torch.Tensor,
-    expand_bias: torch.Tensor,
-    project: torch.Tensor,
-    project_bias: torch.Tensor,
-) -> None:
-    """Add weight * (V gelu(U x + a) + b) to the pixels of `index`.
-
-    Parameters
-    ----------
-    out, x : torch.Tensor
-        Of shape (pixels, c), contiguous, float32.
-    index : torch.Tensor, optional
-        Rows of `x` and `out`, (n,) int64, each once. None: all.
-    weight : torch.Tensor, optional
-        Of shape (n,). None: 1.
-    expand, expand_bias, project, project_bias : torch.Tensor
-        U (hidden, c), a (hidden,), V (c, hidden), b (c,).
-    """
-    hidden, channels = expand.shape
-    _check_pixels(x, channels, out=out)
-    pixels = _check_assignment(x, index, weight)
-    _call(
-        "expert",
-        _Expert,
-        2 * pixels * channels * hidden,
-        pixels=pixels,
-        channels=channels,
-        hidden=hidden,
-        x=x,
-        index=index,
-        weight=weight,
-        U=expand,
-        a=expand_bias,
-        V=project,
-        b=project_bias,
-        out=out,
-    )
-
-
-@torch.library.custom_op("direct_hifimamba::gated_mlp", mutates_args=(), device_types="cpu")
-def gated_mlp(x: torch.Tensor, expand: torch.Tensor, gate: torch.Tensor, project: torch.Tensor) -> torch.Tensor:
-    """V (gelu(U x) * (G x)) of every pixel.
+    experts: Sequence[torch.Tensor],
+    indices: Sequence[torch.Tensor | None],
+    weights: Sequence[torch.Tensor | None],
+) -> torch.Tensor:
+    """Sum over experts of weight * (V gelu(U x + a) + b), each for the pixels of its index.
 
     Parameters
     ----------
     x : torch.Tensor
-        Of shape (pixels, c), float32, as all of them.
-    expand, gate, project : torch.Tensor
-        U and G (hidden, c), V (c, hidden).
+        Of shape (pixels, c), float32, as all but the indices.
+    experts : sequence of torch.Tensor
+        U (hidden, c), a (hidden,), V (c, hidden) and b (c,) of every expert.
+    indices : sequence of torch.Tensor, optional
+        For every expert, rows of `x`, (n,) int64, each once. None: all.
+    weights : sequence of torch.Tensor, optional
+        For every expert, of shape (n,). None: 1.
 
     Returns
     -------
     torch.Tensor
-        Of shape (pixels, c).
+        Of the shape of `x`.
     """
-    out = torch.zeros_like(x, memory_format=torch.contiguous_format)
+    x, out = x.contiguous(), x.new_empty(x.shape)
+    # Where the first expert has all pixels, it fills the sum that the others are added to.
+    add = not indices or indices[0] is not None
+    if add:
+        out.zero_()
+    for i, (index, weight) in enumerate(zip(indices, weights, strict=True)):
+        expand, expand_bias, project, project_bias = experts[4 * i : 4 * i + 4]
+        hidden, channels = expand.shape
+        pixels = _check_expert(x, channels, index, weight)
+        _call(
+            "expert",
+            _Expert,
+            2 * pixels * channels * hidden,
+            all_pixels=len(x),
+            pixels=pixels,
+            channels=channels,
+            hidden=hidden,
+            x_row=channels,
+            out_row=channels,
+            add=add or i > 0,
+            x=x,
+            index=index,
+            weight=weight,
+            U=expand,
+            a=expand_bias,
+            V=project,
+            b=project_bias,
+            out=out,
+        )
+    return out
+
+
+sum_of_experts.register_fake(_like_first)
+
+
+@torch.library.custom_op("direct_hifimamba::add_gated_mlp", mutates_args=("out",), device_types="cpu")
+def add_gated_mlp(
+    out: torch.Tensor, x: torch.Tensor, expand: torch.Tensor, gate: torch.Tensor, project: torch.Tensor
+) -> None:
+    """Add V (gelu(U x) * (G x)) of every pixel to `out`.
+
+    Parameters
+    ----------
+    out, x : torch.Tensor
+        Of shape (..., c), float32, as all of them; of `out`, pixels have to lie at the same distance from each other.
+    expand, gate, project : torch.Tensor
+        U and G (hidden, c), V (c, hidden).
+    """
     hidden, channels = expand.shape
-    _check_pixels(x, channels)
+    if x.shape != out.shape or x.shape[-1] != channels:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)} and out {tuple(out.shape)}; expected the same for both, with {channels} "
+            "channels, as the weights say."
+        )
+    x, x_row = _evenly_spaced(x)
+    spaced, out_row = _evenly_spaced(out)
+    if spaced.data_ptr() != out.data_ptr():
+        raise ValueError(f"out has strides {out.stride()}; expected pixels at the same distance from each other.")
+    pixels = len(x)
     _call(
         "expert",
         _Expert,
-        3 * len(x) * channels * hidden,
-        pixels=len(x),
+        3 * pixels * channels * hidden,
+        all_pixels=pixels,
+        pixels=pixels,
         channels=channels,
         hidden=hidden,
+        x_row=x_row,
+        out_row=out_row,
+        add=True,
         x=x,
         U=expand,
         G=gate,
         V=project,
-        out=out,
+        out=spaced,
     )
-    return out
-
-
-@gated_mlp.register_fake
-def _gated_mlp_fake(x, expand, gate, project):  # type: ignore[no-untyped-def]
-    return x.new_empty(x.shape)
 
 
 @torch.library.custom_op("direct_hifimamba::add_expert_gradients", mutates_args=("grad_x",), device_types="cpu")
@@ -418,7 +608,7 @@ def add_expert_gradients(
     project: torch.Tensor,
     project_bias: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of :func:`add_expert`, given that of its output; the one of `x` is added to `grad_x`.
+    """Gradients of one expert of :func:`sum_of_experts`, given that of the sum; the one of `x` is added to `grad_x`.
 
     Parameters
     ----------
@@ -433,14 +623,16 @@ def add_expert_gradients(
         Gradients of the two weights and biases in the order of the arguments, and of `weight`, empty if it is None.
     """
     hidden, channels = expand.shape
-    _check_pixels(x, channels, grad_x=grad_x)
-    pixels = _check_assignment(x, index, weight)
+    pixels = _check_expert(x, channels, index, weight)
+    if grad_x.shape != x.shape or not grad_x.is_contiguous():
+        raise ValueError(f"grad_x has shape {tuple(grad_x.shape)}; expected a contiguous {tuple(x.shape)}, as x.")
     grad_weight = x.new_empty(0 if weight is None else pixels)
     sums = _new_sums(pixels, 2 * hidden * channels + hidden + channels)
     _call(
         "expert_backward",
         _ExpertBackward,
         5 * pixels * channels * hidden,
+        all_pixels=len(x),
         pixels=pixels,
         channels=channels,
         hidden=hidden,

@@ -14,7 +14,7 @@ def test_channel_attention_is_a_3_by_3_convolution_of_one_pixel() -> None:
     convolution.bias.data = attention.offset.data
     mean = features.mean(dim=(1, 2))
     gate = convolution(F.gelu(F.linear(mean, attention.pointwise.weight, attention.pointwise.bias))[..., None, None])
-    torch.testing.assert_close(attention(features), features * gate.sigmoid().permute(0, 2, 3, 1))
+    torch.testing.assert_close(attention(features), gate.sigmoid().permute(0, 2, 3, 1))
 
 
 def test_scale_and_offset_start_as_in_a_3_by_3_convolution() -> None:

@@ -139,14 +139,14 @@ def test_the_state_gate_is_a_gated_mlp() -> None:
     torch.testing.assert_close(gate(matrix), (F.gelu(a) * b) @ gate.project.weight.t())
 
 
-def test_the_state_gate_is_the_same_without_gradients() -> None:
-    """Of sizes that the compiled kernel takes."""
-    gate = perturb(StateGate(16, 6), scale=0.5)
-    matrix = torch.randn(2, 3, 5, 16)
-    expected = gate(matrix)
-    with torch.no_grad():
-        assert_close(gate(matrix), expected, 1e-6)
-        assert_close(gate(matrix[0, 0, 0]), expected[0, 0, 0], 1e-6)
+def test_the_state_gate_adds_what_it_maps_to() -> None:
+    """Of sizes that the compiled kernel takes, in the middle of other channels."""
+    gate, steering, matrices = perturb(StateGate(16, 6), scale=0.5), torch.randn(2, 3, 5, 32), torch.randn(2, 3, 5, 36)
+    expected = matrices.clone()
+    expected[..., 4:20] += gate(steering[..., 16:]).detach()
+    with torch.inference_mode():
+        gate.add_to(matrices[..., 4:20], steering[..., 16:])
+    assert_close(matrices, expected, 1e-6)
 
 
 @torch.no_grad()

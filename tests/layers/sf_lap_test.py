@@ -149,14 +149,16 @@ def test_the_bottleneck_is_what_is_split() -> None:
     torch.testing.assert_close(low + detail, sf_lap.bottleneck(features))
 
 
-def test_routing_takes_the_detail_where_it_agrees() -> None:
+@pytest.mark.parametrize(("channels", "gradients"), [(5, True), (5, False), (16, True), (16, False), (48, False)])
+def test_routing_takes_the_detail_where_it_agrees(channels: int, gradients: bool) -> None:
     routing = CrossFrequencyRouting()
     with torch.no_grad():
         routing.log_gamma.fill_(1.1)
-    high, detail = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
-    routed = routing(high, detail)
+    high, detail = torch.randn(2, 3, 4, 2 * channels)[..., channels:], torch.randn(2, 3, 4, channels)
+    with torch.set_grad_enabled(gradients):
+        routed = routing(high, detail)
     for pixel in itertools.product(range(2), range(3), range(4)):
-        h, d = high[pixel], detail[pixel]
+        h, d = high[pixel] + detail[pixel], detail[pixel]
         similarity = torch.dot(h, d) / (h.norm() * d.norm() + 1e-6)
         weight = 1 / (1 + torch.exp(-torch.exp(torch.tensor(1.1)) * similarity))
         torch.testing.assert_close(routed[pixel], weight * d + (1 - weight) * h)

@@ -13,14 +13,25 @@ struct Kernels {
     void (*scan_forward)(const Scan&, const Strip&, float* scratch);
     void (*scan_backward)(const Scan&, const Strip&, float* scratch, Turns&);
 
+    int64_t tile;                                              // pixels that are multiplied at a time
     int64_t (*packed_floats)(int64_t outputs, int64_t depth);  // of a weight in the order that the products read
     void (*pack)(const float* weight, int64_t outputs, int64_t depth, float* packed);
-    int64_t (*expand_scratch_floats)(const Expand&);  // the rest per thread
+    int64_t (*moments_scratch_floats)(int64_t channels);  // per thread, as those below
+    void (*moments)(const float* x, int64_t channels, int64_t pixels, const float* shift, float* sums, float* scratch);
+    int64_t (*variance_scratch_floats)(int64_t depth);
+    double (*variance)(const float* weight, int64_t outputs, int64_t depth, const double* covariance, float* scratch);
+    int64_t (*expand_scratch_floats)(const Expand&);
     void (*expand)(const Expand&, int64_t first_row, int64_t end_row, float* scratch);
     int64_t (*project_scratch_floats)(const Project&);
     void (*project)(const Project&, int64_t first, int64_t end, float* scratch);
     int64_t (*expert_scratch_floats)(const Expert&);
     void (*expert)(const Expert&, int64_t first, int64_t end, float* scratch);
+    void (*depthwise)(const Depthwise&, int64_t first_row, int64_t end_row);
+    int64_t (*sequence_scratch_floats)(const Sequence&);
+    void (*sequence)(const Sequence&, int64_t first, int64_t end, float* scratch);
+    void (*routing)(const Routing&, int64_t first, int64_t end);
+    int64_t (*join_scratch_floats)(const Join&);
+    void (*join)(const Join&, int64_t first, int64_t end, float* scratch);
     int64_t (*project_backward_scratch_floats)(const ProjectBackward&);
     void (*project_backward)(const ProjectBackward&, int64_t part, float* scratch);
     int64_t (*expand_backward_scratch_floats)(const ExpandBackward&);

@@ -6,9 +6,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdint>
 #include <memory>
 #include <new>
+#include <stdexcept>
 #include <string>
 #include <system_error>
 #include <thread>
@@ -20,14 +22,19 @@
 
 #include "kernels.h"
 
+using native::Bottleneck;
+using native::Depthwise;
 using native::Expand;
 using native::ExpandBackward;
 using native::Expert;
 using native::ExpertBackward;
+using native::Join;
 using native::Kernels;
 using native::Project;
 using native::ProjectBackward;
+using native::Routing;
 using native::Scan;
+using native::Sequence;
 using native::Strip;
 using native::Turns;
 
@@ -172,12 +179,13 @@ void for_each(int64_t tasks, int64_t threads, int64_t floats, Work work) {
     on_threads(threads, run);
 }
 
-// Calls work(first, end, scratch) for the parts of a range.
+// Calls work(first, end, scratch) for the parts of a range, which are whole tiles but for the last one.
 template <typename Work>
-void for_each_part(int64_t size, int64_t parts, int64_t threads, int64_t floats, Work work) {
-    parts = std::max<int64_t>(1, std::min(parts, size));
+void for_each_part(int64_t size, int64_t tile, int64_t parts, int64_t threads, int64_t floats, Work work) {
+    const int64_t tiles = (size + tile - 1) / tile;
+    parts = std::min(parts, tiles);
     for_each(parts, threads, floats, [&](int64_t i, float* scratch) {
-        work(i * size / parts, (i + 1) * size / parts, scratch);
+        work(i * tiles / parts * tile, std::min(size, (i + 1) * tiles / parts * tile), scratch);
     });
 }
 
@@ -198,7 +206,111 @@ std::vector<float> packed(const Kernels& kernels, const float* weight, int64_t o
     return result;
 }
 
-// 0, 1 if memory ran out, or 2 if the caller's struct has not the size of ours.
+// Mean and covariance of an image's pixels.
+void input_moments(const Kernels& kernels, const Bottleneck& g, int64_t threads) {
+    const int64_t pixels = g.height * g.width, channels = g.channels, floats = (channels + 1) * channels;
+    // Of the pixels less the mean of some of them, so that little cancels. So many, a prime, lie in all columns.
+    const int64_t samples = std::min<int64_t>(251, pixels);
+    std::vector<float> shift(channels);
+    for (int64_t i = 0; i < samples; ++i)
+        for (int64_t n = 0; n < channels; ++n) shift[n] += g.x[i * pixels / samples * channels + n] / float(samples);
+
+    // As many parts as the image asks for, whatever the number of threads: the bits are the same.
+    const int64_t parts = std::clamp<int64_t>(pixels / 1024, 1, 16);
+    std::vector<float> sums(parts * floats);
+    for_each(parts, threads, kernels.moments_scratch_floats(channels), [&](int64_t part, float* scratch) {
+        const int64_t first = part * pixels / parts, end = (part + 1) * pixels / parts;
+        kernels.moments(g.x + first * channels, channels, end - first, shift.data(), &sums[part * floats], scratch);
+    });
+    std::vector<double> means(floats);
+    for (int64_t part = 0; part < parts; ++part)
+        for (int64_t i = 0; i < floats; ++i) means[i] += sums[part * floats + i];
+    for (double& mean : means) mean /= double(pixels);
+    for (int64_t n = 0; n < channels; ++n) {
+        g.input_mean[n] = shift[n] + means[n];
+        for (int64_t k = 0; k < channels; ++k)
+            g.input_covariance[n * channels + k] =
+                means[(std::min(n, k) + 1) * channels + std::max(n, k)] - means[n] * means[k];
+    }
+}
+
+// What normalises an image: v -> gain v + offset per channel.
+struct Normalisation {
+    std::vector<float> gain, offset;
+
+    Normalisation(double mean, double deviation, const float* scale, const float* shift, int64_t channels)
+        : gain(channels), offset(channels) {
+        for (int64_t n = 0; n < channels; ++n) {
+            gain[n] = scale[n] / float(deviation);
+            offset[n] = shift[n] - gain[n] * float(mean);
+        }
+    }
+};
+
+// Mean of some values, and their standard deviation as a normalisation divides by it.
+void finish_statistics(const std::vector<double>& means, double mean_variance, double* statistics) {
+    double mean = 0, between = 0;
+    for (const double value : means) mean += value / double(means.size());
+    for (const double value : means) between += (value - mean) * (value - mean) / double(means.size());
+    statistics[0] = mean;
+    statistics[1] = std::sqrt(mean_variance + between + native::kEpsilon);
+}
+
+// The first normalisation, from the moments of the narrow input: W x is never made for it.
+Normalisation expand_normalisation(const Kernels& kernels, const Bottleneck& g) {
+    std::vector<double> means(g.wide);
+    std::vector<float> scratch(kernels.variance_scratch_floats(g.channels));
+    for (int64_t n = 0; n < g.wide; ++n)
+        for (int64_t k = 0; k < g.channels; ++k) means[n] += g.expand[n * g.channels + k] * g.input_mean[k];
+    const double sum = kernels.variance(g.expand, g.wide, g.channels, g.input_covariance, scratch.data());
+    double statistics[2];
+    finish_statistics(means, sum / double(g.wide), statistics);
+    return {statistics[0], statistics[1], g.expand_scale, g.expand_offset, g.wide};
+}
+
+void bottleneck(const Kernels& kernels, const Bottleneck& g, int64_t threads) {
+    const int64_t pixels = g.height * g.width;
+    input_moments(kernels, g, threads);
+    const Normalisation first = expand_normalisation(kernels, g);
+    std::vector<float> folded(g.expand, g.expand + g.wide * g.channels);
+    for (int64_t n = 0; n < g.wide; ++n)
+        for (int64_t k = 0; k < g.channels; ++k) folded[n * g.channels + k] *= first.gain[n];
+
+    const auto W = packed(kernels, folded.data(), g.wide, g.channels);
+    std::vector<double> moments(2 * g.height);
+    const Expand e{g.height,    g.width,     g.channels, g.wide, g.x, W.data(), first.offset.data(),
+                   g.depthwise, g.convolved, moments.data()};
+    prefer_large_pages(g.convolved, pixels * g.wide);
+    // One part per thread: where parts meet, rows are made twice.
+    for_each_part(g.height, 1, threads, threads, kernels.expand_scratch_floats(e),
+                  [&](int64_t begin, int64_t end, float* scratch) { kernels.expand(e, begin, end, scratch); });
+
+    std::vector<double> means(g.height);
+    double squares = 0;
+    for (int64_t y = 0; y < g.height; ++y) {
+        means[y] = moments[2 * y];
+        squares += moments[2 * y + 1];
+    }
+    finish_statistics(means, squares / double(pixels * g.wide), g.statistics);
+    const Normalisation second(g.statistics[0], g.statistics[1], g.depthwise_scale, g.depthwise_offset, g.wide);
+
+    const auto P = packed(kernels, g.project, g.channels, g.wide);
+    const Project p{pixels,   g.channels,         g.wide,   g.x,        g.convolved, second.gain.data(),
+                    second.offset.data(), P.data(), g.projected, g.y};
+    prefer_large_pages(g.y, pixels * g.channels);
+    for_each_part(pixels, kernels.tile, 8 * threads, threads, kernels.project_scratch_floats(p),
+                  [&](int64_t begin, int64_t end, float* scratch) { kernels.project(p, begin, end, scratch); });
+}
+
+// Throws if an expert is to take pixels that do not exist.
+template <typename Arguments>
+void check_index(const Arguments& e) {
+    for (int64_t i = 0; e.index && i < e.pixels; ++i)
+        if (e.index[i] < 0 || e.index[i] >= e.all_pixels) throw std::out_of_range("index");
+}
+
+// 0, or what went wrong: 1 if memory ran out, 2 if the caller's struct has not the size of ours, 3 if an index has rows
+// that do not exist.
 template <typename Arguments, typename Work>
 int guard(const Arguments*, int64_t bytes, Work work) {
     if (bytes != sizeof(Arguments)) return 2;
@@ -206,6 +318,8 @@ int guard(const Arguments*, int64_t bytes, Work work) {
         work();
     } catch (const std::bad_alloc&) {
         return 1;
+    } catch (const std::out_of_range&) {
+        return 3;
     }
     return 0;
 }
@@ -247,34 +361,14 @@ EXPORT int native_scan_backward(const Scan* s, int64_t bytes, int instruction_se
     });
 }
 
-EXPORT int native_expand(const Expand* given, int64_t bytes, int instruction_set, int64_t threads) {
-    const Kernels& kernels = *instruction_sets()[instruction_set].kernels;
-    return guard(given, bytes, [&] {
-        const auto W = packed(kernels, given->W, given->wide, given->channels);
-        Expand e = *given;
-        e.W = W.data();
-        prefer_large_pages(e.convolved, e.height * e.width * e.wide);
-        // One part per thread: where parts meet, rows are made twice.
-        for_each_part(e.height, threads, threads, kernels.expand_scratch_floats(e),
-                      [&](int64_t first, int64_t end, float* scratch) { kernels.expand(e, first, end, scratch); });
-    });
-}
-
-EXPORT int native_project(const Project* given, int64_t bytes, int instruction_set, int64_t threads) {
-    const Kernels& kernels = *instruction_sets()[instruction_set].kernels;
-    return guard(given, bytes, [&] {
-        const auto P = packed(kernels, given->P, given->channels, given->wide);
-        Project p = *given;
-        p.P = P.data();
-        prefer_large_pages(p.y, p.pixels * p.channels);
-        for_each_part(p.pixels, 8 * threads, threads, kernels.project_scratch_floats(p),
-                      [&](int64_t first, int64_t end, float* scratch) { kernels.project(p, first, end, scratch); });
-    });
+EXPORT int native_bottleneck(const Bottleneck* g, int64_t bytes, int instruction_set, int64_t threads) {
+    return guard(g, bytes, [&] { bottleneck(*instruction_sets()[instruction_set].kernels, *g, threads); });
 }
 
 EXPORT int native_expert(const Expert* given, int64_t bytes, int instruction_set, int64_t threads) {
     const Kernels& kernels = *instruction_sets()[instruction_set].kernels;
     return guard(given, bytes, [&] {
+        check_index(*given);
         const auto U = packed(kernels, given->U, given->hidden, given->channels);
         const auto G = packed(kernels, given->G, given->G ? given->hidden : 0, given->channels);
         const auto V = packed(kernels, given->V, given->channels, given->hidden);
@@ -282,8 +376,46 @@ EXPORT int native_expert(const Expert* given, int64_t bytes, int instruction_set
         e.U = U.data();
         if (given->G) e.G = G.data();
         e.V = V.data();
-        for_each_part(e.pixels, 8 * threads, threads, kernels.expert_scratch_floats(e),
+        for_each_part(e.pixels, kernels.tile, 8 * threads, threads, kernels.expert_scratch_floats(e),
                       [&](int64_t first, int64_t end, float* scratch) { kernels.expert(e, first, end, scratch); });
+    });
+}
+
+EXPORT int native_depthwise(const Depthwise* d, int64_t bytes, int instruction_set, int64_t threads) {
+    const Kernels& kernels = *instruction_sets()[instruction_set].kernels;
+    return guard(d, bytes, [&] {
+        prefer_large_pages(d->y, d->height * d->width * d->channels);
+        for_each_part(d->height, 1, 8 * threads, threads, 0,
+                      [&](int64_t first, int64_t end, float*) { kernels.depthwise(*d, first, end); });
+    });
+}
+
+EXPORT int native_sequence(const Sequence* s, int64_t bytes, int instruction_set, int64_t threads) {
+    const Kernels& kernels = *instruction_sets()[instruction_set].kernels;
+    return guard(s, bytes, [&] {
+        for_each_part(s->length, native::kSequence, 4 * threads, threads, kernels.sequence_scratch_floats(*s),
+                      [&](int64_t first, int64_t end, float* scratch) { kernels.sequence(*s, first, end, scratch); });
+    });
+}
+
+EXPORT int native_routing(const Routing* r, int64_t bytes, int instruction_set, int64_t threads) {
+    const Kernels& kernels = *instruction_sets()[instruction_set].kernels;
+    return guard(r, bytes, [&] {
+        constexpr int64_t pixels = 16;  // whole vectors of any instruction set
+        for_each_part(r->pixels, pixels, 8 * threads, threads, 0,
+                      [&](int64_t first, int64_t end, float*) { kernels.routing(*r, first, end); });
+    });
+}
+
+EXPORT int native_join(const Join* given, int64_t bytes, int instruction_set, int64_t threads) {
+    const Kernels& kernels = *instruction_sets()[instruction_set].kernels;
+    return guard(given, bytes, [&] {
+        const auto W = packed(kernels, given->W, given->outputs, given->channels());
+        Join j = *given;
+        j.W = W.data();
+        prefer_large_pages(j.y, j.pixels * j.outputs);
+        for_each_part(j.pixels, kernels.tile, 8 * threads, threads, kernels.join_scratch_floats(j),
+                      [&](int64_t first, int64_t end, float* scratch) { kernels.join(j, first, end, scratch); });
     });
 }
 
@@ -315,6 +447,7 @@ EXPORT int native_expand_backward(const ExpandBackward* given, int64_t bytes, in
 EXPORT int native_expert_backward(const ExpertBackward* given, int64_t bytes, int instruction_set, int64_t threads) {
     const Kernels& kernels = *instruction_sets()[instruction_set].kernels;
     return guard(given, bytes, [&] {
+        check_index(*given);
         const auto U = packed(kernels, given->U, given->hidden, given->channels);
         const auto Ut = packed(kernels, given->Ut, given->channels, given->hidden);
         const auto Vt = packed(kernels, given->Vt, given->hidden, given->channels);

@@ -1,5 +1,6 @@
-// Arguments of the kernels that map pixels: mirrored field by field in pixels.py. All tensors are contiguous, channels
-// last, and channel counts multiples of kChannels.
+// Arguments of the kernels for pixels and sequences; pixels.py mirrors those that it hands over field by field. Tensors
+// are contiguous, channels last, but for pixels that are `..._row` apart, and channel counts multiples of kChannels
+// where nothing else is said.
 #pragma once
 
 #include <cstdint>
@@ -8,37 +9,94 @@ namespace native {
 
 constexpr int kChannels = 16;
 
-// First half of an inverted bottleneck: convolved = K * gelu(W x + b), K being 3 x 3 and per channel, zeros around.
+constexpr double kEpsilon = 1e-5;  // added to variances before they divide
+
+// Inverted bottleneck of an image: y = x + gelu(P gelu(N(K * gelu(N(W x))))). K is 3 x 3 and per channel, zeros around
+// the image; N normalises to mean 0 and variance 1 over the image, scales and shifts.
+struct Bottleneck {
+    int64_t height, width, channels, wide;
+    const float* x;                                      // (height, width, channels)
+    const float *expand, *expand_scale, *expand_offset;  // W, (wide, channels); (wide) twice
+    const float* depthwise;                              // K, (wide, 3, 3)
+    const float *depthwise_scale, *depthwise_offset;     // (wide)
+    const float* project;                                // P, (channels, wide)
+    float* convolved;                       // output of K, (height, width, wide)
+    float *projected, *y;                   // argument of the last gelu, or null, and result, as x
+    double* statistics;                     // mean of `convolved`, and its standard deviation, that N divides by
+    double *input_mean, *input_covariance;  // of x over pixels, (channels), (channels, channels)
+};
+
+// First half: convolved = K * gelu(W x + b), the normalisation being part of W and b.
 struct Expand {
     int64_t height, width, channels, wide;
-    const float* x;          // (height, width, channels)
-    const float *W, *b;      // (wide, channels), (wide); W is replaced by its packed form
-    const float* depthwise;  // (wide, 3, 3)
-    float* convolved;        // (height, width, wide)
-    double* moments;         // (height, 2): mean of every row of `convolved` and sum of the squared deviations from it
+    const float* x;
+    const float *W, *b;  // packed, (wide)
+    const float* depthwise;
+    float* convolved;
+    double* moments;  // (height, 2): mean of every row of `convolved` and sum of the squared deviations from it
 };
 
 // Second half: y = x + gelu(P gelu(gain convolved + offset)).
 struct Project {
     int64_t pixels, channels, wide;
-    const float *x, *convolved;  // (pixels, channels), (pixels, wide)
+    const float *x, *convolved;
     const float *gain, *offset;  // (wide)
-    const float* P;              // (channels, wide), replaced by its packed form
-    float* projected;            // (pixels, channels), argument of the last GELU, or null
+    const float* P;              // packed
+    float *projected, *y;
+};
+
+// out[i] = weight[i] (V h + b) with h = gelu(U x[i] + a), or times G x[i] where there is a gate G, for the pixels i of
+// `index`, each of which stands in it once.
+struct Expert {
+    int64_t all_pixels, pixels, channels, hidden;
+    int64_t x_row, out_row;  // floats from one pixel to the next
+    int64_t add;             // to what is in `out`, instead of replacing it
+    const float* x;          // (all pixels, channels)
+    const int64_t* index;    // (pixels), or null for all in order
+    const float* weight;     // (pixels), or null for 1
+    const float *U, *a;      // (hidden, channels), (hidden) or null for 0; U is replaced by its packed form
+    const float* G;          // (hidden, channels), replaced by its packed form, or null
+    const float *V, *b;      // (channels, hidden), (channels) or null for 0; V is replaced by its packed form
+    float* out;              // (all pixels, channels)
+};
+
+// y = silu(K * x + b), K being 3 x 3 and per channel, zeros around the image.
+struct Depthwise {
+    int64_t height, width, channels;
+    int64_t x_row;               // floats from one pixel of x to the next
+    const float* x;              // (height, width, channels)
+    const float *weight, *bias;  // (channels, 3, 3), (channels)
+    float* y;                    // (height, width, channels)
+};
+
+constexpr int64_t kSequence = 256;  // steps of a sequence that are convolved at a time
+
+// Every channel of a sequence, any number of them, convolved with taps of its own, the middle one at the place of the
+// output; zeros beyond the ends.
+struct Sequence {
+    int64_t length, channels, taps, dilation;
+    const float* x;       // (length, channels)
+    const float* weight;  // (channels, taps)
+    float* y;             // (length, channels)
+};
+
+// y = detail + (1 - w) high with w = sigmoid(gamma s) and s the cosine similarity of high + detail and detail.
+struct Routing {
+    int64_t pixels, channels;
+    int64_t high_row;  // floats from one pixel of `high` to the next
+    const float *high, *detail;  // (pixels, channels)
+    const float* gamma;          // scalar
     float* y;                    // (pixels, channels)
 };
 
-// out[i] += weight[i] (V h + b) with h = gelu(U x[i] + a), or times G x[i] where there is a gate G, for the pixels i of
-// `index`, each of which stands in it once.
-struct Expert {
-    int64_t pixels, channels, hidden;
-    const float* x;        // (all pixels, channels)
-    const int64_t* index;  // (pixels), or null for all in order
-    const float* weight;   // (pixels), or null for 1
-    const float *U, *a;    // (hidden, channels), (hidden) or null for 0; U is replaced by its packed form
-    const float* G;        // (hidden, channels), replaced by its packed form, or null
-    const float *V, *b;    // (channels, hidden), (channels) or null for 0; V is replaced by its packed form
-    float* out;            // (all pixels, channels)
+// y = W x + b of pixels x whose channels lie in up to three tensors.
+struct Join {
+    int64_t pixels, outputs, first_channels, second_channels, third_channels;
+    const float *first, *second, *third;  // (pixels, its channels)
+    const float *W, *b;  // (outputs, all channels), (outputs); W is replaced by its packed form
+    float* y;            // (pixels, outputs)
+
+    int64_t channels() const { return first_channels + second_channels + third_channels; }
 };
 
 // Backward passes cut their pixels into `parts`, each with `sums` of its own, (parts, ...): what adds these up in order
@@ -71,7 +129,7 @@ struct ExpandBackward {
 
 // Gradients of Expert; `grad` is that of its output. Sums: gradients of U and V^T, both (hidden, channels), a and b.
 struct ExpertBackward {
-    int64_t pixels, channels, hidden, parts;
+    int64_t all_pixels, pixels, channels, hidden, parts;
     const float *x, *grad;  // (all pixels, channels)
     const int64_t* index;   // (pixels), or null
     const float* weight;    // (pixels), or null

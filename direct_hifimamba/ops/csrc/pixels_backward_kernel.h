@@ -10,38 +10,7 @@ namespace {
 
 using native::ExpandBackward;
 using native::ExpertBackward;
-using native::kChannels;
 using native::ProjectBackward;
-
-constexpr int kChunk = 8 * kRows;
-
-// Distance of the pixels of a chunk: by the added line they do not all fall into the same few sets of the cache. What
-// `multiply` reads beyond the channels of a pixel falls into it.
-inline int64_t padded(int64_t channels) { return channels + kChannels; }
-static_assert(kRows - 1 <= kChannels && kPanel - kChannels <= kChannels);
-
-// out (rows, columns) += left^T right over `count` pixels, which are padded(rows) and padded(columns) apart.
-inline void add_products(const float* left, const float* right, int64_t rows, int64_t columns, int64_t count,
-                         float* out) {
-    // Panel by panel: that of `right` stays in the nearest cache.
-    for (int64_t column = 0; column < columns; column += kPanel)
-        for (int64_t row = 0; row < rows; row += kRows)
-            multiply({left + row, 1, padded(rows)}, {right + column, 1, padded(columns)},
-                     columns - column < kPanel ? columns - column : kPanel, count, tile_rows(row, rows),
-                     [&](int r, int64_t n, Vec sum) {
-                         float* to = out + (row + r) * columns + column + n;
-                         store(to, load(to) + sum);
-                     });
-}
-
-// out (channels) += the sum of `count` pixels, padded(channels) apart.
-inline void add_pixels(const float* values, int64_t channels, int64_t count, float* out) {
-    for (int64_t n = 0; n < channels; n += kWidth) {
-        Vec sum{};
-        for (int64_t i = 0; i < count; ++i) sum += load(values + i * padded(channels) + n);
-        store(out + n, load(out + n) + sum);
-    }
-}
 
 inline float total(Vec x) {
     float sum = 0;

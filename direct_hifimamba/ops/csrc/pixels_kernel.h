@@ -1,18 +1,27 @@
-// Matrix products over pixels with what comes before and after them, compiled once per instruction set.
+// Kernels for the pixels of images and the steps of sequences, compiled once per instruction set.
 //
-// A tile of kRows pixels is multiplied by a panel of kPanel output channels in registers. The tile stays in the nearest
-// cache, the packed weights in the next one, and activations, biases and sums are applied where the numbers are: nothing
-// wider than the input is written to memory but the output of the depthwise convolution.
+// In matrix products a tile of kRows pixels is multiplied by a panel of kPanel output channels in registers. The tile
+// stays in the nearest cache, the packed weights in the next one, and activations, biases and sums are applied where
+// the numbers are: nothing wider than the input is written to memory but what the depthwise convolution of a bottleneck
+// gives.
 #pragma once
+
+#include <cmath>
 
 #include "kernels.h"
 #include "simd.h"
 
 namespace {
 
+using native::Depthwise;
 using native::Expand;
 using native::Expert;
+using native::Join;
+using native::kChannels;
 using native::Project;
+using native::Routing;
+using native::kSequence;
+using native::Sequence;
 
 // Accumulators and operands of a product fill the registers: 32 of 16 floats, else 16.
 constexpr int kRows = kWidth == 16 ? 12 : 6;
@@ -23,10 +32,15 @@ constexpr int kPanel = kVecs * kWidth;
 int64_t packed_floats(int64_t outputs, int64_t depth) { return (outputs + kPanel - 1) / kPanel * kPanel * depth; }
 
 void pack(const float* weight, int64_t outputs, int64_t depth, float* packed) {
-    for (int64_t first = 0; first < outputs; first += kPanel)
-        for (int64_t k = 0; k < depth; ++k)
-            for (int64_t n = first; n < first + kPanel; ++n)
-                *packed++ = n < outputs ? weight[n * depth + k] : 0.0f;
+    for (int64_t first = 0; first < outputs; first += kPanel, packed += kPanel * depth)
+        for (int64_t n = 0; n < kPanel; n += kWidth)
+            for (int64_t k = 0; k < depth; k += kWidth) {
+                Vec block[kWidth] = {};
+                for (int r = 0; first + n < outputs && r < kWidth; ++r)
+                    block[r] = load(weight + (first + n + r) * depth + k);
+                transpose(block);
+                for (int r = 0; r < kWidth; ++r) store(packed + (k + r) * kPanel + n, block[r]);
+            }
 }
 
 // The kRows x depth factor of a product: element (r, k) is data[r * row + k * step].
@@ -87,6 +101,96 @@ inline double lane_sum(Vec x) {
 
 inline int tile_rows(int64_t first, int64_t end) { return end - first < kRows ? int(end - first) : kRows; }
 
+// Pixels that go through several products together, while what belongs to them is in the cache of the core.
+constexpr int kChunk = 8 * kRows;
+
+// Distance of the pixels of a chunk: by the added line they do not all fall into the same few sets of the cache. What
+// `multiply` reads beyond the channels of a pixel falls into it.
+inline int64_t padded(int64_t channels) { return channels + kChannels; }
+static_assert(kRows - 1 <= kChannels && kPanel - kChannels <= kChannels);
+
+// out (rows, columns) += left^T right over `count` pixels, which are padded(rows) and padded(columns) apart. What lies
+// wholly below the diagonal may be left out.
+inline void add_products(const float* left, const float* right, int64_t rows, int64_t columns, int64_t count,
+                         float* out, bool upper = false) {
+    // Panel by panel: that of `right` stays in the nearest cache.
+    for (int64_t column = 0; column < columns; column += kPanel)
+        for (int64_t row = 0; row < (upper ? min(rows, column + kPanel) : rows); row += kRows)
+            multiply({left + row, 1, padded(rows)}, {right + column, 1, padded(columns)},
+                     columns - column < kPanel ? columns - column : kPanel, count, tile_rows(row, rows),
+                     [&](int r, int64_t n, Vec sum) {
+                         float* to = out + (row + r) * columns + column + n;
+                         store(to, load(to) + sum);
+                     });
+}
+
+// out (channels) += the sum of `count` pixels, padded(channels) apart.
+inline void add_pixels(const float* values, int64_t channels, int64_t count, float* out) {
+    for (int64_t n = 0; n < channels; n += kWidth) {
+        Vec sum{};
+        for (int64_t i = 0; i < count; ++i) sum += load(values + i * padded(channels) + n);
+        store(out + n, load(out + n) + sum);
+    }
+}
+
+int64_t moments_scratch_floats(int64_t channels) { return kChunk * padded(channels); }
+
+// Sums over pixels of x - shift, (channels), and of its products, (channels, channels), of which those below the
+// diagonal may be missing.
+void moments(const float* x, int64_t channels, int64_t pixels, const float* shift, float* sums, float* scratch) {
+    memset(scratch, 0, moments_scratch_floats(channels) * sizeof(float));
+    memset(sums, 0, (channels + 1) * channels * sizeof(float));
+    for (int64_t first = 0; first < pixels; first += kChunk) {
+        const int64_t count = pixels - first < kChunk ? pixels - first : kChunk;
+        for (int64_t i = 0; i < count; ++i)
+            for (int64_t n = 0; n < channels; n += kWidth)
+                store(scratch + i * padded(channels) + n, load(x + (first + i) * channels + n) - load(shift + n));
+        add_pixels(scratch, channels, count, sums);
+        add_products(scratch, scratch, channels, channels, count, sums + channels, true);
+    }
+}
+
+int64_t variance_scratch_floats(int64_t depth) { return (kRows + depth) * depth + kPanel; }
+
+// Sum over outputs of the variance of weight x, x being of some covariance.
+double variance(const float* weight, int64_t outputs, int64_t depth, const double* covariance, float* scratch) {
+    memset(scratch, 0, variance_scratch_floats(depth) * sizeof(float));
+    float *tile = scratch, *rounded = tile + kRows * depth;
+    for (int64_t i = 0; i < depth * depth; ++i) rounded[i] = float(covariance[i]);
+    double sum = 0;
+    for (int64_t first = 0; first < outputs; first += kRows) {
+        const int rows = tile_rows(first, outputs);
+        const float* left = whole_tile(weight + first * depth, depth, rows, tile);
+        Vec products{};
+        multiply({left, depth, 1}, {rounded, 1, depth}, depth, depth, rows,
+                 [&](int r, int64_t n, Vec product) { products += product * load(left + r * depth + n); });
+        sum += lane_sum(products);
+    }
+    return sum;
+}
+
+// A row of kWidth channels convolved with a 3 x 3 kernel: work(column, value). Pixels of the three rows are `steps`
+// apart; beyond their ends are zeros.
+template <typename Work>
+inline void convolve_row(const float* const (&rows)[3], const int64_t (&steps)[3], int64_t width, const Vec* kernel,
+                         Work&& work) {
+    // Every value is loaded once, and added to the sums of the columns to its left and right.
+    Vec left{}, middle{};
+    for (int64_t x = 0; x < width; ++x) {
+        Vec right{};
+        UNROLL for (int i = 0; i < 3; ++i) {
+            const Vec value = load(rows[i] + x * steps[i]);
+            left += kernel[3 * i + 2] * value;
+            middle += kernel[3 * i + 1] * value;
+            right += kernel[3 * i] * value;
+        }
+        if (x > 0) work(x - 1, left);
+        left = middle;
+        middle = right;
+    }
+    if (width > 0) work(width - 1, left);
+}
+
 // Expanded channels at a time, whole panels: three rows of them stay in the cache of the core.
 constexpr int64_t kGroup = 160;
 
@@ -105,17 +209,17 @@ struct Moments {
 };
 
 int64_t expand_scratch_floats(const Expand& e) {
-    return kRows * e.channels + (4 * (e.width + 2) + 9) * min(kGroup, e.wide);
+    return kRows * e.channels + (3 * e.width + 9) * min(kGroup, e.wide);
 }
 
 // Rows of the image, each made once but for those next to another thread's.
 void expand(const Expand& e, int64_t first_row, int64_t end_row, float* scratch) {
-    const int64_t most = min(kGroup, e.wide), row_floats = (e.width + 2) * most;  // a column of zeros on either side
+    const int64_t most = min(kGroup, e.wide);
     float *tile = scratch, *K = tile + kRows * e.channels, *lines = K + 9 * most;
+    const float zeros[kWidth] = {};  // a row beyond the image, read with steps of 0
     Moments lanes[kGroup / kWidth];
-    const float* zeros = lines + 3 * row_floats;
-    const auto line = [&](int64_t y) { return lines + (y + 3) % 3 * row_floats; };
-    memset(scratch, 0, expand_scratch_floats(e) * sizeof(float));
+    const auto line = [&](int64_t y) { return lines + y % 3 * e.width * most; };
+    memset(tile, 0, kRows * e.channels * sizeof(float));
 
     for (int64_t group = 0; group < e.wide; group += kGroup) {
         const int64_t wide = min(kGroup, e.wide - group);
@@ -124,7 +228,7 @@ void expand(const Expand& e, int64_t first_row, int64_t end_row, float* scratch)
 
         const auto activate = [&](int64_t y) {
             if (y < 0 || y >= e.height) return;
-            float* out = line(y) + wide;
+            float* out = line(y);
             for (int64_t first = 0; first < e.width; first += kRows, out += kRows * wide) {
                 const int rows = tile_rows(first, e.width);
                 const float* x = whole_tile(e.x + (y * e.width + first) * e.channels, e.channels, rows, tile);
@@ -133,33 +237,22 @@ void expand(const Expand& e, int64_t first_row, int64_t end_row, float* scratch)
                              store(out + r * wide + n, gelu(sum + load(e.b + group + n)));
                          });
             }
-            memset(line(y) + (e.width + 1) * wide, 0, wide * sizeof(float));
         };
         const auto convolve = [&](int64_t y) {
-            const float* rows[3] = {y > 0 ? line(y - 1) : zeros, line(y), y + 1 < e.height ? line(y + 1) : zeros};
+            const bool above = y > 0, below = y + 1 < e.height;
+            const int64_t steps[3] = {above ? wide : 0, wide, below ? wide : 0};
             float* row = e.convolved + y * e.width * e.wide + group;
             for (int64_t n = 0; n < wide; n += kWidth) {
-                Vec weights[9];
-                UNROLL for (int i = 0; i < 9; ++i) weights[i] = load(K + i * wide + n);
+                const float* const rows[3] = {above ? line(y - 1) + n : zeros, line(y) + n,
+                                              below ? line(y + 1) + n : zeros};
+                Vec kernel[9];
+                UNROLL for (int i = 0; i < 9; ++i) kernel[i] = load(K + i * wide + n);
                 Moments& lane = lanes[n / kWidth];
-                // Every value is loaded once, and added to the sums of the columns to its left and right.
-                Vec left{}, middle{};
-                for (int64_t x = 0; x < e.width + 2; ++x) {
-                    Vec right{};
-                    UNROLL for (int i = 0; i < 3; ++i) {
-                        const Vec value = load(rows[i] + x * wide + n);
-                        left += weights[3 * i + 2] * value;
-                        middle += weights[3 * i + 1] * value;
-                        right += weights[3 * i] * value;
-                    }
-                    if (x >= 2) {
-                        stream(row + (x - 2) * e.wide + n, left);
-                        if (x == 2) lane = {left};
-                        lane.add(left);
-                    }
-                    left = middle;
-                    middle = right;
-                }
+                convolve_row(rows, steps, e.width, kernel, [&](int64_t x, Vec value) {
+                    stream(row + x * e.wide + n, value);
+                    if (x == 0) lane = {value};
+                    lane.add(value);
+                });
             }
             // Joins the lanes, then the groups of channels.
             const float per_column = 1 / float(e.width);
@@ -218,7 +311,7 @@ void expert(const Expert& e, int64_t first, int64_t end, float* scratch) {
         const int rows = tile_rows(first, end);
         const auto pixel = [&](int r) { return e.index ? e.index[first + r] : first + r; };
         for (int r = 0; r < rows; ++r)
-            memcpy(tile + r * e.channels, e.x + pixel(r) * e.channels, e.channels * sizeof(float));
+            memcpy(tile + r * e.channels, e.x + pixel(r) * e.x_row, e.channels * sizeof(float));
         map_tile(tile, e.channels, e.U, e.hidden, e.channels, rows, [&](int r, int64_t n, Vec sum) {
             store(hidden + r * e.hidden + n, gelu(e.a ? sum + load(e.a + n) : sum));
         });
@@ -227,9 +320,116 @@ void expert(const Expert& e, int64_t first, int64_t end, float* scratch) {
                 store(hidden + r * e.hidden + n, load(hidden + r * e.hidden + n) * sum);
             });
         map_tile(hidden, e.hidden, e.V, e.channels, e.hidden, rows, [&](int r, int64_t n, Vec sum) {
-            float* out = e.out + pixel(r) * e.channels + n;
+            float* out = e.out + pixel(r) * e.out_row + n;
             const Vec value = e.b ? sum + load(e.b + n) : sum;
-            store(out, load(out) + (e.weight ? value * e.weight[first + r] : value));
+            const Vec weighted = e.weight ? value * e.weight[first + r] : value;
+            store(out, e.add ? load(out) + weighted : weighted);
+        });
+    }
+}
+
+void depthwise(const Depthwise& d, int64_t first_row, int64_t end_row) {
+    const float zeros[kWidth] = {};  // a row beyond the image, read with steps of 0
+    for (int64_t y = first_row; y < end_row; ++y)
+        for (int64_t n = 0; n < d.channels; n += kWidth) {
+            float taps[9][kWidth];
+            for (int lane = 0; lane < kWidth; ++lane)
+                for (int i = 0; i < 9; ++i) taps[i][lane] = d.weight[(n + lane) * 9 + i];
+            Vec kernel[9];
+            UNROLL for (int i = 0; i < 9; ++i) kernel[i] = load(taps[i]);
+            const bool above = y > 0, below = y + 1 < d.height;
+            const int64_t steps[3] = {above ? d.x_row : 0, d.x_row, below ? d.x_row : 0};
+            const float* row = d.x + y * d.width * d.x_row + n;
+            const float* const rows[3] = {above ? row - d.width * d.x_row : zeros, row,
+                                          below ? row + d.width * d.x_row : zeros};
+            const Vec bias = load(d.bias + n);
+            float* out = d.y + y * d.width * d.channels + n;
+            convolve_row(rows, steps, d.width, kernel, [&](int64_t x, Vec sum) {
+                const Vec value = sum + bias;
+                stream(out + x * d.channels, value * sigmoid(value));
+            });
+        }
+    finish_streams();
+}
+
+int64_t sequence_scratch_floats(const Sequence& s) {
+    return (s.taps * kWidth + kSequence + (s.taps - 1) * s.dilation + kWidth) * s.channels;
+}
+
+void sequence(const Sequence& s, int64_t first, int64_t end, float* scratch) {
+    // Steps follow one another without a gap, so that a vector may hold the end of one and the start of the next. After
+    // kWidth steps the channels of the vectors repeat themselves.
+    const int64_t period = kWidth * s.channels, around = (s.taps - 1) * s.dilation;
+    float *weights = scratch, *window = scratch + s.taps * period;
+    for (int64_t tap = 0; tap < s.taps; ++tap)
+        for (int64_t step = 0; step < kWidth; ++step)
+            for (int64_t n = 0; n < s.channels; ++n)
+                weights[tap * period + step * s.channels + n] = s.weight[n * s.taps + tap];
+    memset(window, 0, (kSequence + around + kWidth) * s.channels * sizeof(float));
+
+    for (; first < end; first += kSequence) {
+        const int64_t count = min(kSequence, end - first), floats = count * s.channels;
+        const int64_t begin = first - around / 2, stop = min(begin + count + around, s.length);
+        const int64_t missing = begin < 0 ? -begin : 0, present = stop - begin - missing;
+        memset(window, 0, missing * s.channels * sizeof(float));
+        memcpy(window + missing * s.channels, s.x + (begin + missing) * s.channels,
+               present * s.channels * sizeof(float));
+        memset(window + (missing + present) * s.channels, 0,
+               (count + around - missing - present) * s.channels * sizeof(float));
+        for (int64_t start = 0; start < floats; start += period)
+            for (int64_t v = 0; v < period && start + v < floats; v += kWidth) {
+                Vec sum{};
+                for (int64_t tap = 0; tap < s.taps; ++tap)
+                    sum += load(weights + tap * period + v) * load(window + tap * s.dilation * s.channels + start + v);
+                float* to = s.y + first * s.channels + start + v;
+                const int64_t rest = floats - start - v;
+                if (rest >= kWidth) store(to, sum);
+                else memcpy(to, &sum, rest * sizeof(float));
+            }
+    }
+}
+
+void routing(const Routing& r, int64_t first, int64_t end) {
+    for (; first < end; first += kWidth) {
+        const int count = end - first < kWidth ? int(end - first) : kWidth;
+        const float *high = r.high + first * r.high_row, *detail = r.detail + first * r.channels;
+        Vec products[3][kWidth] = {};
+        for (int i = 0; i < count; ++i)
+            for (int64_t n = 0; n < r.channels; n += kWidth) {
+                const Vec d = load(detail + i * r.channels + n), sum = load(high + i * r.high_row + n) + d;
+                products[0][i] += sum * d;
+                products[1][i] += sum * sum;
+                products[2][i] += d * d;
+            }
+        float sums[3][kWidth] = {};
+        for (int k = 0; k < 3; ++k) add_lane_sums<kWidth>(products[k], splat(1.0f), sums[k]);
+        float exponents[kWidth], rest[kWidth];
+        for (int i = 0; i < kWidth; ++i)
+            exponents[i] = *r.gamma * sums[0][i] / (std::sqrt(sums[1][i]) * std::sqrt(sums[2][i]) + 1e-6f);
+        store(rest, sigmoid(-load(exponents)));
+        for (int i = 0; i < count; ++i)
+            for (int64_t n = 0; n < r.channels; n += kWidth)
+                store(r.y + (first + i) * r.channels + n,
+                      load(detail + i * r.channels + n) + rest[i] * load(high + i * r.high_row + n));
+    }
+}
+
+int64_t join_scratch_floats(const Join& j) { return kRows * j.channels(); }
+
+void join(const Join& j, int64_t first, int64_t end, float* tile) {
+    const int64_t channels = j.channels();
+    memset(tile, 0, kRows * channels * sizeof(float));
+    for (; first < end; first += kRows) {
+        const int rows = tile_rows(first, end);
+        const auto gather = [&](const float* part, int64_t count, float* to) {
+            for (int r = 0; r < rows; ++r)
+                memcpy(to + r * channels, part + (first + r) * count, count * sizeof(float));
+            return to + count;
+        };
+        float* to = gather(j.first, j.first_channels, tile);
+        gather(j.third, j.third_channels, gather(j.second, j.second_channels, to));
+        map_tile(tile, channels, j.W, j.outputs, channels, rows, [&](int r, int64_t n, Vec sum) {
+            store(j.y + (first + r) * j.outputs + n, sum + load(j.b + n));
         });
     }
 }
