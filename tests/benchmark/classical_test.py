@@ -110,6 +110,7 @@ def _diverge_from(monkeypatch, weight):
         return images
 
     monkeypatch.setattr(classical, "reconstruct", reconstruct)
+    monkeypatch.setattr(classical, "bart_version", lambda: "none")
 
 
 def test_weight_with_which_bart_diverges_is_not_chosen(monkeypatch):
