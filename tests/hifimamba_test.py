@@ -380,9 +380,9 @@ def test_without_gradients_every_kernel_is_used(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(library, "call", count)
     with torch.no_grad():
         network(*measure())
-    # Of each of two blocks: three bottlenecks; a shared and four routed experts, and two gates.
+    # Of each of two blocks: three bottlenecks; a mixture of experts and two gates.
     once = dict.fromkeys(("scan_forward", "depthwise", "sequence", "routing", "join"), 2)
-    assert called == once | {"bottleneck": 6, "expert": 14}
+    assert called == once | {"bottleneck": 6, "experts": 6}
 
 
 @for_all_variants

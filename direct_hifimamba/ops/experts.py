@@ -112,18 +112,22 @@ def _unpack(tensors: Sequence[Any]) -> Iterator[tuple[ExpertWeights, Assignment]
         yield ExpertWeights(*expert[:4]), Assignment(*expert[4:])
 
 
+def _sum(features: torch.Tensor, experts: Sequence[ExpertWeights], assignments: Sequence[Assignment]) -> torch.Tensor:
+    if experts and all(kernels.computes(features, *expert.project.shape) for expert in experts):
+        weights = [weight for expert in experts for weight in expert]
+        return kernels.sum_of_experts(features, weights, *map(list, zip(*assignments, strict=True)))
+    total = torch.zeros_like(features)
+    for expert, assignment in zip(experts, assignments, strict=True):
+        _add_expert(total, features, expert, assignment)
+    return total
+
+
 class _SumOfExperts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: torch.Tensor, *tensors: torch.Tensor | None) -> torch.Tensor:
         ctx.save_for_backward(features, *tensors)
         experts, assignments = zip(*_unpack(tensors), strict=True) if tensors else ((), ())
-        if experts and all(kernels.computes(features, *expert.project.shape) for expert in experts):
-            weights = [weight for expert in experts for weight in expert]
-            return kernels.sum_of_experts(features, weights, *map(list, zip(*assignments, strict=True)))
-        total = torch.zeros_like(features)
-        for expert, assignment in zip(experts, assignments, strict=True):
-            _add_expert(total, features, expert, assignment)
-        return total
+        return _sum(features, experts, assignments)
 
     @staticmethod
     @once_differentiable
@@ -162,5 +166,8 @@ def sum_of_experts(
     """
     if features.device.type != "cpu" or torch.is_autocast_enabled("cpu") or features.dtype not in _DTYPES:
         return sum_of_experts_plain(features, experts, assignments)
+    features = features.contiguous()
+    if not torch.is_grad_enabled():
+        return _sum(features, experts, assignments)
     tensors = [tensor for pair in zip(experts, assignments, strict=True) for part in pair for tensor in part]
-    return _SumOfExperts.apply(features.contiguous(), *tensors)
+    return _SumOfExperts.apply(features, *tensors)

@@ -16,7 +16,7 @@ ISA_VARIABLE = "DIRECT_HIFIMAMBA_ISA"
 
 _FUNCTIONS = (
     *("scan_forward", "scan_backward"),
-    *("bottleneck", "expert", "depthwise", "sequence", "routing", "join"),
+    *("bottleneck", "experts", "depthwise", "sequence", "routing", "join"),
     *("expand_backward", "project_backward", "expert_backward"),
 )
 

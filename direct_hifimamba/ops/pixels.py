@@ -11,7 +11,7 @@ import torch
 from direct_hifimamba.ops import library
 
 #: Multiply-accumulates below which starting another thread does not pay.
-_WORK_PER_THREAD = 2_000_000
+_WORK_PER_THREAD = 500_000
 #: Backward passes sum over pixels in at most so many parts, of at least so many pixels, whatever the number of threads.
 _PARTS, _PIXELS_PER_PART = 8, 256
 
@@ -30,7 +30,7 @@ _Bottleneck = _struct(
     "x expand expand_scale expand_offset depthwise depthwise_scale depthwise_offset project convolved projected y "
     "statistics input_mean input_covariance",
 )
-_Expert = _struct("Expert", "all_pixels pixels channels hidden x_row out_row add", "x index weight U a G V b out")
+_Expert = _struct("Expert", "all_pixels pixels channels hidden x_row out_row add", "x index weight U a G V b out next")
 _Depthwise = _struct("Depthwise", "height width channels x_row", "x weight bias y")
 _Sequence = _struct("Sequence", "length channels taps dilation", "x weight y")
 _Routing = _struct("Routing", "pixels channels high_row", "high detail gamma y")
@@ -97,20 +97,26 @@ def _evenly_spaced(x: torch.Tensor) -> tuple[torch.Tensor, int]:
     return flat, flat.stride(0)
 
 
-def _call(function: str, struct: type[ctypes.Structure], work: int, **arguments: int | torch.Tensor | None) -> None:
+def _filled(
+    struct: type[ctypes.Structure], tensors: list[torch.Tensor], **arguments: int | torch.Tensor | None
+) -> ctypes.Structure:
+    """A struct that points to tensors, which are appended to `tensors`: they have to live until the kernel is done."""
     values: dict[str, int | None] = {}
-    tensors = []
     for name, value in arguments.items():
         if isinstance(value, torch.Tensor):
             dtype = _OTHER_DTYPES.get(name, torch.float32)
             if value.dtype != dtype:
                 raise TypeError(f"{name} is {value.dtype}; expected {dtype}.")
-            # What is made contiguous here has to live until the kernel has read it.
             tensors.append(value if f"{name}_row" in arguments else value.contiguous())
             values[name] = tensors[-1].data_ptr()
         else:
             values[name] = value
-    library.call(function, struct(**values), work, _WORK_PER_THREAD)
+    return struct(**values)
+
+
+def _call(function: str, struct: type[ctypes.Structure], work: int, **arguments: int | torch.Tensor | None) -> None:
+    tensors: list[torch.Tensor] = []
+    library.call(function, _filled(struct, tensors, **arguments), work, _WORK_PER_THREAD)
 
 
 def _like_first(first, *rest):  # type: ignore[no-untyped-def]
@@ -523,14 +529,18 @@ def sum_of_experts(
     add = not indices or indices[0] is not None
     if add:
         out.zero_()
-    for i, (index, weight) in enumerate(zip(indices, weights, strict=True)):
+    tensors: list[torch.Tensor] = []
+    structs: list[ctypes.Structure] = []
+    work = 0
+    # From the last to the first, since each points to the next.
+    for i, (index, weight) in reversed(list(enumerate(zip(indices, weights, strict=True)))):
         expand, expand_bias, project, project_bias = experts[4 * i : 4 * i + 4]
         hidden, channels = expand.shape
         pixels = _check_expert(x, channels, index, weight)
-        _call(
-            "expert",
+        work += 2 * pixels * channels * hidden
+        expert = _filled(
             _Expert,
-            2 * pixels * channels * hidden,
+            tensors,
             all_pixels=len(x),
             pixels=pixels,
             channels=channels,
@@ -546,7 +556,11 @@ def sum_of_experts(
             V=project,
             b=project_bias,
             out=out,
+            next=ctypes.addressof(structs[-1]) if structs else None,
         )
+        structs.append(expert)
+    if structs:
+        library.call("experts", structs[-1], work, _WORK_PER_THREAD)
     return out
 
 
@@ -578,7 +592,7 @@ def add_gated_mlp(
         raise ValueError(f"out has strides {out.stride()}; expected pixels at the same distance from each other.")
     pixels = len(x)
     _call(
-        "expert",
+        "experts",
         _Expert,
         3 * pixels * channels * hidden,
         all_pixels=pixels,

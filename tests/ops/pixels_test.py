@@ -423,7 +423,7 @@ def test_infinite_arguments() -> None:
 
 def test_a_library_of_another_layout_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     longer = pixels._struct(
-        "Expert", "all_pixels pixels channels hidden x_row out_row add", "x index weight U a G V b out more"
+        "Expert", "all_pixels pixels channels hidden x_row out_row add", "x index weight U a G V b out next more"
     )
     monkeypatch.setattr(pixels, "_Expert", longer)
     with pytest.raises(RuntimeError, match="compiled kernels are of another version"):

@@ -158,22 +158,36 @@ void on_threads(int64_t threads, Run& run) {
     for (auto& other : others) other.join();
 }
 
+constexpr int64_t kLine = 64 / sizeof(float);  // floats in a line of the cache
+
+int64_t whole_lines(int64_t floats) { return (floats + kLine - 1) / kLine * kLine; }
+
+// Floats without values, the first at the start of a line: vectors that lie across two of them are slow.
+class Floats {
+  public:
+    explicit Floats(int64_t count) : memory_(new float[count + kLine]) {}
+    float* data() const {
+        return memory_.get() + kLine - reinterpret_cast<uintptr_t>(memory_.get()) / sizeof(float) % kLine;
+    }
+
+  private:
+    std::unique_ptr<float[]> memory_;
+};
+
 // Calls work(task, scratch) for tasks 0, 1, ... in this order, on up to `threads` threads, each with `floats` of
 // scratch.
 template <typename Work>
 void for_each(int64_t tasks, int64_t threads, int64_t floats, Work work) {
-    constexpr int64_t line = 64 / sizeof(float);
-    floats = (floats + line - 1) / line * line;
+    floats = whole_lines(floats);
     threads = std::min(threads, tasks);
-    const std::unique_ptr<float[]> memory(new float[threads * floats + line]);
-    float* aligned = memory.get() + line - reinterpret_cast<uintptr_t>(memory.get()) / sizeof(float) % line;
+    const Floats memory(threads * floats);
 
     std::atomic<int64_t> next{0}, started{0};
     auto run = [&] {
         const int64_t thread = started.fetch_add(1);
         if (thread >= threads) return;
         [[maybe_unused]] const FlushDenormals flush;
-        float* scratch = aligned + thread * floats;
+        float* scratch = memory.data() + thread * floats;
         for (int64_t i; (i = next.fetch_add(1)) < tasks;) work(i, scratch);
     };
     on_threads(threads, run);
@@ -200,8 +214,8 @@ void prefer_large_pages([[maybe_unused]] const float* data, [[maybe_unused]] int
 #endif
 }
 
-std::vector<float> packed(const Kernels& kernels, const float* weight, int64_t outputs, int64_t depth) {
-    std::vector<float> result(kernels.packed_floats(outputs, depth));
+Floats packed(const Kernels& kernels, const float* weight, int64_t outputs, int64_t depth) {
+    Floats result(kernels.packed_floats(outputs, depth));
     kernels.pack(weight, outputs, depth, result.data());
     return result;
 }
@@ -260,8 +274,14 @@ void finish_statistics(const std::vector<double>& means, double mean_variance, d
 Normalisation expand_normalisation(const Kernels& kernels, const Bottleneck& g) {
     std::vector<double> means(g.wide);
     std::vector<float> scratch(kernels.variance_scratch_floats(g.channels));
-    for (int64_t n = 0; n < g.wide; ++n)
-        for (int64_t k = 0; k < g.channels; ++k) means[n] += g.expand[n * g.channels + k] * g.input_mean[k];
+    for (int64_t n = 0; n < g.wide; ++n) {
+        // Several sums side by side do not wait for each other.
+        double sums[native::kChannels] = {};
+        for (int64_t k = 0; k < g.channels; k += native::kChannels)
+            for (int64_t i = 0; i < native::kChannels; ++i)
+                sums[i] += g.expand[n * g.channels + k + i] * g.input_mean[k + i];
+        for (const double sum : sums) means[n] += sum;
+    }
     const double sum = kernels.variance(g.expand, g.wide, g.channels, g.input_covariance, scratch.data());
     double statistics[2];
     finish_statistics(means, sum / double(g.wide), statistics);
@@ -307,6 +327,39 @@ template <typename Arguments>
 void check_index(const Arguments& e) {
     for (int64_t i = 0; e.index && i < e.pixels; ++i)
         if (e.index[i] < 0 || e.index[i] >= e.all_pixels) throw std::out_of_range("index");
+}
+
+void experts(const Kernels& kernels, const Expert* first, int64_t threads) {
+    std::vector<Expert> all;
+    for (const Expert* e = first; e; e = e->next) {
+        check_index(*e);
+        all.push_back(*e);
+    }
+    struct Weight {
+        const float** data;
+        int64_t outputs, depth, place;
+    };
+    std::vector<Weight> weights;
+    int64_t floats = 0;
+    const auto add = [&](const float** data, int64_t outputs, int64_t depth) {
+        if (!*data) return;
+        weights.push_back({data, outputs, depth, floats});
+        floats += whole_lines(kernels.packed_floats(outputs, depth));
+    };
+    for (Expert& e : all) {
+        add(&e.U, e.hidden, e.channels);
+        add(&e.G, e.hidden, e.channels);
+        add(&e.V, e.channels, e.hidden);
+    }
+    const Floats packed(floats);
+    for_each(int64_t(weights.size()), threads, 0, [&](int64_t i, float*) {
+        const Weight& w = weights[i];
+        kernels.pack(*w.data, w.outputs, w.depth, packed.data() + w.place);
+        *w.data = packed.data() + w.place;
+    });
+    for (const Expert& e : all)
+        for_each_part(e.pixels, kernels.tile, 8 * threads, threads, kernels.expert_scratch_floats(e),
+                      [&](int64_t begin, int64_t end, float* scratch) { kernels.expert(e, begin, end, scratch); });
 }
 
 // 0, or what went wrong: 1 if memory ran out, 2 if the caller's struct has not the size of ours, 3 if an index has rows
@@ -365,20 +418,8 @@ EXPORT int native_bottleneck(const Bottleneck* g, int64_t bytes, int instruction
     return guard(g, bytes, [&] { bottleneck(*instruction_sets()[instruction_set].kernels, *g, threads); });
 }
 
-EXPORT int native_expert(const Expert* given, int64_t bytes, int instruction_set, int64_t threads) {
-    const Kernels& kernels = *instruction_sets()[instruction_set].kernels;
-    return guard(given, bytes, [&] {
-        check_index(*given);
-        const auto U = packed(kernels, given->U, given->hidden, given->channels);
-        const auto G = packed(kernels, given->G, given->G ? given->hidden : 0, given->channels);
-        const auto V = packed(kernels, given->V, given->channels, given->hidden);
-        Expert e = *given;
-        e.U = U.data();
-        if (given->G) e.G = G.data();
-        e.V = V.data();
-        for_each_part(e.pixels, kernels.tile, 8 * threads, threads, kernels.expert_scratch_floats(e),
-                      [&](int64_t first, int64_t end, float* scratch) { kernels.expert(e, first, end, scratch); });
-    });
+EXPORT int native_experts(const Expert* first, int64_t bytes, int instruction_set, int64_t threads) {
+    return guard(first, bytes, [&] { experts(*instruction_sets()[instruction_set].kernels, first, threads); });
 }
 
 EXPORT int native_depthwise(const Depthwise* d, int64_t bytes, int instruction_set, int64_t threads) {

@@ -58,6 +58,7 @@ struct Expert {
     const float* G;          // (hidden, channels), replaced by its packed form, or null
     const float *V, *b;      // (channels, hidden), (channels) or null for 0; V is replaced by its packed form
     float* out;              // (all pixels, channels)
+    const Expert* next;      // whose turn is after this one, or null
 };
 
 // y = silu(K * x + b), K being 3 x 3 and per channel, zeros around the image.
