@@ -9,6 +9,7 @@ call adds to the largest resident size of a fresh process.
 from __future__ import annotations
 
 import argparse
+import importlib
 import itertools
 import json
 import os
@@ -19,7 +20,10 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -65,6 +69,17 @@ def native_scan(name: str) -> Scan:
     return scan
 
 
+def mamba_ssm_reference(package: ModuleSpec) -> Scan:
+    """selective_scan_ref of mamba-ssm, as installed without a CUDA compiler too.
+
+    What its package and its module import beside it, compiled kernels and language models, is left out.
+    """
+    if "mamba_ssm" not in sys.modules:
+        sys.modules["mamba_ssm"] = module_from_spec(package)
+        sys.modules["selective_scan_cuda"] = ModuleType("selective_scan_cuda")
+    return importlib.import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_ref
+
+
 def implementations() -> dict[str, Scan]:
     """Name -> function with the arguments of `selective_scan` up to `delta_softplus`."""
     found = {"native": native_scan(FASTEST)}
@@ -83,12 +98,9 @@ def implementations() -> dict[str, Scan]:
             return (states @ C[:, 0].mT[..., None]).squeeze(-1).mT + D[:, None] * u
 
         found["mambapy"] = mambapy
-    try:
-        from mamba_ssm.ops.selective_scan_interface import selective_scan_ref
-    except ImportError:
-        pass
-    else:
-        found["mamba-ssm ref"] = selective_scan_ref
+    package = find_spec("mamba_ssm")
+    if package is not None:
+        found["mamba-ssm ref"] = mamba_ssm_reference(package)
     return found
 
 
