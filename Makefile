@@ -17,7 +17,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 EXTENSION := $(wildcard setup.py direct_hifimamba/ops/csrc/*)
 
-.PHONY: help install demo test lint typecheck bench clean
+.PHONY: help install peers demo test lint typecheck bench clean
 
 help:
 	@cat <<- 'END'
@@ -26,6 +26,7 @@ help:
 		make test       all tests
 		make lint       ruff: rules and format
 		make typecheck  mypy
+		make peers      others' selective scans, which the benchmarks and a test compare ours with
 		make bench      time the network and its parts
 		make clean      remove what make and the tools wrote, .venv included
 	END
@@ -63,11 +64,13 @@ lint: $(INSTALLED)
 typecheck: $(INSTALLED)
 	$(BIN)/mypy
 
-bench: $(INSTALLED)
+# mamba-ssm without its CUDA kernels, and what these and its language models need: its Python code is all that is used.
+peers: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
-	# Without its CUDA kernels, which the scan that is measured does not use, and what they and its models depend on.
 	MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--no-build-isolation --no-deps mamba-ssm
+
+bench: peers
 	$(BIN)/python benchmarks/scan.py $(BENCH_ARGS)
 	$(BIN)/python benchmarks/network.py $(BENCH_ARGS)
 	$(BIN)/python benchmarks/allocation.py $(BENCH_ARGS)

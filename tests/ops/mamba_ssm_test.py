@@ -1,7 +1,10 @@
-"""The adapter against a stand-in for mamba-ssm that insists on what its CUDA kernels insist on."""
+"""The adapter against a stand-in for mamba-ssm that insists on what its CUDA kernels insist on, and its source."""
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
+from importlib.util import find_spec, module_from_spec
 from types import ModuleType
 
 import pytest
@@ -116,10 +119,54 @@ def test_not_chosen_when_not_importable() -> None:
         resolve_backend("mamba_ssm", torch.device("cuda"))
 
 
-def test_signature_and_values_of_the_installed_package() -> None:
-    """The real package's own reference, where it can be imported, computes what ours does."""
-    real = pytest.importorskip(MODULE, exc_type=ImportError)
-    for groups, optional, softplus in ((1, True, True), (3, True, False), (2, False, True)):
-        inputs = make_inputs(groups=groups, optional=optional)
-        expected = selective_scan_reference(*inputs, softplus)
-        torch.testing.assert_close(real.selective_scan_ref(*inputs, softplus), expected)
+@pytest.fixture
+def source(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The module of the installed package, without what it compiles and without its language models."""
+    package = find_spec("mamba_ssm")
+    if package is None:
+        pytest.skip("mamba-ssm is not installed")
+    kernels = ModuleType("selective_scan_cuda")
+    kernels.fwd = _kernel  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "mamba_ssm", module_from_spec(package))
+    monkeypatch.setitem(sys.modules, "selective_scan_cuda", kernels)
+    _forget(monkeypatch)
+    yield import_module(MODULE)
+    _forget(monkeypatch)
+    for name in [name for name in sys.modules if name.startswith("mamba_ssm.")]:
+        del sys.modules[name]
+
+
+def _kernel(
+    u: torch.Tensor,
+    delta: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor | None,
+    z: torch.Tensor | None,
+    delta_bias: torch.Tensor | None,
+    delta_softplus: bool,
+) -> tuple[torch.Tensor, ...]:
+    """In place of the compiled forward pass: output, states, and the gated output if there is a gate."""
+    for tensor in (u, delta, B, C, D, z, delta_bias):
+        assert tensor is None or tensor.stride(-1) == 1
+    states = torch.zeros(*u.shape[:2], 1, 2 * A.shape[1])
+    gates = (None,) if z is None else (None, z)
+    out, *gated = [selective_scan_fn(u, delta, A, B, C, D, gate, delta_bias, delta_softplus) for gate in gates]
+    return out, states, *gated
+
+
+def test_the_stand_in_has_the_signature_of_the_package(source: ModuleType) -> None:
+    real, own = (
+        inspect.signature(function).parameters.values() for function in (source.selective_scan_fn, selective_scan_fn)
+    )
+    assert [(p.name, p.default) for p in real] == [(p.name, p.default) for p in own]
+
+
+@pytest.mark.parametrize(("groups", "optional", "softplus"), [(1, True, True), (3, True, False), (2, False, True)])
+def test_the_package_computes_what_is_expected(source: ModuleType, groups: int, optional: bool, softplus: bool) -> None:
+    """Its own reference gives our values, and what it does before its kernels are called leaves the scan as it was."""
+    inputs = make_inputs(groups=groups, optional=optional, layout="channels_last")
+    expected = selective_scan_reference(*inputs, softplus)
+    torch.testing.assert_close(source.selective_scan_ref(*inputs, softplus), expected)
+    torch.testing.assert_close(interface._load("mamba_ssm")(*inputs, softplus), expected)
