@@ -1,6 +1,6 @@
 """Forward passes of HiFi-MambaV2 at full size, on a CPU, with glibc's own policy and with freed memory kept.
 
-Run `python benchmarks/allocation.py --output docs/benchmarks`. Two processes per image size take turns, one call each.
+Run `python benchmarks/allocation.py --output docs/benchmarks`. Two processes per image size take turns.
 """
 
 from __future__ import annotations
