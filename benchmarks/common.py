@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import resource
@@ -26,23 +25,20 @@ SHORTEST = 0.5
 def interleaved_seconds(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Seconds of every call in every round, after one round that is not counted.
 
-    All calls of a round follow one another, so that a disturbance of the machine meets all of them. One that takes less
-    than `SHORTEST` is repeated for as long, and its mean counts: it should not pay for the caches that others emptied.
+    All calls of a round follow one another, so that a disturbance of the machine meets all of them. A call is repeated
+    until `SHORTEST` has gone by, and the mean counts: a short one should not pay for the caches that others emptied.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    repetitions = dict.fromkeys(calls, 1)
     with tqdm(total=(rounds + 1) * len(calls), unit="call", leave=False) as progress:
         for round_index in range(rounds + 1):
             for name, call in calls.items():
                 progress.set_description(name)
-                start = time.perf_counter()
-                for _ in range(repetitions[name]):
+                count, elapsed, start = 0, 0.0, time.perf_counter()
+                while elapsed < SHORTEST:
                     call()
-                elapsed = time.perf_counter() - start
+                    count, elapsed = count + 1, time.perf_counter() - start
                 if round_index:
-                    seconds[name].append(elapsed / repetitions[name])
-                else:
-                    repetitions[name] = math.ceil(SHORTEST / elapsed)
+                    seconds[name].append(elapsed / count)
                 progress.update()
     return seconds
 

@@ -1,8 +1,8 @@
 """Time and memory of HiFi-MambaV2 at full size (128 channels, 6 x 2 blocks), on a CPU.
 
-Run `python benchmarks/network.py --output docs/benchmarks`. Times are medians of rounds that go through all sizes;
-memory is what one call adds to a fresh process that holds the model, its size in brackets. Freed memory is kept, as in
-training and prediction.
+Run `python benchmarks/network.py --output docs/benchmarks`. Times are medians of rounds that go through all sizes, in
+each of which a short call is repeated and its mean taken. Memory is what one call adds to a fresh process that holds
+the model, its size in brackets. Freed memory is kept, as in training and prediction.
 """
 
 from __future__ import annotations

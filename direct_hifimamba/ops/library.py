@@ -78,7 +78,7 @@ def call(function: str, arguments: ctypes.Structure, work: int, work_per_thread:
     function : str
         Name in `_FUNCTIONS`.
     arguments : ctypes.Structure
-        The C++ struct of that function.
+        The C++ struct of that function, or the first of a list of them.
     work, work_per_thread : int
         Some measure of the work, and how much of it makes starting another thread pay.
 
@@ -87,7 +87,7 @@ def call(function: str, arguments: ctypes.Structure, work: int, work_per_thread:
     MemoryError
         If the working memory could not be allocated.
     IndexError
-        If `index` among the arguments has rows that do not exist.
+        If an `index` among the arguments has rows that do not exist.
     RuntimeError
         If the library was built from other sources than these.
     """

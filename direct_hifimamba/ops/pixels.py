@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import torch
 
@@ -532,8 +533,7 @@ def sum_of_experts(
     tensors: list[torch.Tensor] = []
     structs: list[ctypes.Structure] = []
     work = 0
-    # From the last to the first, since each points to the next.
-    for i, (index, weight) in reversed(list(enumerate(zip(indices, weights, strict=True)))):
+    for i, (index, weight) in enumerate(zip(indices, weights, strict=True)):
         expand, expand_bias, project, project_bias = experts[4 * i : 4 * i + 4]
         hidden, channels = expand.shape
         pixels = _check_expert(x, channels, index, weight)
@@ -556,11 +556,12 @@ def sum_of_experts(
             V=project,
             b=project_bias,
             out=out,
-            next=ctypes.addressof(structs[-1]) if structs else None,
         )
         structs.append(expert)
+    for struct, following in pairwise(structs):
+        struct.next = ctypes.addressof(following)
     if structs:
-        library.call("experts", structs[-1], work, _WORK_PER_THREAD)
+        library.call("experts", structs[0], work, _WORK_PER_THREAD)
     return out
 
 

@@ -36,6 +36,8 @@ def test_pieces_equal_the_definition(pixels: int, pieces: int, monkeypatch: pyte
     actual = sum_of_experts(features, experts, assignments)
     expected = sum_of_experts_plain(features, experts, assignments)
     torch.testing.assert_close(actual, expected)
+    with torch.no_grad():
+        assert torch.equal(sum_of_experts(features, experts, assignments), actual)
     for a, e in zip(
         gradients(actual, features, *experts, *assignments),
         gradients(expected, features, *experts, *assignments),
@@ -49,6 +51,8 @@ def test_float32_is_as_accurate_as_the_definition() -> None:
     experts, assignments = make_experts(4, 32, 48, torch.float32), make_assignments(300, torch.float32)
     features = torch.randn(300, 32).requires_grad_()
     actual = sum_of_experts(features, experts, assignments)
+    with torch.no_grad():
+        assert torch.equal(sum_of_experts(features, experts, assignments), actual)
 
     def double(tensors):
         return [t if t is None or t.dtype == torch.int64 else t.detach().double().requires_grad_() for t in tensors]

@@ -1,4 +1,4 @@
-"""The adapter against a stand-in for mamba-ssm that insists on what its CUDA kernels insist on, and its source."""
+"""The adapter against mamba-ssm's Python code and a stand-in that insists on what its CUDA kernels insist on."""
 
 import inspect
 import sys
@@ -52,30 +52,35 @@ def selective_scan_fn(
     return selective_scan_reference(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
 
 
-def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, ADAPTER, raising=False)
+@pytest.fixture
+def nothing_loaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As if nobody had asked for mamba-ssm yet, before the test and after it."""
+
+    def ours() -> list[str]:
+        return [name for name in sys.modules if name == ADAPTER or name.split(".")[0] == "mamba_ssm"]
+
+    before = {name: sys.modules.pop(name) for name in ours()}
     monkeypatch.setattr(interface, "_loaded", {})
+    interface.unavailable_because.cache_clear()
+    yield
+    for name in ours():
+        del sys.modules[name]
+    sys.modules |= before
     interface.unavailable_because.cache_clear()
 
 
 @pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def installed(nothing_loaded: None) -> None:
     """As if mamba-ssm were installed."""
     for name in ("mamba_ssm", "mamba_ssm.ops", MODULE):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    monkeypatch.setattr(sys.modules[MODULE], "selective_scan_fn", selective_scan_fn, raising=False)
-    _forget(monkeypatch)
-    yield
-    _forget(monkeypatch)
+        sys.modules[name] = ModuleType(name)
+    sys.modules[MODULE].selective_scan_fn = selective_scan_fn  # type: ignore[attr-defined]
 
 
 @pytest.fixture
-def missing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def missing(nothing_loaded: None) -> None:
     """As if mamba-ssm were not installed."""
-    monkeypatch.setitem(sys.modules, "mamba_ssm", None)
-    _forget(monkeypatch)
-    yield
-    _forget(monkeypatch)
+    sys.modules["mamba_ssm"] = None  # type: ignore[assignment]
 
 
 @pytest.fixture
@@ -120,20 +125,16 @@ def test_not_chosen_when_not_importable() -> None:
 
 
 @pytest.fixture
-def source(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+def source(nothing_loaded: None, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The module of the installed package, without what it compiles and without its language models."""
     package = find_spec("mamba_ssm")
     if package is None:
-        pytest.skip("mamba-ssm is not installed")
+        pytest.skip("mamba-ssm is not installed; make peers does it")
     kernels = ModuleType("selective_scan_cuda")
     kernels.fwd = _kernel  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "mamba_ssm", module_from_spec(package))
     monkeypatch.setitem(sys.modules, "selective_scan_cuda", kernels)
-    _forget(monkeypatch)
-    yield import_module(MODULE)
-    _forget(monkeypatch)
-    for name in [name for name in sys.modules if name.startswith("mamba_ssm.")]:
-        del sys.modules[name]
+    sys.modules["mamba_ssm"] = module_from_spec(package)
+    return import_module(MODULE)
 
 
 def _kernel(

@@ -264,7 +264,8 @@ def test_nan_stays_nan_and_in_its_pixel() -> None:
 
 def test_bitwise_the_same_for_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight, detail = draw(61, 47, 16), draw(48, 16), draw(61 * 47, 16, seed=1)
-    flat, expert = x.flatten(0, 1), draw_experts(16, 48)
+    flat, expert, several = x.flatten(0, 1), draw_experts(16, 48), draw_experts(16, 48, 3)
+    order = torch.randperm(len(flat))
     results = []
     for threads in (1, 2, 3, 7):
         torch.set_num_threads(threads)
@@ -274,7 +275,7 @@ def test_bitwise_the_same_for_any_number_of_threads(monkeypatch: pytest.MonkeyPa
         results.append(
             [
                 *(result, convolved, projected, *moments),
-                pixels.sum_of_experts(flat, expert, [None], [None]),
+                pixels.sum_of_experts(flat, several, [None, order[:1000], order], [None, draw(1000), draw(len(flat))]),
                 pixels.depthwise_silu(x, draw(16, 1, 3, 3), draw(16)),
                 pixels.convolve_sequence(flat, draw(16, 11), 2),
                 pixels.route_detail(flat, detail, torch.tensor(2.0)),
@@ -362,7 +363,7 @@ def test_what_would_be_read_or_written_elsewhere_is_refused() -> None:
         pixels.add_expert_gradients(torch.zeros(16, 9).t(), x, x, None, None, *expert)
     for wrong in ([0, 9], [-1]):
         with pytest.raises(IndexError, match=r"index has rows that do not exist; expected 0 to 8"):
-            pixels.sum_of_experts(x, expert, [torch.tensor(wrong)], [None])
+            pixels.sum_of_experts(x, [*expert, *expert], [index, torch.tensor(wrong)], [None, None])
         with pytest.raises(IndexError, match=r"index has rows that do not exist; expected 0 to 8"):
             pixels.add_expert_gradients(grad_x, x, x, torch.tensor(wrong), None, *expert)
     with pytest.raises(TypeError, match=r"index is torch\.int32; expected torch\.int64"):

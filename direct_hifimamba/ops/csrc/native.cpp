@@ -333,7 +333,7 @@ void experts(const Kernels& kernels, const Expert* first, int64_t threads) {
     std::vector<Expert> all;
     for (const Expert* e = first; e; e = e->next) {
         check_index(*e);
-        all.push_back(*e);
+        if (e->pixels > 0) all.push_back(*e);
     }
     struct Weight {
         const float** data;
@@ -351,11 +351,11 @@ void experts(const Kernels& kernels, const Expert* first, int64_t threads) {
         add(&e.G, e.hidden, e.channels);
         add(&e.V, e.channels, e.hidden);
     }
-    const Floats packed(floats);
+    const Floats memory(floats);
     for_each(int64_t(weights.size()), threads, 0, [&](int64_t i, float*) {
         const Weight& w = weights[i];
-        kernels.pack(*w.data, w.outputs, w.depth, packed.data() + w.place);
-        *w.data = packed.data() + w.place;
+        kernels.pack(*w.data, w.outputs, w.depth, memory.data() + w.place);
+        *w.data = memory.data() + w.place;
     });
     for (const Expert& e : all)
         for_each_part(e.pixels, kernels.tile, 8 * threads, threads, kernels.expert_scratch_floats(e),

@@ -46,7 +46,7 @@ struct Project {
 };
 
 // out[i] = weight[i] (V h + b) with h = gelu(U x[i] + a), or times G x[i] where there is a gate G, for the pixels i of
-// `index`, each of which stands in it once.
+// `index`, each of which stands in it once. Several of them are a list, in whose order they run.
 struct Expert {
     int64_t all_pixels, pixels, channels, hidden;
     int64_t x_row, out_row;  // floats from one pixel to the next

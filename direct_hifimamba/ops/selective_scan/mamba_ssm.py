@@ -24,8 +24,8 @@ def selective_scan_mamba_ssm(
 
     Shapes are those of :func:`direct_hifimamba.ops.selective_scan.selective_scan` with `B` and `C` of shape
     (batch, groups, state, length). The kernels read along time with stride 1: mamba-ssm copies `u`, `delta`, `B`, `C`,
-    `z` and `D` where their strides do not fit, but not `delta_bias`. Written against mamba-ssm 2.3.2 and tested with
-    its Python code above a stand-in for the kernels; it has never run on a GPU.
+    `z` and `D` where their strides do not fit, but not `delta_bias`. Written against mamba-ssm 2.3.2 and tested,
+    forwards, with its Python code above a stand-in for the kernels; it has never run on a GPU.
 
     Raises
     ------
