@@ -32,6 +32,8 @@ TINY: dict[str, Any] = {
     "scan_backend": "torch",
     "initialisation": "balanced",
 }
+#: In place of TINY's: sizes that the compiled kernels take.
+KERNEL_SIZES: dict[str, Any] = {"hidden_channels": 32, "state_size": 16, "scan_backend": "auto"}
 
 
 class Golden:

@@ -25,7 +25,7 @@ from direct_hifimamba.layers.selective_scan_2d import SelectiveScan2D
 from direct_hifimamba.layers.sf_lap import Bands, CrossFrequencyRouting, LaplacianPyramid
 from direct_hifimamba.ops import library
 from direct_hifimamba.ops.selective_scan import interface
-from tests.helpers import TINY, UNNORMALISED, assert_close, gradients, loss_of, measure, tiny_network
+from tests.helpers import KERNEL_SIZES, TINY, UNNORMALISED, assert_close, gradients, loss_of, measure, tiny_network
 
 # Every option that changes what is computed, alone or with what it needs.
 VARIANTS: list[dict[str, Any]] = [
@@ -364,9 +364,6 @@ def test_autocast_keeps_scan_and_data_consistency_in_float32(monkeypatch: pytest
     assert 0 < error < 0.02
     loss.backward()
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients(network).values())
-
-
-KERNEL_SIZES = {"hidden_channels": 32, "state_size": 16, "scan_backend": "auto"}
 
 
 @pytest.mark.skipif(not library.CHANNELS, reason="the kernels were not compiled")

@@ -167,7 +167,7 @@ def sum_of_experts(
     if features.device.type != "cpu" or torch.is_autocast_enabled("cpu") or features.dtype not in _DTYPES:
         return sum_of_experts_plain(features, experts, assignments)
     features = features.contiguous()
-    if not torch.is_grad_enabled():  # recording what nobody will ask for takes as long as a small image
+    if not torch.is_grad_enabled():  # nothing to keep for a backward pass
         return _sum(features, experts, assignments)
     tensors = [tensor for pair in zip(experts, assignments, strict=True) for part in pair for tensor in part]
     return _SumOfExperts.apply(features, *tensors)

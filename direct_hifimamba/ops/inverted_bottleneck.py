@@ -123,7 +123,7 @@ def _forward_image(x: torch.Tensor, weights: BottleneckWeights, keep: bool) -> t
         result, *saved = kernels.inverted_bottleneck(x, *weights, keep)
         return result, _Saved(*saved) if keep else None
 
-    height, width, channels = x.shape
+    height, width, _ = x.shape
     pixels = x.flatten(0, 1)
     input_mean = pixels.mean(0)
     centred = pixels - input_mean

@@ -359,16 +359,20 @@ def joined_linear(parts: Sequence[torch.Tensor], weight: torch.Tensor, bias: tor
             f"parts have the shapes {shapes}; expected at most three of the same pixels, with {weight.shape[1]} "
             "channels in all, as the weight says."
         )
-    missing = 3 - len(parts)
-    names = ("first", "second", "third")
+    first, second, third = [*parts, None, None][:3]
+    first_channels, second_channels, third_channels = [*counts, 0, 0][:3]
     _call(
         "join",
         _Join,
         pixels * weight.numel(),
         pixels=pixels,
         outputs=len(weight),
-        **dict(zip((f"{name}_channels" for name in names), (*counts, *[0] * missing), strict=True)),
-        **dict(zip(names, (*parts, *[None] * missing), strict=True)),
+        first_channels=first_channels,
+        second_channels=second_channels,
+        third_channels=third_channels,
+        first=first,
+        second=second,
+        third=third,
         W=weight,
         b=bias,
         y=y,
@@ -538,26 +542,27 @@ def sum_of_experts(
         hidden, channels = expand.shape
         pixels = _check_expert(x, channels, index, weight)
         work += 2 * pixels * channels * hidden
-        expert = _filled(
-            _Expert,
-            tensors,
-            all_pixels=len(x),
-            pixels=pixels,
-            channels=channels,
-            hidden=hidden,
-            x_row=channels,
-            out_row=channels,
-            add=add or i > 0,
-            x=x,
-            index=index,
-            weight=weight,
-            U=expand,
-            a=expand_bias,
-            V=project,
-            b=project_bias,
-            out=out,
+        structs.append(
+            _filled(
+                _Expert,
+                tensors,
+                all_pixels=len(x),
+                pixels=pixels,
+                channels=channels,
+                hidden=hidden,
+                x_row=channels,
+                out_row=channels,
+                add=add or i > 0,
+                x=x,
+                index=index,
+                weight=weight,
+                U=expand,
+                a=expand_bias,
+                V=project,
+                b=project_bias,
+                out=out,
+            )
         )
-        structs.append(expert)
     for struct, following in pairwise(structs):
         struct.next = ctypes.addressof(following)
     if structs:

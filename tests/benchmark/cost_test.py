@@ -33,7 +33,7 @@ from direct_hifimamba.layers.bottleneck import InvertedBottleneck
 from direct_hifimamba.layers.moe import build_mixtures
 from direct_hifimamba.ops.selective_scan import selective_scan
 from direct_hifimamba.ops.selective_scan.interface import unavailable_because
-from tests.helpers import TINY, loss_of, measure, tiny_network
+from tests.helpers import KERNEL_SIZES, TINY, loss_of, measure, tiny_network
 
 PROJECT = Path(__file__).parents[2] / "projects" / "hifimamba"
 SLICES, COILS, SIZE = 2, 2, 32
@@ -242,7 +242,7 @@ def test_macs_by_hand() -> None:
 
 def test_macs_of_the_network_do_not_depend_on_gradients() -> None:
     """Of sizes that the compiled kernels take; without gradients they take the place of more operators."""
-    network, measurement = tiny_network(hidden_channels=32, state_size=16, scan_backend="auto"), measure()
+    network, measurement = tiny_network(**KERNEL_SIZES), measure()
     expected = count_macs(lambda: network(*measurement))
     with torch.no_grad():
         assert count_macs(lambda: network(*measurement)) == expected

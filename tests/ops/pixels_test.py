@@ -194,7 +194,7 @@ def test_expand_convolve_gradients(height: int, width: int, channels: int, wide:
 )
 def test_add_expert_gradients(count: int, channels: int, hidden: int, chosen: bool) -> None:
     x, grad, grad_x = draw(1000, channels), draw(1000, channels, seed=1), draw(1000, channels, seed=2)
-    expert = (draw(hidden, channels), draw(hidden), draw(channels, hidden), draw(channels))
+    expert = draw_experts(channels, hidden)
     index, weight = (torch.randperm(1000)[:count], draw(count)) if chosen else (None, None)
     rows = slice(None) if index is None else index
     exact_x, exact_weight, *exact_expert = double(x, torch.ones(1000) if weight is None else weight, *expert)

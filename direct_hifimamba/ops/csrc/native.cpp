@@ -162,7 +162,7 @@ constexpr int64_t kLine = 64 / sizeof(float);  // floats in a line of the cache
 
 int64_t whole_lines(int64_t floats) { return (floats + kLine - 1) / kLine * kLine; }
 
-// Floats without values, the first at the start of a line: vectors that lie across two of them are slow.
+// Floats without values, the first at the start of a line, so that vectors do not lie across two.
 class Floats {
   public:
     explicit Floats(int64_t count) : memory_(new float[count + kLine]) {}
