@@ -66,15 +66,15 @@ typecheck: $(INSTALLED)
 
 # mamba-ssm without compiling its CUDA kernels and without its dependencies: its Python code is all that is used.
 peers: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r performance/requirements.txt
 	MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--no-build-isolation --no-deps mamba-ssm==2.3.2.post1 ||
 		echo "mamba-ssm could not be installed: what needs it is left out."
 
 bench: peers
-	$(BIN)/python benchmarks/scan.py $(BENCH_ARGS)
-	$(BIN)/python benchmarks/network.py $(BENCH_ARGS)
-	$(BIN)/python benchmarks/allocation.py $(BENCH_ARGS)
+	$(BIN)/python performance/scan.py $(BENCH_ARGS)
+	$(BIN)/python performance/network.py $(BENCH_ARGS)
+	$(BIN)/python performance/allocation.py $(BENCH_ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any
 from direct_hifimamba.plugin import register
 
 if TYPE_CHECKING:
-    from direct_hifimamba.config import HiFiMambaV2Config
-    from direct_hifimamba.hifimamba import HiFiMambaV2
-    from direct_hifimamba.hifimamba_engine import HiFiMambaV2Engine
-    from direct_hifimamba.reference import from_reference
+    from direct_hifimamba.nn.hifimamba.config import HiFiMambaV2Config
+    from direct_hifimamba.nn.hifimamba.hifimamba import HiFiMambaV2
+    from direct_hifimamba.nn.hifimamba.hifimamba_engine import HiFiMambaV2Engine
+    from direct_hifimamba.nn.hifimamba.reference import from_reference
 
 __version__ = "0.1.0"
 
 __all__ = ["HiFiMambaV2", "HiFiMambaV2Config", "HiFiMambaV2Engine", "__version__", "from_reference"]
 
 _MODULE_OF = {
-    "HiFiMambaV2": "hifimamba",
-    "HiFiMambaV2Config": "config",
-    "HiFiMambaV2Engine": "hifimamba_engine",
-    "from_reference": "reference",
+    "HiFiMambaV2": "nn.hifimamba.hifimamba",
+    "HiFiMambaV2Config": "nn.hifimamba.config",
+    "HiFiMambaV2Engine": "nn.hifimamba.hifimamba_engine",
+    "from_reference": "nn.hifimamba.reference",
 }
 
 

@@ -34,15 +34,19 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "info": Command("info", "report versions, devices and selective scan backends of this installation"),
+    "info": Command("commands.info", "report versions, devices and selective scan backends of this installation"),
     "prepare": Command("data.prepare", "bring a public data set into the form that DIRECT reads", extra="data"),
     "verify": Command("data.verify", "compare a prepared data set with its protocol"),
     "simulate": Command("data.simulate", "write a small simulated multi-coil data set", extra="data"),
-    "reconstruct": Command("reconstruct", "reconstruct undersampled k-space of one file as images", extra="data"),
+    "reconstruct": Command(
+        "reconstruction.reconstructor", "reconstruct undersampled k-space of one file as images", extra="data"
+    ),
     "benchmark": Command("benchmark.command", "compare models on the same files, masks and budget", extra="benchmark"),
     "leaderboard": Command("benchmark.leaderboard", "merge results of benchmarks into one table", extra="benchmark"),
-    "config": Command("config_compose", "compose a configuration for DIRECT of several files"),
-    "convert-checkpoint": Command("reference", "convert weights of the authors' code to a DIRECT checkpoint"),
+    "config": Command("training.compose", "compose a configuration for DIRECT of several files"),
+    "convert-checkpoint": Command(
+        "nn.hifimamba.reference", "convert weights of the authors' code to a DIRECT checkpoint"
+    ),
 }
 
 DIRECT_COMMANDS = {
@@ -80,7 +84,7 @@ def _fail(message: str) -> NoReturn:
 
 
 def _run_direct(arguments: Sequence[str]) -> None:
-    from direct_hifimamba import direct_command
+    from direct_hifimamba.training import direct_command
 
     direct_command.main(arguments)
 

@@ -17,7 +17,7 @@ ALIAS = "direct.nn.hifimamba"
 
 
 def _original_name(alias: str) -> str:
-    return __package__ + alias.removeprefix(ALIAS)
+    return f"{__package__}.nn.hifimamba" + alias.removeprefix(ALIAS)
 
 
 class _AliasLoader(Loader):

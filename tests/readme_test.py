@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-from direct_hifimamba.config_compose import validate
+from direct_hifimamba.training.compose import validate
 from tests.helpers import measure
 
 README = (Path(__file__).parents[1] / "README.md").read_text()

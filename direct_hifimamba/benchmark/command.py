@@ -18,19 +18,19 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from direct_hifimamba.benchmark.archive import remove_archive, write_archive
-from direct_hifimamba.benchmark.collect import collect
-from direct_hifimamba.benchmark.configurations import compose_models, training_config
-from direct_hifimamba.benchmark.cost import Cost, measure_costs
 from direct_hifimamba.benchmark.folder import BenchmarkFolder
-from direct_hifimamba.benchmark.inputs import describe_inputs, list_files, record
-from direct_hifimamba.benchmark.matrix import Benchmark, make_cells, make_trials, search
-from direct_hifimamba.benchmark.report import write_report
-from direct_hifimamba.benchmark.results import Results
-from direct_hifimamba.benchmark.runner import Run, Runner, lock_folder
-from direct_hifimamba.benchmark.scores import METRICS
-from direct_hifimamba.benchmark.specification import MIN_ITERATIONS, Specification
-from direct_hifimamba.benchmark.tables import write_csv, write_markdown, write_model_zoo
+from direct_hifimamba.benchmark.plan.configurations import compose_models, training_config
+from direct_hifimamba.benchmark.plan.inputs import describe_inputs, list_files, record
+from direct_hifimamba.benchmark.plan.specification import MIN_ITERATIONS, Specification
+from direct_hifimamba.benchmark.report.archive import remove_archive, write_archive
+from direct_hifimamba.benchmark.report.report import write_report
+from direct_hifimamba.benchmark.report.tables import write_csv, write_markdown, write_model_zoo
+from direct_hifimamba.benchmark.run.cost import Cost, measure_costs
+from direct_hifimamba.benchmark.run.matrix import Benchmark, make_cells, make_trials, search
+from direct_hifimamba.benchmark.run.runner import Run, Runner, lock_folder
+from direct_hifimamba.benchmark.score.collect import collect
+from direct_hifimamba.benchmark.score.results import Results
+from direct_hifimamba.benchmark.score.scores import METRICS
 from direct_hifimamba.data.parallel import add_jobs_argument
 from direct_hifimamba.files import replace_when_complete
 

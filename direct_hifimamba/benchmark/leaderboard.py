@@ -10,10 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
-from direct_hifimamba.benchmark.configurations import find_difference
-from direct_hifimamba.benchmark.results import Model, Results, Scores, SummaryRow, summarise_scores
-from direct_hifimamba.benchmark.scores import METRICS, metric_definitions
-from direct_hifimamba.benchmark.tables import (
+from direct_hifimamba.benchmark.plan.configurations import find_difference
+from direct_hifimamba.benchmark.report.tables import (
     NOTHING,
     csv_text,
     format_budget,
@@ -22,6 +20,8 @@ from direct_hifimamba.benchmark.tables import (
     markdown_table,
     score_sections,
 )
+from direct_hifimamba.benchmark.score.results import Model, Results, Scores, SummaryRow, summarise_scores
+from direct_hifimamba.benchmark.score.scores import METRICS, metric_definitions
 from direct_hifimamba.files import replace_when_complete
 
 RANKED_BY = "fastmri_ssim"

@@ -21,8 +21,13 @@ _PACKAGES = ("direct-recon", "torch", "numpy", "h5py", "scipy", "scikit-image", 
 
 _CODE_PACKAGES = ("direct-recon", "torch", "numpy", "sewar", "scikit-image")
 _CODE_SUFFIXES = (".py", ".so", ".pyd")
-_NETWORK_CODE = ("config.py", "hifimamba.py", "hifimamba_engine.py", "layers", "ops", "weight_decay.py")
-_TRAINING_CODE = ("benchmark/initialisation.py", "benchmark/runner.py", "direct_command.py", "learning_rate.py")
+_NETWORK_CODE = ("nn/hifimamba", "nn/layers", "ops", "training/weight_decay.py")
+_TRAINING_CODE = (
+    "benchmark/plan/initialisation.py",
+    "benchmark/run/runner.py",
+    "training/direct_command.py",
+    "training/learning_rate.py",
+)
 
 
 def find_versions(device: str) -> dict[str, str]:

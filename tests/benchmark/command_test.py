@@ -13,18 +13,18 @@ from omegaconf import OmegaConf
 
 import direct_hifimamba.benchmark.command as command_module
 from direct_hifimamba import cli
-from direct_hifimamba.benchmark import runner
-from direct_hifimamba.benchmark.classical import find_bart
 from direct_hifimamba.benchmark.command import _signals_as_interrupt
-from direct_hifimamba.benchmark.configurations import compose_models
-from direct_hifimamba.benchmark.cost import Cost
 from direct_hifimamba.benchmark.folder import BenchmarkFolder
-from direct_hifimamba.benchmark.matrix import Benchmark
-from direct_hifimamba.benchmark.results import Results, SummaryRow
-from direct_hifimamba.benchmark.specification import MIN_ITERATIONS, Specification
-from direct_hifimamba.reconstruct import Reconstructor
+from direct_hifimamba.benchmark.plan.configurations import compose_models
+from direct_hifimamba.benchmark.plan.specification import MIN_ITERATIONS, Specification
+from direct_hifimamba.benchmark.run import runner
+from direct_hifimamba.benchmark.run.classical import find_bart
+from direct_hifimamba.benchmark.run.cost import Cost
+from direct_hifimamba.benchmark.run.matrix import Benchmark
+from direct_hifimamba.benchmark.score.results import Results, SummaryRow
+from direct_hifimamba.reconstruction.reconstructor import Reconstructor
+from tests.benchmark.report.tables_test import read_tables
 from tests.benchmark.small_benchmark import MASKS, SPECIFICATION, VOLUMES, write_specification
-from tests.benchmark.tables_test import read_tables
 
 # A checkpoint after every quarter of them, but not before DIRECT's first.
 ITERATIONS = 4 * MIN_ITERATIONS

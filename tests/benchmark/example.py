@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from direct_hifimamba.benchmark.folder import slug
-from direct_hifimamba.benchmark.results import (
+from direct_hifimamba.benchmark.score.results import (
     Data,
     Model,
     Protocol,
@@ -20,7 +20,7 @@ from direct_hifimamba.benchmark.results import (
     digest,
     summarise_scores,
 )
-from direct_hifimamba.benchmark.scores import METRICS, SPECTRUM_EDGES, metric_definitions
+from direct_hifimamba.benchmark.score.scores import METRICS, SPECTRUM_EDGES, metric_definitions
 
 BASELINE = "VarNet"
 ZERO_FILLED = "zero-filled"

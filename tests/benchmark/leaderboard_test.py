@@ -10,9 +10,9 @@ import pytest
 
 from direct_hifimamba import cli
 from direct_hifimamba.benchmark.leaderboard import merge, rank
-from direct_hifimamba.benchmark.results import Results
+from direct_hifimamba.benchmark.score.results import Results
 from tests.benchmark.example import ACCELERATIONS, BASELINE, QUALITY, ZERO_FILLED, make_evaluation, make_results
-from tests.benchmark.tables_test import read_tables
+from tests.benchmark.report.tables_test import read_tables
 
 
 def other_results(**changes: object) -> Results:

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from scipy.ndimage import gaussian_filter
 
-from direct_hifimamba.benchmark.collect import ZERO_FILLED
 from direct_hifimamba.benchmark.folder import BenchmarkFolder, slug
-from direct_hifimamba.benchmark.images import load_target, load_zero_filled
-from direct_hifimamba.benchmark.results import (
+from direct_hifimamba.benchmark.plan.specification import Specification
+from direct_hifimamba.benchmark.score.collect import ZERO_FILLED
+from direct_hifimamba.benchmark.score.images import load_target, load_zero_filled
+from direct_hifimamba.benchmark.score.results import (
     Data,
     Model,
     Protocol,
@@ -28,13 +29,12 @@ from direct_hifimamba.benchmark.results import (
     Trial,
     summarise_scores,
 )
-from direct_hifimamba.benchmark.scores import SPECTRUM_EDGES, metric_definitions, score_volume
-from direct_hifimamba.benchmark.specification import Specification
+from direct_hifimamba.benchmark.score.scores import SPECTRUM_EDGES, metric_definitions, score_volume
 from direct_hifimamba.data.data_sets import SIMULATED
 from direct_hifimamba.data.masks import MaskOptions
 from direct_hifimamba.data.simulate import SimulationOptions, simulate
-from direct_hifimamba.hifimamba import HiFiMambaV2
-from direct_hifimamba.reconstruct import CONFIG_NAME
+from direct_hifimamba.nn.hifimamba.hifimamba import HiFiMambaV2
+from direct_hifimamba.reconstruction.reconstructor import CONFIG_NAME
 from tests.benchmark.example import make_evaluation
 from tests.helpers import TINY, perturb
 

@@ -16,9 +16,9 @@ import pytest
 import yaml
 
 from direct_hifimamba import cli
-from direct_hifimamba.benchmark.configurations import compose_models
-from direct_hifimamba.benchmark.initialisation import Initialisation
-from direct_hifimamba.benchmark.specification import Specification
+from direct_hifimamba.benchmark.plan.configurations import compose_models
+from direct_hifimamba.benchmark.plan.initialisation import Initialisation
+from direct_hifimamba.benchmark.plan.specification import Specification
 from direct_hifimamba.data.fourier import root_sum_of_squares
 
 PROJECTS = Path(__file__).parents[2] / "projects"

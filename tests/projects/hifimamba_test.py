@@ -18,11 +18,11 @@ from direct.train import setup_train
 from omegaconf import OmegaConf
 
 from direct_hifimamba import cli
-from direct_hifimamba.config_compose import compose, to_yaml
 from direct_hifimamba.data.data_sets import SIMULATED
 from direct_hifimamba.data.hdf5 import kspace_shape
 from direct_hifimamba.data.prepare import prepare
 from direct_hifimamba.data.protocol import Settings, read_protocol
+from direct_hifimamba.training.compose import compose, to_yaml
 from tests.data import lookalikes
 
 ROOT = Path(__file__).parents[2]

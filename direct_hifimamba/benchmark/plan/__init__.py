@@ -1,0 +1,1 @@
+"""What a benchmark compares: specification, configurations, data and initial weights."""

@@ -1,0 +1,1 @@
+"""Training, prediction and measurement of cost, in processes of their own."""

@@ -1,0 +1,270 @@
+"""Compressed sensing with BART [1]_, a reconstruction without training to compare with.
+
+References
+----------
+.. [1] Uecker et al. Berkeley Advanced Reconstruction Toolbox. Proc. ISMRM 23:2486, 2015.
+"""
+
+import math
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+import torch
+import yaml
+from direct.data.transforms import center_crop
+from direct.functionals.challenges import fastmri_psnr
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from direct_hifimamba.benchmark.folder import RunFolder
+from direct_hifimamba.benchmark.plan.inputs import list_files
+from direct_hifimamba.benchmark.plan.specification import Specification
+from direct_hifimamba.data.fourier import kspace_to_image, root_sum_of_squares
+from direct_hifimamba.data.hdf5 import read_slices
+from direct_hifimamba.files import replace_when_complete
+
+BART = "BART pics"
+"""Label of the row."""
+
+REGULARISATIONS = (0.0005, 0.002, 0.005, 0.01, 0.02, 0.05)
+"""Weights of the l1 norm of the wavelet coefficients to choose from; BART scales the data to a maximum of about 1."""
+
+
+class Acquisition(NamedTuple):
+    """Fully sampled k-space and its mask."""
+
+    kspace: NDArray[np.complex64]  #: (slices[, coil], height, width), centred
+    mask: NDArray[np.bool_]  #: of the columns, (width,)
+
+    @classmethod
+    def read(cls, path: Path) -> "Acquisition":
+        """Of a validation or test file."""
+        with h5py.File(path) as file:
+            return cls(np.stack(list(read_slices(file))), file["mask"][()].astype(bool))
+
+
+def find_bart() -> Path | None:
+    """The program `bart` on the PATH, if there is one."""
+    path = shutil.which("bart")
+    return None if path is None else Path(path)
+
+
+def bart_version() -> str:
+    """What the program says of itself.
+
+    Raises
+    ------
+    RuntimeError
+        If it fails.
+    """
+    process = subprocess.run(["bart", "version"], capture_output=True, text=True, check=False)
+    if process.returncode != 0:
+        raise RuntimeError(f"bart version failed: {(process.stderr or process.stdout).strip()}")
+    return process.stdout.strip()
+
+
+def estimate_sensitivity_map(
+    kspace: NDArray[np.complex64], mask: NDArray[np.bool_], gaussian: float = 0.7
+) -> NDArray[np.complex64]:
+    """Sensitivities from the sampled columns around the centre, as DIRECT's `rss_estimate`.
+
+    Parameters
+    ----------
+    kspace : complex64 array of shape (coil, height, width)
+    mask : bool array of shape (width,)
+    gaussian : float
+        DIRECT's `sensitivity_maps_gaussian`: width of the apodisation in half widths of k-space.
+
+    Returns
+    -------
+    complex64 array of shape (coil, height, width)
+        The squared magnitudes add up to 1 over the coils.
+    """
+    center = mask.size // 2
+    gaps = np.flatnonzero(~mask)
+    center_lines = slice(gaps[gaps < center].max(initial=-1) + 1, gaps[gaps > center].min(initial=mask.size))
+    window = np.zeros(mask.size, np.float32)
+    window[center_lines] = np.exp(-np.square(np.linspace(-1, 1, mask.size) / gaussian))[center_lines]
+    image = kspace_to_image(kspace * window)
+    norm: NDArray[np.float32] = np.linalg.norm(image, axis=0)
+    return (image / np.maximum(norm, np.finfo(np.float32).tiny)).astype(np.complex64)
+
+
+def reconstruct_pics(
+    kspace: NDArray[np.complex64],
+    mask: NDArray[np.bool_],
+    sensitivity_map: NDArray[np.complex64],
+    regularisation: float,
+) -> NDArray[np.float32]:
+    """Magnitude images by `bart pics` with an l1 norm on wavelet coefficients.
+
+    Parameters
+    ----------
+    kspace : complex64 array of shape (slices, coil, height, width)
+        Centred; samples outside the mask are not looked at.
+    mask : bool array of shape (width,)
+    sensitivity_map : complex64 array of the shape of `kspace`
+    regularisation : float
+
+    Returns
+    -------
+    float32 array of shape (slices, height, width)
+        In the units of the k-space.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no program `bart`.
+    RuntimeError
+        If it fails.
+    """
+    program = find_bart()
+    if program is None:
+        raise FileNotFoundError("There is no program bart on the PATH; install BART, as with `apt install bart`.")
+    images = []
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        for kspace_slice, map_slice in zip(kspace * mask, sensitivity_map, strict=True):
+            write_cfl(folder / "kspace", kspace_slice)
+            write_cfl(folder / "map", map_slice)
+            # -S: BART scales the data, and leaves the image scaled without it.
+            command = [str(program), "pics", "-S", "-l1", "-r", str(regularisation), "kspace", "map", "image"]
+            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+            if process.returncode != 0:
+                raise RuntimeError(f"{' '.join(command)} failed: {(process.stderr or process.stdout).strip()}")
+            images.append(np.abs(read_cfl(folder / "image")[0]))
+    return np.stack(images)
+
+
+def reconstruct(kspace: NDArray[np.complex64], mask: NDArray[np.bool_], regularisation: float) -> NDArray[np.float32]:
+    """:func:`reconstruct_pics` with estimated sensitivities; a single coil has the sensitivity 1.
+
+    Parameters
+    ----------
+    kspace : complex64 array of shape (slices[, coil], height, width)
+    mask : bool array of shape (width,)
+    regularisation : float
+    """
+    if kspace.ndim == 3:
+        kspace = kspace[:, None]
+        sensitivity_map = np.ones_like(kspace)
+    else:
+        sensitivity_map = np.stack([estimate_sensitivity_map(kspace_slice, mask) for kspace_slice in kspace])
+    return reconstruct_pics(kspace, mask, sensitivity_map, regularisation)
+
+
+def choose_regularisation(
+    acquisitions: Sequence[Acquisition], jobs: int = 1, regularisations: Sequence[float] | None = None
+) -> float:
+    """The weight, of `REGULARISATIONS` unless given, with the highest mean PSNR over the validation volumes.
+
+    Raises
+    ------
+    RuntimeError
+        If BART fails, or if with every weight some image is not finite.
+    """
+    regularisations = regularisations or REGULARISATIONS
+
+    def score(task: tuple[Acquisition, float]) -> float:
+        (kspace, mask), regularisation = task
+        images = reconstruct(kspace, mask, regularisation)
+        if not np.isfinite(images).all():
+            return -math.inf
+        target = np.stack([root_sum_of_squares(kspace_slice) for kspace_slice in kspace])
+        return fastmri_psnr(target[:, None], images[:, None]).item()
+
+    tasks = [(acquisition, weight) for weight in regularisations for acquisition in acquisitions]
+    with ThreadPoolExecutor(jobs) as pool:
+        scores = list(tqdm(pool.map(score, tasks), "choose the weight for BART", len(tasks), unit="file"))
+    means = np.reshape(scores, (len(regularisations), -1)).mean(1)
+    if means.max() == -math.inf:
+        weights = ", ".join(f"{weight:g}" for weight in regularisations)
+        raise RuntimeError(f"BART's images of the validation split are not finite with any of the weights {weights}.")
+    return regularisations[int(means.argmax())]
+
+
+def reconstruct_test_split(
+    specification: Specification, folder: RunFolder, shapes: RunFolder, jobs: int
+) -> dict[str, dict[str, Any]]:
+    """Reconstruct the test split with the weights that are best on the validation split, where this was not done yet.
+
+    Parameters
+    ----------
+    specification : Specification
+        Its data have one mask of columns per file, and its Fourier transform is centred.
+    folder : RunFolder
+        To which predictions are written as `direct predict` does, and which weight was chosen.
+    shapes : RunFolder
+        A run with predictions of the size to which images are cropped.
+    jobs : int
+
+    Returns
+    -------
+    dict
+        By acceleration, the `program` and its weight, `regularisation`.
+
+    Raises
+    ------
+    RuntimeError
+        If BART fails, or gives an image that is not finite.
+    """
+    splits = specification.splits
+    settings: dict[str, dict[str, Any]] = {}
+    for acceleration in specification.accelerations:
+        output = folder.predictions(acceleration)
+        record = output.with_suffix(".yaml")
+        if not output.exists():
+            validation = list_files(specification.folder(splits.validation, acceleration))
+            weight = choose_regularisation([Acquisition.read(path) for path in validation], jobs)
+            chosen = {"program": f"BART {bart_version()}, pics -S -l1", "regularisation": weight}
+            output.parent.mkdir(parents=True, exist_ok=True)
+            with replace_when_complete(record) as partial:
+                partial.write_text(yaml.safe_dump(chosen))
+            tests = list_files(specification.folder(splits.test, acceleration))
+            _reconstruct_files(tests, output, weight, shapes.predictions(acceleration), jobs)
+        settings[acceleration] = yaml.safe_load(record.read_text())
+    return settings
+
+
+def _reconstruct_files(paths: Sequence[Path], output: Path, weight: float, shapes: Path, jobs: int) -> None:
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+
+    def write(path: Path) -> None:
+        images = torch.from_numpy(reconstruct(*Acquisition.read(path), weight))
+        if not images.isfinite().all():
+            raise RuntimeError(f"BART's image of {path}, with the weight {weight:g}, is not finite.")
+        with h5py.File(shapes / path.name) as reference:
+            images = center_crop(images, reference["reconstruction"].shape[1:])
+        with h5py.File(partial / path.name, "w") as file:
+            file["reconstruction"] = images.numpy()
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(tqdm(pool.map(write, paths), f"BART, {output.name}", len(paths), unit="file"))
+    partial.replace(output)
+
+
+def write_cfl(path: Path, array: NDArray[np.complex64]) -> None:
+    """Write an array of shape (coil, height, width) as BART's `path`.hdr and `path`.cfl."""
+    coils, height, width = array.shape
+    # BART's axes: the image's three, then coils, the first varying fastest.
+    path.with_suffix(".hdr").write_text(f"# Dimensions\n{height} {width} 1 {coils}\n")
+    array.transpose(0, 2, 1).astype("<c8").tofile(path.with_suffix(".cfl"))
+
+
+def read_cfl(path: Path) -> NDArray[np.complex64]:
+    """Read what :func:`write_cfl` or BART wrote; the inverse of the former."""
+    lines = path.with_suffix(".hdr").read_text().splitlines()
+    sizes = [int(word) for word in lines[lines.index("# Dimensions") + 1].split()]
+    height, width, _, coils = (*sizes, 1, 1, 1)[:4]
+    return np.fromfile(path.with_suffix(".cfl"), "<c8").reshape(coils, width, height).transpose(0, 2, 1)

@@ -1,0 +1,1 @@
+"""Scores of the reconstructions, and their statistics."""

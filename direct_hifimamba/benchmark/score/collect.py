@@ -1,0 +1,250 @@
+"""Everything that a benchmark has found, put together."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from direct_hifimamba.benchmark import provenance
+from direct_hifimamba.benchmark.folder import RunFolder, slug
+from direct_hifimamba.benchmark.plan.configurations import evaluation_settings
+from direct_hifimamba.benchmark.plan.inputs import list_files
+from direct_hifimamba.benchmark.run.classical import BART, find_bart, reconstruct_test_split
+from direct_hifimamba.benchmark.run.cost import Cost
+from direct_hifimamba.benchmark.run.matrix import Benchmark
+from direct_hifimamba.benchmark.run.processes import ENVIRONMENT, THREADS
+from direct_hifimamba.benchmark.run.runner import Run
+from direct_hifimamba.benchmark.score.results import (
+    Data,
+    Model,
+    Protocol,
+    Provenance,
+    Results,
+    Scores,
+    Spread,
+    Trial,
+    digest,
+    summarise_scores,
+)
+from direct_hifimamba.benchmark.score.scores import SPECTRUM_EDGES, VolumeScores, metric_definitions
+from direct_hifimamba.benchmark.score.scoring import Volume, score_volumes, volumes_of
+from direct_hifimamba.data.hdf5 import CMRXRECON_SUFFIX
+
+ZERO_FILLED = "zero-filled"
+
+
+def collect(
+    benchmark: Benchmark,
+    inputs: Mapping[str, Any],
+    costs: Mapping[str, Cost],
+    trials: Mapping[str, list[Trial]],
+    searched: Sequence[Run],
+    cells: Mapping[tuple[str, int], Run],
+    command: Sequence[str],
+    jobs: int,
+) -> Results:
+    """Score the test split and describe everything.
+
+    Parameters
+    ----------
+    benchmark : Benchmark
+    inputs : dict
+        See :func:`direct_hifimamba.benchmark.plan.inputs.describe_inputs`.
+    costs : dict
+        By label.
+    trials : dict
+        By label, what the search has tried.
+    searched : sequence of Run
+        The runs of the search.
+    cells : dict
+        By label and seed, the final runs that could be made.
+    command : sequence of str
+        Arguments of `direct-hifimamba`.
+    jobs : int
+        Number of processes.
+    """
+    specification = benchmark.specification
+    finished = {key: run for key, run in cells.items() if run.is_finished}
+    shapes = next((run.folder for run in finished.values()), None)
+    bart = _run_bart(benchmark, shapes, jobs)
+    scores = _score(benchmark, finished, shapes, bart is not None, jobs)
+    commands = [provenance.as_typed(command)]
+    for run in (*searched, *cells.values()):
+        arguments = [run.training_command(), *map(run.prediction_command, run.prediction_data)]
+        commands += [provenance.as_typed(words, ENVIRONMENT) for words in arguments]
+    budget = {key: float(value) for key, value in asdict(specification.budget).items() if value is not None}
+    return Results(
+        name=specification.name,
+        description=specification.description,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        baseline=specification.baseline,
+        protocol=Protocol(
+            data=_describe_data(benchmark, inputs),
+            accelerations=list(specification.accelerations),
+            budget=budget,
+            schedule=specification.schedule,
+            loss=next(iter(inputs["shared"].values()))["training.loss"],
+            seeds=list(specification.seeds),
+            metrics=metric_definitions(),
+            spectrum_edges=list(SPECTRUM_EDGES),
+            evaluation=evaluation_settings(benchmark.configs),
+        ),
+        provenance=Provenance(
+            versions=provenance.find_versions(specification.device),
+            host=provenance.describe_host(specification.device),
+            threads=THREADS,
+            git_revision=provenance.git_revision(),
+            commands=commands,
+            specification=specification.to_yaml(benchmark.folder.path),
+        ),
+        models=[
+            *(
+                _describe_model(
+                    label, costs[label], trials[label], [run for (name, _), run in cells.items() if name == label]
+                )
+                for label in benchmark.configs
+            ),
+            Model(ZERO_FILLED, slug(ZERO_FILLED), "classical"),
+            *([bart] if bart else []),
+        ],
+        scores=scores,
+        summary=summarise_scores(scores, specification.baseline, inputs["groups"]),
+    )
+
+
+def _run_bart(benchmark: Benchmark, shapes: RunFolder | None, jobs: int) -> Model | None:
+    """The row of BART, whose reconstructions are made where they are missing; None if there are none.
+
+    Images are cropped to the size of the predictions in `shapes`.
+    """
+    if find_bart() is None:
+        print("There is no program bart on the PATH, so there is no row of compressed sensing.")
+        return None
+    specification = benchmark.specification
+    tests = [specification.folder(specification.splits.test, name) for name in specification.accelerations]
+    if not benchmark.is_centered() or any(path.suffix == CMRXRECON_SUFFIX for path in list_files(tests[0])):
+        print("BART is run for centred k-space with masks of columns only, so there is no row of compressed sensing.")
+        return None
+    if shapes is None:
+        print("No model says to which size images are cropped, so there is no row of compressed sensing.")
+        return None
+    try:
+        settings = reconstruct_test_split(specification, benchmark.folder.cell(BART, 0), shapes, jobs)
+    except (OSError, RuntimeError) as error:
+        print(f"BART failed, so there is no row of compressed sensing: {' '.join(str(error).split())}")
+        return None
+    return Model(BART, slug(BART), "classical", config=yaml.safe_dump(settings, sort_keys=False))
+
+
+def _score(
+    benchmark: Benchmark,
+    finished: Mapping[tuple[str, int], Run],
+    shapes: RunFolder | None,
+    with_bart: bool,
+    jobs: int,
+) -> list[Scores]:
+    specification = benchmark.specification
+    is_centered = benchmark.is_centered()
+    volumes: dict[tuple[str, int | None], list[Volume]] = {
+        key: volumes_of(run, is_centered) for key, run in finished.items()
+    }
+    volumes[ZERO_FILLED, None] = [
+        Volume(
+            name,
+            path,
+            None,
+            shapes.predictions(name) / path.name if shapes else None,
+            is_centered,
+        )
+        for name in specification.accelerations
+        for path in list_files(specification.folder(specification.splits.test, name))
+    ]
+    classical = [ZERO_FILLED]
+    if with_bart:
+        classical.append(BART)
+        predictions = benchmark.folder.cell(BART, 0)
+        volumes[BART, None] = [
+            volume._replace(prediction=predictions.predictions(volume.acceleration) / volume.data.name)
+            for volume in volumes[ZERO_FILLED, None]
+        ]
+    scored = iter(score_volumes([volume for group in volumes.values() for volume in group], jobs, "score"))
+    found = {key: [(volume, next(scored)) for volume in group] for key, group in volumes.items()}
+    rows: list[tuple[str, int | None]] = [(label, seed) for label in benchmark.configs for seed in specification.seeds]
+    return [
+        _describe_scores(benchmark, label, seed, acceleration, found.get((label, seed)))
+        for label, seed in [*rows, *((label, None) for label in classical)]
+        for acceleration in specification.accelerations
+    ]
+
+
+def _describe_scores(
+    benchmark: Benchmark,
+    label: str,
+    seed: int | None,
+    acceleration: str,
+    found: Sequence[tuple[Volume, VolumeScores]] | None,
+) -> Scores:
+    if found is None:
+        assert seed is not None
+        error = benchmark.folder.cell(label, seed).failure.read_text(encoding="utf-8")
+        return Scores(label, acceleration, seed, "failed", error)
+    scores = {volume.data.name: score for volume, score in found if volume.acceleration == acceleration}
+    return Scores(
+        label,
+        acceleration,
+        seed,
+        "finished",
+        volumes={name: score.volume for name, score in scores.items()},
+        slices={name: score.slices for name, score in scores.items()},
+        spectrum={name: score.spectrum for name, score in scores.items()},
+    )
+
+
+def _describe_data(benchmark: Benchmark, inputs: Mapping[str, Any]) -> Data:
+    specification = benchmark.specification
+    splits, data = specification.splits, inputs["data"]
+    tests = {name: data[specification.folder(splits.test, name).name] for name in specification.accelerations}
+    volumes = next(iter(tests.values()))
+    return Data(
+        origin=inputs["origin"],
+        files={name: described["sha256"] for name, described in volumes.items()},
+        slices=sum(described["slices"] for described in volumes.values()),
+        masks={
+            acceleration: digest({name: described["mask"] for name, described in files.items()})
+            for acceleration, files in tests.items()
+        },
+        training=digest(data[splits.training]),
+        validation=digest(
+            {name: data[specification.folder(splits.validation, name).name] for name in specification.accelerations}
+        ),
+        protocol=inputs["protocol"],
+        groups=dict(inputs["groups"]),
+    )
+
+
+def _describe_model(label: str, cost: Cost, trials: list[Trial], runs: Sequence[Run]) -> Model:
+    described = Model(
+        label,
+        slug(label),
+        "trained",
+        parameters=cost.parameters,
+        active_parameters=cost.active_parameters,
+        macs=cost.macs,
+        seconds_per_iteration=cost.seconds_per_iteration,
+        seconds_per_slice=cost.seconds_per_slice,
+        peak_memory_bytes=None if cost.peak_memory_bytes is None else Spread.of([cost.peak_memory_bytes]),
+        search=trials,
+    )
+    if not runs:
+        return described
+    config = runs[0].config
+    return replace(
+        described,
+        model_name=config.model.model_name,
+        config=OmegaConf.to_yaml(config),
+        iterations=runs[0].iterations,
+        learning_rate=config.training.lr,
+    )

@@ -1,0 +1,1 @@
+"""The subcommands of `direct-hifimamba`, one file each."""

@@ -1,0 +1,1 @@
+"""Networks, each a folder as in `direct.nn`, and the layers that they share."""

@@ -1,0 +1,1 @@
+"""HiFi-MambaV2: its configuration, network, engine and layers."""

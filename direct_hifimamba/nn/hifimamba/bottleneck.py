@@ -1,0 +1,42 @@
+"""Depthwise inverted bottleneck."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from direct_hifimamba.ops.inverted_bottleneck import BottleneckWeights, inverted_bottleneck
+
+
+class InvertedBottleneck(nn.Module):
+    """Pointwise expansion, 3 x 3 depthwise convolution and pointwise projection around a skip connection.
+
+    Parameters
+    ----------
+    channels : int
+        Input and output channels.
+    expansion : int
+        Inner channels over `channels`.
+    """
+
+    def __init__(self, channels: int, expansion: int) -> None:
+        super().__init__()
+        inner = channels * expansion
+        self.expand = nn.Linear(channels, inner, bias=False)
+        self.expand_norm = nn.GroupNorm(1, inner)
+        self.depthwise = nn.Conv2d(inner, inner, kernel_size=3, padding=1, groups=inner, bias=False)
+        self.depthwise_norm = nn.GroupNorm(1, inner)
+        self.project = nn.Linear(inner, channels, bias=False)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Map features of shape (batch, height, width, channels) to the same shape."""
+        weights = BottleneckWeights(
+            self.expand.weight,
+            self.expand_norm.weight,
+            self.expand_norm.bias,
+            self.depthwise.weight,
+            self.depthwise_norm.weight,
+            self.depthwise_norm.bias,
+            self.project.weight,
+        )
+        return inverted_bottleneck(features, weights)

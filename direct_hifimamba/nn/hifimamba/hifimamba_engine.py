@@ -1,0 +1,106 @@
+"""Engine of HiFi-MambaV2."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from direct.data.transforms import expand_operator
+from direct.nn.loss_keys import KeyedLossFn
+from direct.nn.mri_models import MRIModelEngine
+from direct.utils import communication
+from direct.utils.events import get_event_storage
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
+
+from direct_hifimamba.nn.hifimamba.moe import Router, Routing, watch_routing
+from direct_hifimamba.training.allocation import keep_freed_memory
+from direct_hifimamba.training.learning_rate import CosineSchedule
+from direct_hifimamba.training.weight_decay import spare_vectors
+
+
+class HiFiMambaV2Engine(MRIModelEngine):
+    """Trains and evaluates :class:`direct_hifimamba.HiFiMambaV2` in DIRECT.
+
+    Adds the load-balancing loss to the configured losses, weighted by `model.load_balancing_weight`, logs at validation
+    which share of the pixels each expert got, and trains with `model.learning_rate_schedule` and
+    `model.decayed_parameters`. On a CPU, the process keeps memory that it frees
+    (:mod:`direct_hifimamba.training.allocation`).
+    """
+
+    _load_balancing_loss: torch.Tensor
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if torch.device(self.device).type == "cpu":
+            keep_freed_memory()
+
+    def forward_function(self, data: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Reconstruct a batch.
+
+        Parameters
+        ----------
+        data : dict
+            `masked_kspace` (batch, coil, height, width, 2), `sampling_mask` (batch, 1, height, width, 1) and
+            `sensitivity_map` (batch, coil, height, width, 2).
+
+        Returns
+        -------
+        image : torch.Tensor
+            Coil-combined image of shape (batch, height, width, 2).
+        kspace : torch.Tensor
+            Its k-space of shape (batch, coil, height, width, 2).
+        """
+        output = self.model(
+            masked_kspace=data["masked_kspace"],
+            sampling_mask=data["sampling_mask"],
+            sensitivity_map=data["sensitivity_map"],
+        )
+        self._load_balancing_loss = output.load_balancing_loss
+        # DIRECT takes the magnitude, whose derivative is NaN at an exact 0, as where no coil's sensitivity is above 0.
+        image = output.image.where((output.image != 0).any(dim=-1, keepdim=True), 0.0)
+        coil_images = expand_operator(image, data["sensitivity_map"], dim=self._coil_dim)
+        return image, self.forward_operator(coil_images, dim=self._spatial_dims)
+
+    def train(self, optimizer: Optimizer, lr_scheduler: LRScheduler, *args: Any, **kwargs: Any) -> None:
+        """Train as DIRECT does, with the configured learning rate schedule and weight decay."""
+        if self.cfg.model.decayed_parameters == "matrices":
+            spare_vectors(optimizer, lr_scheduler, self.model)
+        if self.cfg.model.learning_rate_schedule == "cosine":
+            lr_scheduler = CosineSchedule(optimizer, self.cfg.training)
+        super().train(optimizer, lr_scheduler, *args, **kwargs)
+
+    def build_loss(self) -> dict[str, Callable[..., torch.Tensor]]:
+        """Add `load_balancing_loss` to the losses of the configuration, if the model routes."""
+        losses = super().build_loss()
+        weight = self.cfg.model.load_balancing_weight
+        if weight > 0 and any(isinstance(module, Router) for module in self.model.modules()):
+            losses["load_balancing_loss"] = KeyedLossFn(
+                lambda *_: weight * self._load_balancing_loss, source_key="output_image", target_key=None
+            )
+        return losses
+
+    @torch.no_grad()
+    def evaluate(self, data_loader: DataLoader[Any], loss_fns: dict[str, Callable[..., Any]] | None) -> Any:
+        """Evaluate as DIRECT does, and log the share of pixels of every expert of every block."""
+        routed_pixels: dict[str, torch.Tensor] = {}
+
+        def count(block: str, routing: Routing) -> None:
+            routed_pixels[block] += torch.bincount(routing.experts.flatten(), minlength=routing.probabilities.shape[-1])
+
+        with watch_routing(self.model, count) as routers:
+            for block, router in routers.items():
+                # All of them before the first pixel: a process without a volume takes part in the reduction as well.
+                routed_pixels[block] = torch.zeros(router.num_experts, dtype=torch.float64, device=self.device)
+            results = super().evaluate(data_loader, loss_fns)
+
+        dataset = getattr(data_loader.dataset, "text_description", None)
+        prefix = "/".join(filter(None, ("val", dataset, "expert_share")))
+        storage = get_event_storage()
+        for block, pixels in communication.reduce_tensor_dict(routed_pixels).items():
+            shares = (pixels / pixels.sum().clamp(min=1)).tolist()
+            for expert, share in enumerate(shares):
+                storage.add_scalar(f"{prefix}/{block}/expert_{expert}", share, smoothing_hint=False)
+        return results

@@ -1,0 +1,216 @@
+"""Shared-routed mixture of experts: shared experts on every pixel, routed ones on the pixels that choose them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+import torch
+from torch import nn
+
+from direct_hifimamba.ops.experts import Assignment, ExpertWeights, sum_of_experts
+
+if TYPE_CHECKING:
+    from direct_hifimamba.nn.hifimamba.config import HiFiMambaV2Config
+
+
+class Expert(nn.Module):
+    """Two-layer MLP with GELU.
+
+    Parameters
+    ----------
+    channels, hidden : int
+        Input and output channels; hidden channels.
+    """
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(channels, hidden)
+        self.project = nn.Linear(hidden, channels)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Map (..., channels) to (..., channels)."""
+        pixels = features.reshape(-1, features.shape[-1])
+        return sum_of_experts(pixels, [self.weights], [Assignment()]).reshape(features.shape)
+
+    @property
+    def weights(self) -> ExpertWeights:
+        """The parameters, as the operator takes them."""
+        return ExpertWeights(self.expand.weight, self.expand.bias, self.project.weight, self.project.bias)
+
+
+def _weights(experts: nn.ModuleList) -> list[ExpertWeights]:
+    return [cast(Expert, expert).weights for expert in experts]
+
+
+class Routing(NamedTuple):
+    """What a router decided for P pixels, E experts and k choices a pixel."""
+
+    experts: torch.Tensor  #: chosen experts, (P, k) int64, best first
+    weights: torch.Tensor  #: weight of each choice, (P, k) float32
+    probabilities: torch.Tensor  #: softmax over all experts, (P, E) float32
+
+
+class Router(nn.Module):
+    """Linear router with softmax and top-k choice, in float32 also under autocast: near-ties must not depend on it.
+
+    Parameters
+    ----------
+    channels, num_experts : int
+        Input channels; experts to choose from.
+    top_k : int
+        Experts chosen per pixel.
+    gate : str
+        "probability": a choice weighs its softmax probability. "scaled": times the number of experts. "renormalised":
+        divided by the sum over the choices.
+    """
+
+    def __init__(self, channels: int, num_experts: int, top_k: int, gate: str) -> None:
+        super().__init__()
+        self.num_experts = num_experts
+        self.projection = nn.Linear(channels, num_experts)
+        self.top_k = top_k
+        self.gate = gate
+
+    def forward(self, pixels: torch.Tensor) -> Routing:
+        """Choose experts for pixels of shape (P, channels)."""
+        with torch.autocast(pixels.device.type, enabled=False):
+            # Experts by pixels: softmax over so short a last axis takes a CPU 20 times as long.
+            weight, bias = self.projection.weight.float(), self.projection.bias.float()
+            probabilities = torch.addmm(bias.unsqueeze(1), weight, pixels.float().t()).softmax(dim=0).t()
+            weights, experts = probabilities.topk(self.top_k, dim=-1)
+            if self.gate == "scaled":
+                weights = weights * self.num_experts
+            elif self.gate == "renormalised":
+                weights = weights / weights.sum(dim=-1, keepdim=True)
+        return Routing(experts, weights, probabilities)
+
+
+def load_balancing_loss(routing: Routing) -> torch.Tensor:
+    """Load-balancing loss of Switch Transformer [1]_, E sum_e P_e f_e, over all pixels of the batch.
+
+    P_e is the mean probability of expert e and f_e the fraction of choices that fell on it: 1 at uniform load, E when
+    one expert is sure of everything. The gradient runs through P_e only.
+
+    References
+    ----------
+    .. [1] Fedus, Zoph, Shazeer. Switch Transformers. JMLR 23, 2022, equation 4.
+    """
+    num_experts = routing.probabilities.shape[-1]
+    fractions = torch.bincount(routing.experts.flatten(), minlength=num_experts) / routing.experts.numel()
+    return num_experts * (routing.probabilities.mean(dim=0) * fractions).sum()
+
+
+@contextmanager
+def watch_routing(network: nn.Module, callback: Callable[[str, Routing], None]) -> Iterator[dict[str, Router]]:
+    """Call `callback(block, routing)` for every decision of a router within the context; yields block -> router.
+
+    A block's name is its path in the network, such as `stages.0.blocks.1`; that of a wrapper of the network
+    (DistributedDataParallel) is left out.
+    """
+    routers = {
+        name.removeprefix("module.").removesuffix(".moe.routed.router"): module
+        for name, module in network.named_modules()
+        if isinstance(module, Router)
+    }
+    with ExitStack() as hooks:
+        for block, router in routers.items():
+            handle = router.register_forward_hook(lambda _, __, routing, block=block: callback(block, routing))
+            hooks.callback(handle.remove)
+        yield routers
+
+
+class RoutedExperts(nn.Module):
+    """Experts of which each pixel uses those its router chose.
+
+    Every expert runs at every call, on no pixel if need be, so that its parameters always have a gradient.
+
+    Parameters
+    ----------
+    router : Router
+        Chooses the experts.
+    experts : nn.ModuleList
+        The experts; may be shared with other blocks.
+    """
+
+    def __init__(self, router: Router, experts: nn.ModuleList) -> None:
+        super().__init__()
+        self.router = router
+        self.experts = experts
+
+    def assign(self, pixels: torch.Tensor) -> tuple[list[Assignment], torch.Tensor]:
+        """The pixels (P, channels) of each expert, and the load-balancing loss."""
+        routing = self.router(pixels)
+        chosen = routing.experts.flatten()
+        order = chosen.argsort(stable=True)
+        sizes = torch.bincount(chosen, minlength=len(self.experts)).tolist()
+        weights = routing.weights.to(pixels.dtype).flatten().index_select(0, order).split(sizes)
+        indices = order.div(routing.experts.shape[1], rounding_mode="floor").split(sizes)
+        return list(map(Assignment, indices, weights)), load_balancing_loss(routing)
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Map pixels (P, channels) to the weighted sum of their experts' outputs and the load-balancing loss."""
+        assignments, balance = self.assign(pixels)
+        return sum_of_experts(pixels, _weights(self.experts), assignments), balance
+
+
+class SharedRoutedMoE(nn.Module):
+    """Sum of shared experts and routed experts, either of which may be absent.
+
+    Parameters
+    ----------
+    shared : nn.ModuleList
+        Experts on every pixel.
+    routed : RoutedExperts, optional
+        Experts that pixels choose.
+    """
+
+    def __init__(self, shared: nn.ModuleList, routed: RoutedExperts | None) -> None:
+        super().__init__()
+        self.shared = shared
+        self.routed = routed
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Map features (batch, height, width, channels) to the same shape and a load-balancing loss.
+
+        The loss is 0 without routed experts.
+        """
+        pixels = features.flatten(0, -2)
+        experts = _weights(self.shared)
+        assignments = [Assignment()] * len(experts)
+        balance = features.new_zeros((), dtype=torch.float32)
+        if self.routed is not None:
+            routed, balance = self.routed.assign(pixels)
+            experts += _weights(self.routed.experts)
+            assignments += routed
+        return sum_of_experts(pixels, experts, assignments).unflatten(0, features.shape[:-1]), balance
+
+
+def build_mixtures(config: HiFiMambaV2Config) -> list[SharedRoutedMoE]:
+    """One mixture of experts per block of the network, experts shared between blocks as `config.expert_sharing` says.
+
+    Routers are never shared. With `moe: none` the mixture is a single MLP as wide as all the experts that would act on
+    a pixel, so that the cost per pixel stays.
+    """
+    channels, hidden = config.hidden_channels, config.hidden_channels * config.expert_expansion
+
+    def experts(count: int, width: int = hidden) -> nn.ModuleList:
+        return nn.ModuleList(Expert(channels, width) for _ in range(count))
+
+    num_blocks = sum(config.blocks_per_stage)
+    blocks_per_set = {"block": (1,) * num_blocks, "stage": config.blocks_per_stage, "network": (num_blocks,)}
+    mixtures = []
+    for blocks in blocks_per_set[config.expert_sharing]:
+        if config.moe == "none":
+            shared = experts(1, hidden * (config.num_shared_experts + config.experts_top_k))
+        else:
+            shared = experts(0 if config.moe == "routed" else config.num_shared_experts)
+        pool = experts(config.num_routed_experts) if config.moe in ("shared_routed", "routed") else None
+        for _ in range(blocks):
+            routed = None
+            if pool is not None:
+                router = Router(channels, config.num_routed_experts, config.experts_top_k, config.router_gate)
+                routed = RoutedExperts(router, pool)
+            mixtures.append(SharedRoutedMoE(shared, routed))
+    return mixtures

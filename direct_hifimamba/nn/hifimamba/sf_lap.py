@@ -1,0 +1,129 @@
+"""SF-Lap, the separable frequency-consistent Laplacian pyramid, and the routing of its detail band."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from direct_hifimamba.nn.hifimamba.bottleneck import InvertedBottleneck
+from direct_hifimamba.nn.layers.recompute import pixelwise
+from direct_hifimamba.ops import pixels as kernels
+
+
+class Bands(NamedTuple):
+    """Two bands of shape (batch, height, width, channels) that add up to the features they were split from."""
+
+    low: torch.Tensor
+    detail: torch.Tensor | None
+
+
+class LaplacianPyramid(nn.Module):
+    """Two bands of a Laplacian pyramid: what a coarser grid can carry, and the rest.
+
+    Any height and width from 2^levels + 1 up; of an odd size, the last fine sample lies on a coarse one.
+
+    Parameters
+    ----------
+    pyramid : str
+        "binomial" (5 taps, [1 4 6 4 1] / 16 along both axes, reflecting boundaries), "haar" (averages of 2 x 2 pixels,
+        repeated), or "none" (no split: everything is low, there is no detail).
+    levels : int
+        How often the grid is halved on the way to the low band.
+    expand : str
+        How the binomial pyramid returns to the fine grid. "bilinear" is the reference's: it puts coarse sample i at
+        2 i + 1/2 although it was taken at 2 i, so that a ramp leaks a constant into the detail band. "binomial" is
+        the shift-free expansion of [1]_: zeros inserted, the same filter, gain 4.
+
+    References
+    ----------
+    .. [1] Burt, Adelson. The Laplacian Pyramid as a Compact Image Code. IEEE Trans. Commun. 31(4), 1983.
+    """
+
+    kernel: torch.Tensor
+
+    def __init__(self, pyramid: str, levels: int, expand: str) -> None:
+        super().__init__()
+        self.pyramid = pyramid
+        self.levels = levels
+        self.expand = expand
+        taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+        self.register_buffer("kernel", torch.outer(taps, taps), persistent=False)
+
+    def forward(self, features: torch.Tensor) -> Bands:
+        """Split features of shape (batch, height, width, channels)."""
+        if self.pyramid == "none":
+            return Bands(features, None)
+        image = features.permute(0, 3, 1, 2)
+        low = self._low(image, self.levels).permute(0, 2, 3, 1)
+        return Bands(low, features - low)
+
+    def _low(self, image: torch.Tensor, levels: int) -> torch.Tensor:
+        coarse = self._reduce(image)
+        return self._expand(coarse if levels == 1 else self._low(coarse, levels - 1), image)
+
+    def _reduce(self, image: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(image, 2, ceil_mode=True) if self.pyramid == "haar" else self._blur(image, stride=2)
+
+    def _expand(self, coarse: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        """`coarse` on the grid of `image`."""
+        if self.pyramid == "binomial" and self.expand == "binomial":
+            fine = torch.zeros_like(image, dtype=coarse.dtype)
+            fine[..., ::2, ::2] = coarse
+            return 4 * self._blur(fine, stride=1)
+        mode = "nearest" if self.pyramid == "haar" else "bilinear"
+        fine = F.interpolate(coarse, scale_factor=2, mode=mode)
+        return fine[..., : image.shape[2], : image.shape[3]]
+
+    def _blur(self, image: torch.Tensor, stride: int) -> torch.Tensor:
+        channels = image.shape[1]
+        kernel = self.kernel.to(image.dtype).expand(channels, 1, -1, -1)
+        return F.conv2d(F.pad(image, (2, 2, 2, 2), mode="reflect"), kernel, stride=stride, groups=channels)
+
+
+class SFLap(nn.Module):
+    """A bottleneck whose output is split into a low band and its detail.
+
+    Parameters
+    ----------
+    channels, bottleneck_expansion : int
+        Size of the :class:`InvertedBottleneck`.
+    pyramid, levels, expand
+        See :class:`LaplacianPyramid`.
+    """
+
+    def __init__(self, channels: int, bottleneck_expansion: int, pyramid: str, levels: int, expand: str) -> None:
+        super().__init__()
+        self.bottleneck = InvertedBottleneck(channels, bottleneck_expansion)
+        self.split = LaplacianPyramid(pyramid, levels, expand)
+
+    def forward(self, features: torch.Tensor) -> Bands:
+        """Split features of shape (batch, height, width, channels); the bands add up to the bottleneck's output."""
+        return self.split(self.bottleneck(features))
+
+
+class CrossFrequencyRouting(nn.Module):
+    """Cross-frequency consensus routing: detail added to the high features, or in their place where both agree.
+
+    The high features are taken with the weight 1 - sigmoid(gamma s) per pixel, s the cosine similarity over channels of
+    their sum with the detail and the detail, gamma = 2 at the start and positive always.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_gamma = nn.Parameter(torch.tensor(math.log(2.0)))
+
+    def forward(self, high: torch.Tensor, detail: torch.Tensor) -> torch.Tensor:
+        """Blend two tensors of shape (batch, height, width, channels)."""
+        if kernels.predicts(high, high.shape[-1]):
+            routed = kernels.route_detail(high.flatten(0, -2), detail.flatten(0, -2), self.log_gamma.exp())
+            return routed.view(high.shape)
+        return pixelwise(self._blend, high + detail, detail)
+
+    def _blend(self, combined: torch.Tensor, detail: torch.Tensor) -> torch.Tensor:
+        norms = combined.norm(dim=-1, keepdim=True) * detail.norm(dim=-1, keepdim=True)
+        similarity = (combined * detail).sum(dim=-1, keepdim=True) / (norms + 1e-6)
+        return torch.lerp(combined, detail, torch.sigmoid(self.log_gamma.exp() * similarity))

@@ -1,0 +1,1 @@
+"""Layers that several networks share. Feature maps are channels-last: (batch, height, width, channels)."""

@@ -1,0 +1,68 @@
+"""Between images and feature maps: patches of p x p pixels."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import nn
+from torch.nn import functional as F
+
+from direct_hifimamba.nn.layers.convolution import convolve
+
+
+def pad_to_patches(image: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """Extend an image (batch, height, width, channels) by reflection, at its end, to whole patches."""
+    height, width = (-size % patch_size for size in image.shape[1:3])
+    if not height and not width:
+        return image
+    return F.pad(image.permute(0, 3, 1, 2), (0, width, 0, height), mode="reflect").permute(0, 2, 3, 1)
+
+
+class PatchEmbedding(nn.Module):
+    """Patches of a complex image as normalised features.
+
+    Parameters
+    ----------
+    channels : int
+        Feature channels.
+    patch_size : int
+        Side p of a patch.
+    """
+
+    def __init__(self, channels: int, patch_size: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.projection = nn.Conv2d(2, channels, kernel_size=patch_size, stride=patch_size)
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Map an image (batch, H, W, 2) to features (batch, ceil(H / p), ceil(W / p), channels)."""
+        return self.norm(convolve(pad_to_patches(image, self.patch_size), self.projection))
+
+
+class PatchProjection(nn.Module):
+    """Features as patches of a complex image.
+
+    Parameters
+    ----------
+    channels : int
+        Feature channels.
+    patch_size : int
+        Side p of a patch.
+    initial_scale : float
+        Factor on the initial weights.
+    """
+
+    def __init__(self, channels: int, patch_size: int, initial_scale: float) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.initial_scale = initial_scale
+        self.projection = nn.Linear(channels, 2 * patch_size**2, bias=False)
+
+    def forward(self, features: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """Map features (batch, h, w, channels) to an image (batch, height, width, 2), what was padded cut off."""
+        patches = self.projection(features)
+        image = rearrange(
+            patches, "b h w (row column c) -> b (h row) (w column) c", row=self.patch_size, column=self.patch_size
+        )
+        return image[:, :height, :width]

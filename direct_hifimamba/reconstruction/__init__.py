@@ -1,0 +1,1 @@
+"""Reconstruction of single files with trained weights."""

@@ -1,0 +1,398 @@
+"""Reconstruct the undersampled k-space of one file with a model that DIRECT has trained, ours or any other.
+
+The checkpoint's own configuration, which `direct train` leaves beside it, says how k-space is scaled and coil
+sensitivities are estimated: its section `inference` is applied as in `direct predict`, except that the mask is the
+given one and that nothing is cropped to the size that a file's header asks for.
+"""
+
+import argparse
+import json
+import logging
+import signal
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+from types import SimpleNamespace
+from typing import Any, NamedTuple, Self, cast
+
+import h5py
+import numpy as np
+import torch
+from direct.checkpointer import Checkpointer
+from direct.config.defaults import DefaultConfig
+from direct.engine import Engine
+from direct.environment import (
+    build_operators,
+    initialize_models_from_config,
+    load_dataset_config,
+    load_models_into_environment_config,
+    setup_engine,
+)
+from numpy.typing import NDArray
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from torch.utils.data import default_collate
+from torchvision.utils import save_image
+from tqdm import tqdm
+
+# isort: split
+from direct.data.mri_transforms import SensitivityMapType  # which cannot be imported before direct.environment
+from direct.data.transforms import modulus
+from direct.inference import build_inference_transforms
+
+import direct_hifimamba
+from direct_hifimamba.data.acquisition import center_block, check_acquisition, read_acquisition
+from direct_hifimamba.files import replace_when_complete
+from direct_hifimamba.training.compose import compose
+
+CONFIG_NAME = "config.yaml"
+"""What `direct train` calls the configuration that it writes beside the checkpoints."""
+
+CONTACT_SHEET_SLICES = 25
+CONTACT_SHEET_WHITE = 0.999
+"""Quantile of the magnitudes that is shown white."""
+
+
+class Reconstructor:
+    """A trained model, ready to reconstruct.
+
+    Parameters
+    ----------
+    engine : direct.engine.Engine
+        With the weights loaded.
+    dataset : DictConfig
+        `inference.dataset` of the configuration. Only its transforms are used, without their masking.
+
+    Examples
+    --------
+    >>> reconstructor = Reconstructor.from_checkpoint("runs/small/model_99999.pt")
+    >>> images = reconstructor(kspace, mask)
+    """
+
+    def __init__(self, engine: Engine, dataset: DictConfig) -> None:
+        self._engine = engine
+        self._engine.ndim = 2
+        self._engine.models_to_device()
+        self._engine.models_validation_mode()
+        self._transform = build_inference_transforms(SimpleNamespace(engine=engine), None, dataset)
+        estimation = dataset.transforms.sensitivity_map_estimation
+        self._needs_center = estimation.sensitivity_maps_type != SensitivityMapType.UNIT
+
+    @classmethod
+    def from_checkpoint(cls, path: Path | str, config_path: Path | str | None = None, device: str = "cpu") -> Self:
+        """Build the model of a checkpoint and load its weights.
+
+        Parameters
+        ----------
+        path : Path or str
+            A checkpoint that `direct train` has written, `model_<iteration>.pt`.
+        config_path : Path or str, optional
+            Configuration. Default: `config.yaml` beside the checkpoint.
+        device : str
+            `cpu` or `cuda`.
+
+        Returns
+        -------
+        Reconstructor
+
+        Raises
+        ------
+        OSError
+            If a file cannot be read.
+        ValueError
+            If the configuration is incomplete or wrong, or if the checkpoint does not fit it.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is no file; expected a checkpoint such as model_99999.pt of direct train.")
+        config_path = path.parent / CONFIG_NAME if config_path is None else Path(config_path)
+        if not config_path.is_file():
+            raise FileNotFoundError(
+                f"The configuration {config_path} is missing; direct train leaves it beside its checkpoints. Name the "
+                "one that the model was trained with (--cfg)."
+            )
+        if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
+            raise ValueError(f"The device is {device}; expected cpu, or cuda where PyTorch finds a GPU.")
+        config = _load_config(config_path)
+        engine = _build_engine(config, device)
+        _load_weights(engine, path, config_path)
+        return cls(engine, config.inference.dataset)
+
+    @property
+    def network(self) -> torch.nn.Module:
+        """The model itself."""
+        return self._engine.model
+
+    @torch.no_grad()
+    def __call__(
+        self, kspace: NDArray[Any], mask: NDArray[Any], complex_images: bool = False, progress: bool = False
+    ) -> NDArray[Any]:
+        """Reconstruct slice by slice.
+
+        Parameters
+        ----------
+        kspace : complex array of shape (slices[, coils], height, width)
+        mask : array of shape (width,) or (height, width)
+            1 where k-space is sampled, 0 elsewhere.
+        complex_images : bool
+            Return complex images, if the model makes them, rather than magnitudes.
+        progress : bool
+            Show a progress bar.
+
+        Returns
+        -------
+        float32 or complex64 array of shape (slices, height, width)
+            In the units of k-space under an orthonormal Fourier transform. Slices of zeros stay zero.
+
+        Raises
+        ------
+        ValueError
+            If k-space or mask are not as they should be, see
+            :func:`direct_hifimamba.data.acquisition.check_acquisition`; or if the model makes no complex images.
+        """
+        sampled = check_acquisition(kspace, mask)
+        center = center_block(sampled) if self._needs_center else sampled
+        images: list[NDArray[Any] | None] = []
+        for index, kspace_slice in enumerate(tqdm(kspace, "reconstruct", unit="slice", disable=not progress)):
+            sample = _make_sample(kspace_slice, sampled, center, index)
+            # DIRECT cannot scale a slice without signal.
+            has_signal = (kspace_slice[..., sampled] != 0).any()
+            images.append(self._reconstruct(sample, complex_images) if has_signal else None)
+        blank = np.zeros_like(next(image for image in images if image is not None))
+        return np.stack([blank if image is None else image for image in images])
+
+    def _reconstruct(self, sample: dict[str, Any], complex_images: bool) -> NDArray[Any]:
+        batch = default_collate([self._transform(sample)])
+        scaling_factor = batch["scaling_factor"].cpu().numpy()
+        with _remember_output(self._engine) as outputs:
+            image = self._engine._do_iteration(batch).output_image
+        magnitude = modulus(image) if image.ndim == 4 else image
+        if complex_images:
+            # Most engines take the magnitude of what `forward_function` gives; of several images the last counts.
+            candidates = [image, *(output[0][-1] if isinstance(output[0], list) else output[0] for output in outputs)]
+            image = next((candidate for candidate in candidates if _has_magnitude(candidate, magnitude)), None)
+            if image is None:
+                raise ValueError(
+                    f"{type(self._engine).__name__} gives no complex images; ask for magnitudes alone (neither "
+                    "--complex nor --phase)."
+                )
+            return torch.view_as_complex(image.contiguous())[0].cpu().numpy() * scaling_factor[0]
+        return magnitude[0].cpu().numpy() * scaling_factor[0]
+
+
+def _has_magnitude(image: Any, magnitude: torch.Tensor) -> bool:
+    """Whether something is a complex image with that magnitude."""
+    return (
+        isinstance(image, torch.Tensor)
+        and image.shape == (*magnitude.shape, 2)
+        and torch.allclose(modulus(image), magnitude)
+    )
+
+
+@contextmanager
+def _remember_output(engine: Engine) -> Iterator[list[Any]]:
+    """Collect what the engine's `forward_function` returns."""
+    outputs: list[Any] = []
+    forward_function = engine.forward_function
+
+    def remember(data: dict[str, Any]) -> Any:
+        outputs.append(forward_function(data))
+        return outputs[-1]
+
+    engine.forward_function = remember
+    try:
+        yield outputs
+    finally:
+        del engine.forward_function
+
+
+def _make_sample(
+    kspace: NDArray[Any], sampled: NDArray[np.bool_], center: NDArray[np.bool_], index: int
+) -> dict[str, Any]:
+    """A slice as DIRECT's `FastMRI` data set hands it to the transforms."""
+    return {
+        "kspace": np.array(kspace.reshape(-1, *sampled.shape), np.complex64),
+        "sampling_mask": sampled[None, ..., None].copy(),
+        "acs_mask": center[None, ..., None].copy(),
+        "reconstruction_size": (*sampled.shape, 1),
+        "filename": "",
+        "slice_no": index,
+    }
+
+
+def _load_config(path: Path) -> DictConfig:
+    """Load and check a configuration; its `inference.dataset` is filled up with DIRECT's defaults."""
+    config = compose([path], ["training=null", "validation=null"])  # no part in this
+    if config.get("inference") is None:
+        raise ValueError(
+            f"{path} has no section 'inference', which says how k-space is scaled and coil sensitivities are "
+            "estimated; add one as direct predict needs it and name the file (--cfg)."
+        )
+    defaults = load_dataset_config(config.inference.dataset.name)
+    dataset = cast(DictConfig, OmegaConf.merge(defaults, config.inference.dataset))
+    if dataset.get("kspace_context"):
+        raise ValueError(f"{path} sets kspace_context to {dataset.kspace_context}; only slices are reconstructed here.")
+    if dataset.transforms.normalization.scaling_key == "scaling_factor":
+        raise ValueError(
+            f"{path} scales k-space by the attribute 'max' of files, which is that of the image to be reconstructed; "
+            "expected inference.dataset.transforms.normalization.scaling_key: masked_kspace, in training as well."
+        )
+    config.inference.dataset = dataset
+    return config
+
+
+class Networks(NamedTuple):
+    """What DIRECT builds of a configuration: itself completed, the networks, and the Fourier transforms they use."""
+
+    config: DictConfig
+    model: nn.Module
+    additional_models: dict[str, nn.Module]
+    operators: tuple[Any, Any]
+
+
+def build_networks(config: DictConfig, device: str = "cpu") -> Networks:
+    """Build the model of a configuration, and those that train with it, as `direct train` does."""
+    cfg = OmegaConf.structured(DefaultConfig)
+    models, model_configs = load_models_into_environment_config(config)
+    cfg.model = model_configs.pop("model")
+    cfg.additional_models = model_configs
+    cfg.physics = OmegaConf.merge(cfg.physics, config.get("physics") or {})
+    operators = build_operators(cfg.physics)
+    model, additional_models = initialize_models_from_config(cfg, models, *operators, device)
+    return Networks(cfg, model, additional_models, operators)
+
+
+def _build_engine(config: DictConfig, device: str) -> Engine:
+    cfg, model, additional_models, operators = build_networks(config, device)
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    engine = setup_engine(cfg, device, model, additional_models, *operators)
+    signal.signal(signal.SIGINT, on_interrupt)  # which the engine has replaced by one that suits a training
+    return engine
+
+
+def _load_weights(engine: Engine, path: Path, config_path: Path) -> None:
+    checkpointer = Checkpointer(path.parent, save_to_disk=False, model=engine.model, **engine.models)
+    try:
+        with _warnings_of(checkpointer.logger) as warnings:
+            checkpointer.load_models_from_file(path)
+    except (UnpicklingError, EOFError, KeyError) as error:
+        raise ValueError(
+            f"{path} is no checkpoint of DIRECT; expected a file that direct train has written."
+        ) from error
+    except RuntimeError as error:
+        warnings = [str(error)]
+    # Weights without a place and models without weights: DIRECT goes on after a warning.
+    if warnings:
+        reason = textwrap.shorten(warnings[0], 300, placeholder=" ...")
+        raise ValueError(
+            f"{path} does not fit {config_path}: {reason} Name the configuration that it was trained with (--cfg)."
+        )
+
+
+@contextmanager
+def _warnings_of(logger: logging.Logger) -> Iterator[list[str]]:
+    """Collect the warnings that are logged, and log nothing."""
+    warnings: list[str] = []
+
+    def collect(record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.WARNING:
+            warnings.append(record.getMessage())
+        return False
+
+    logger.addFilter(collect)
+    try:
+        yield warnings
+    finally:
+        logger.removeFilter(collect)
+
+
+def write_contact_sheet(path: Path, volume: NDArray[np.float32]) -> None:
+    """Write a PNG with at most `CONTACT_SHEET_SLICES` slices, evenly spread over the volume and equally scaled."""
+    count = min(len(volume), CONTACT_SHEET_SLICES)
+    shown = volume[np.linspace(0, len(volume) - 1, count).round().astype(int)]
+    white = max(np.quantile(shown, CONTACT_SHEET_WHITE), np.finfo(np.float32).tiny)
+    tiles = torch.from_numpy(np.clip(shown / white, 0, 1))[:, None]
+    with replace_when_complete(path) as partial:
+        save_image(tiles, partial, format="png", nrow=int(np.ceil(count**0.5)))
+
+
+def write_images(path: Path, images: NDArray[Any], provenance: dict[str, Any]) -> None:
+    """Write an HDF5 file with the data set `reconstruction`, as `direct predict` calls it."""
+    with replace_when_complete(path) as partial, h5py.File(partial, "w") as file:
+        file["reconstruction"] = images
+        file.attrs["provenance"] = json.dumps(provenance, indent=1, sort_keys=True)
+
+
+def _output_paths(output: Path, source: Path, phase: bool) -> dict[str, Path]:
+    """The files to write, none of which is there yet."""
+    stem = output / source.stem if output.is_dir() else output.with_name(output.name.removesuffix(".h5"))
+    if not stem.parent.is_dir():
+        raise FileNotFoundError(f"The folder {stem.parent} is missing; make it first.")
+    suffixes = {"images": ".h5", "magnitude": ".nii.gz", "sheet": ".png"} | (
+        {"phase": "_phase.nii.gz"} if phase else {}
+    )
+    paths = {name: stem.with_name(stem.name + suffix) for name, suffix in suffixes.items()}
+    for path in paths.values():
+        if path.exists():
+            raise FileExistsError(f"{path} exists already; remove it or choose another output.")
+    return paths
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `direct-hifimamba reconstruct`."""
+    parser.add_argument(
+        "checkpoint", type=Path, help="model_<iteration>.pt that direct train has written, of any model"
+    )
+    parser.add_argument(
+        "input",
+        type=Path,
+        help="HDF5 or .npz file with kspace (slices[, coils], height, width) and mask (width) or (height, width); "
+        "or .npy file with k-space",
+    )
+    parser.add_argument(
+        "output", type=Path, help="existing folder, or stem of the files: .h5, .nii.gz and .png are appended"
+    )
+    parser.add_argument(
+        "--cfg", type=Path, metavar="FILE", help=f"configuration (default: {CONFIG_NAME} beside the checkpoint)"
+    )
+    parser.add_argument("--mask", type=Path, metavar="FILE", help=".npy, .npz or HDF5 file with the mask")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument("--complex", action="store_true", help="write complex images, not magnitudes, to the .h5 file")
+    parser.add_argument("--phase", action="store_true", help="write the phase, in radians, to another NIfTI file")
+    parser.add_argument(
+        "--voxel-size",
+        type=float,
+        nargs=3,
+        metavar=("SLICE", "ROW", "COLUMN"),
+        help="distances in mm, for NIfTI (default: unknown, the affine is the identity)",
+    )
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run `direct-hifimamba reconstruct`."""
+    # Here and not above: whoever reconstructs in Python needs no nibabel.
+    from direct_hifimamba.data.nifti import save_slices
+
+    if args.voxel_size is not None and not all(0 < size < np.inf for size in args.voxel_size):
+        raise ValueError(f"The voxel size is {args.voxel_size}; expected three distances in mm, above 0.")
+    paths = _output_paths(args.output, args.input, args.phase)
+    kspace, mask = read_acquisition(args.input, args.mask)
+    check_acquisition(kspace, mask)
+    reconstructor = Reconstructor.from_checkpoint(args.checkpoint, args.cfg, args.device)
+    images = reconstructor(kspace, mask, complex_images=args.complex or args.phase, progress=True)
+    magnitude = np.abs(images)
+    provenance = {
+        "checkpoint": args.checkpoint.name,
+        "input": args.input.name,
+        "version": direct_hifimamba.__version__,
+    }
+    write_images(paths["images"], images if args.complex else magnitude, provenance)
+    save_slices(paths["magnitude"], magnitude, args.voxel_size)
+    if args.phase:
+        save_slices(paths["phase"], np.angle(images), args.voxel_size)
+    write_contact_sheet(paths["sheet"], magnitude)
+    print("Wrote", *paths.values())
+    size = "the affine is the identity" if args.voxel_size is None else "voxels have the given size"
+    print(f"NIfTI: the position of the patient is unknown, {size}.")

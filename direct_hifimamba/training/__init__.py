@@ -1,0 +1,1 @@
+"""What DIRECT's training lacks, for any model."""

@@ -1,0 +1,421 @@
+from __future__ import annotations
+
+import base64
+import io
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import lxml.html
+import numpy as np
+import pytest
+from PIL import Image
+
+from direct_hifimamba.benchmark.folder import BenchmarkFolder
+from direct_hifimamba.benchmark.report import report
+from direct_hifimamba.benchmark.report.report import SliceKey, choose_slices, format_engineering, write_report
+from direct_hifimamba.benchmark.score.collect import ZERO_FILLED
+from direct_hifimamba.benchmark.score.results import Results
+from tests.benchmark.report_folder import ACCELERATIONS, CLASSICAL, ERROR, FAILING, HOSTILE, OURS, SIZE, write_folder
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+BROWSER_OPTIONS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
+PHONE = {"width": 360, "height": 740}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[BenchmarkFolder, Results, Path]:
+    folder, results = write_folder(tmp_path_factory.mktemp("benchmark"))
+    return folder, results, write_report(folder, results)
+
+
+@pytest.fixture(scope="module")
+def text(written: tuple[BenchmarkFolder, Results, Path]) -> str:
+    return written[2].read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def document(text: str) -> Any:
+    return lxml.html.fromstring(text)
+
+
+def words(element: Any) -> str:
+    return " ".join(element.text_content().split())
+
+
+def test_is_the_same_when_written_again(written: tuple[BenchmarkFolder, Results, Path], text: str) -> None:
+    folder, results, _ = written
+    assert write_report(folder, results).read_text("utf-8") == text
+    assert [path.name for path in folder.report.parent.iterdir()] == ["index.html"]
+
+
+def test_fetches_nothing(document: Any) -> None:
+    for element in document.iter():
+        for attribute in ("src", "href", "srcset", "action", "poster", "data"):
+            value = element.get(attribute)
+            assert value is None or value.startswith(("#", "data:")), (element.tag, value)
+    styles = " ".join(document.xpath("//style/text()") + document.xpath("//@style"))
+    assert "@import" not in styles
+    assert all(url.startswith("#") for url in re.findall(r"url\(['\"]?([^)]*)", styles))
+    assert not document.xpath("//link[@rel='stylesheet'] | //script[@src] | //iframe | //object")
+
+
+def test_every_picture_says_what_it_shows(document: Any) -> None:
+    images = document.xpath("//img")
+    assert images
+    for image in images:
+        assert len(image.get("alt", "")) > 5
+    for drawing in document.xpath("//svg[not(ancestor::svg)]"):
+        labelled = drawing.xpath("ancestor-or-self::*[@role='img'][string-length(@aria-label) > 10]")
+        assert labelled or drawing.get("aria-hidden") == "true"
+
+
+def test_headings_are_in_order(document: Any) -> None:
+    levels = [int(heading.tag[1]) for heading in document.xpath("//h1 | //h2 | //h3 | //h4 | //h5 | //h6")]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+
+
+def test_has_language_landmarks_and_captions(document: Any) -> None:
+    assert document.get("lang") == "en"
+    for landmark in ("header", "nav", "main", "footer"):
+        assert len(document.xpath(f"//{landmark}")) == 1
+    for table in document.xpath("//table"):
+        assert words(table.find("caption"))
+        assert all(header.get("scope") in ("col", "row") for header in table.xpath(".//th"))
+        assert all(row.find("th").get("scope") == "row" for row in table.xpath("./tbody/tr"))
+
+
+def test_identifiers_are_unique_and_links_lead_somewhere(document: Any) -> None:
+    names = document.xpath("//@id")
+    assert len(names) == len(set(names))
+    references = [value[1:] for value in document.xpath("//@href") if value.startswith("#")]
+    references += re.findall(r"url\(#([^)]*)\)", " ".join(document.xpath("//@*")))
+    references += document.xpath("//@aria-labelledby")
+    assert references and set(references) <= set(names)
+
+
+def test_escapes_what_it_is_given(document: Any, written: tuple[BenchmarkFolder, Results, Path]) -> None:
+    assert words(document.find(".//h1")) == written[1].name
+    assert not document.xpath("//h1/i | //th/b | //summary//b/b | //pre/script")
+    assert len(document.xpath("//script")) == 1
+    assert HOSTILE in document.xpath("//th[@scope='row']/@data-value")
+    assert HOSTILE in document.xpath("//div[@class='chart']//text()")
+
+
+def test_tables_have_the_means(document: Any, written: tuple[BenchmarkFolder, Results, Path]) -> None:
+    rows = document.xpath("//table[contains(@class, 'sortable')]/tbody/tr")
+    shown = {(row.find("th").get("data-value"), value) for row in rows for value in row.xpath("./td/@data-value")}
+    for entry in written[1].summary:
+        assert (entry.model, str(entry.mean)) in shown
+
+
+def test_tables_begin_with_the_best(document: Any) -> None:
+    for table in document.xpath("//table[contains(@class, 'sortable')]"):
+        headers = table.xpath("./thead/tr/th")
+        for column, header in enumerate(headers):
+            if header.get("aria-sort"):
+                cells = [row[column].get("data-value") for row in table.xpath("./tbody/tr")]
+                values = [float(cell) for cell in cells if cell is not None]
+                assert len(values) > 2
+                assert values == sorted(values, reverse=header.get("aria-sort") == "descending")
+                assert cells[len(values) :] == [None] * (len(cells) - len(values))
+
+
+def test_marks_the_model_without_colour(document: Any) -> None:
+    assert all(OURS in words(row.find("th")) for row in document.xpath("//tr[@class='highlight']"))
+    best = document.xpath("//td[@class='best']")
+    assert best and all("(best)" in words(cell) for cell in best)
+
+
+def test_marks_the_baseline_where_most_models_are_ours(written: tuple[BenchmarkFolder, Results, Path]) -> None:
+    folder, results, path = written
+    before = path.read_bytes()
+    # Without scores of the trained models there are no checkpoints to be read.
+    ablations = replace(
+        results,
+        models=[replace(model, model_name=results.models[0].model_name) for model in results.models],
+        scores=[scores for scores in results.scores if scores.seed is None],
+    )
+    page = lxml.html.fromstring(write_report(folder, ablations).read_text("utf-8"))
+    path.write_bytes(before)
+    marked = page.xpath("//tr[@class='highlight']/th")
+    assert marked and all(results.baseline in words(header) for header in marked)
+
+
+def test_cost_table_has_the_time_of_the_whole_training(
+    document: Any, written: tuple[BenchmarkFolder, Results, Path]
+) -> None:
+    (table,) = document.xpath("//div[@aria-label='Cost of the models']/table")
+    headers = [words(header) for header in table.xpath("./thead/tr/th")]
+    rows = {row.find("th").get("data-value"): dict(zip(headers, row, strict=True)) for row in table.xpath("./tbody/tr")}
+    for model in written[1].models:
+        cells = rows[model.label]
+        if model.seconds_per_iteration is None or model.iterations is None:
+            assert words(cells["training, min (estimated)"]) == "\N{EN DASH}"
+        else:
+            minutes = model.seconds_per_iteration.median * model.iterations / 60
+            assert words(cells["training, min (estimated)"]) == f"{minutes:.1f}"
+            assert words(cells["iterations"]) == str(model.iterations)
+
+
+def test_says_that_data_are_simulated(written: tuple[BenchmarkFolder, Results, Path], document: Any) -> None:
+    assert "Simulated data" in words(document.find(".//header"))
+    assert written[1].description in words(document.find(".//header"))
+
+
+def test_says_that_some_data_are_simulated(written: tuple[BenchmarkFolder, Results, Path]) -> None:
+    folder, results, path = written
+    before = path.read_bytes()
+    data = replace(results.protocol.data, origin=f"measured, {results.protocol.data.origin}")
+    mixed = replace(results, protocol=replace(results.protocol, data=data))
+    page = lxml.html.fromstring(write_report(folder, mixed).read_text("utf-8"))
+    path.write_bytes(before)
+    assert "Some of the k-space was simulated" in words(page.find(".//header"))
+
+
+def test_says_how_many_seeds_finished(document: Any) -> None:
+    rows = document.xpath("//div[starts-with(@aria-label, 'Scores at')]//tbody/tr/th")
+    shown = {row.get("data-value"): words(row) for row in rows}
+    assert shown[OURS].endswith("1 of 1 seeds") and shown[FAILING].endswith("0 of 1 seeds")
+    assert "seeds" not in shown[ZERO_FILLED]
+
+
+def test_reports_failures(document: Any) -> None:
+    failures = document.xpath("//section[@aria-labelledby='failures']//details")
+    assert len(failures) == len(ACCELERATIONS)
+    assert all(FAILING in words(entry) and ERROR in words(entry) for entry in failures)
+
+
+def test_shows_median_best_and_worst_slice_of_every_model(
+    document: Any, written: tuple[BenchmarkFolder, Results, Path]
+) -> None:
+    trained = {scores.model for scores in written[1].scores if scores.status == "finished" and scores.seed is not None}
+    for acceleration in ACCELERATIONS:
+        table = document.xpath(f"//div[@aria-label='Slices shown at {acceleration}']//table")[0]
+        rows = {words(row.find("th")): row.xpath(".//a/@href") for row in table.xpath("./tbody/tr")}
+        assert set(rows) == trained
+        for scores in written[1].scores:
+            if scores.model in rows and scores.acceleration == acceleration and scores.status == "finished":
+                values = {
+                    (file, index): entry["fastmri_psnr"]
+                    for file, slices in scores.slices.items()
+                    for index, entry in enumerate(slices)
+                }
+                for rank, extreme in ((1, max), (2, min)):
+                    file, index = extreme(values, key=values.__getitem__)
+                    tiles = document.get_element_by_id(rows[scores.model][rank][1:])
+                    assert tiles.get("aria-label") == f"{file}, slice {index} at {acceleration}"
+                    captions = " ".join(words(caption) for caption in tiles.xpath(".//figcaption"))
+                    assert all(label in captions for label in (*trained, "Target", CLASSICAL, ZERO_FILLED))
+
+
+def slices_shown(path: Path) -> list[list[str]]:
+    """The models of which slices are shown, for every acceleration."""
+    page = lxml.html.fromstring(path.read_text("utf-8"))
+    tables = page.xpath("//div[starts-with(@aria-label, 'Slices shown at')]//table")
+    return [[words(row.find("th")) for row in table.xpath("./tbody/tr")] for table in tables]
+
+
+def test_too_many_pictures_are_those_of_the_baseline_and_of_highlighted_models_first(
+    written: tuple[BenchmarkFolder, Results, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, results, path = written
+    before = path.read_bytes()
+    models = len({scores.model for scores in results.scores if scores.status == "finished"})
+    pixels = len(ACCELERATIONS) * 3 * models * 2 * SIZE[0] * SIZE[1]
+    for count, expected in ((1, ["VarNet"]), (2, [OURS, "VarNet"]), (3, [OURS, "VarNet", HOSTILE])):
+        monkeypatch.setattr(report, "MAX_PIXELS", count * pixels)
+        assert slices_shown(write_report(folder, results)) == [expected] * len(ACCELERATIONS)
+    monkeypatch.setattr(report, "MAX_PIXELS", 0)
+    assert slices_shown(write_report(folder, results)) == [["VarNet"]] * len(ACCELERATIONS)
+    path.write_bytes(before)
+
+
+def decode(uri: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("L"))
+
+
+def test_shows_the_images_and_errors_that_were_predicted(document: Any) -> None:
+    for tiles in document.xpath("//ul[@class='tiles']"):
+        target, *pictures = (decode(uri) for uri in tiles.xpath(".//image/@href"))
+        names = [words(name) for name in tiles.xpath(".//figcaption/b")][1:]
+        width = target.shape[1]
+        errors = {}
+        for name, picture in zip(names, pictures, strict=True):
+            image, error = picture[:, :width].astype(float), picture[:, width:]
+            assert np.corrcoef(image.ravel(), target.ravel())[0, 1] > 0.6
+            errors[name] = error.mean()
+        assert errors[OURS] < errors["VarNet"] < errors[CLASSICAL] < errors[ZERO_FILLED]
+
+
+def test_shows_routing(document: Any) -> None:
+    section = document.xpath("//section[@aria-labelledby='routing']")[0]
+    tables = section.xpath(".//table")
+    assert len(tables) == len(ACCELERATIONS)
+    for table in tables:
+        for row in table.xpath("./tbody/tr"):
+            shares = [float(words(cell).removesuffix(" %")) for cell in row.findall("td")]
+            assert sum(shares) == pytest.approx(100, abs=0.3)
+
+
+def test_of_measured_data_without_models_and_failures(written: tuple[BenchmarkFolder, Results, Path]) -> None:
+    folder, results, path = written
+    before = path.read_bytes()
+    measured = replace(
+        results,
+        protocol=replace(results.protocol, data=replace(results.protocol.data, origin="measured")),
+        scores=[scores for scores in results.scores if scores.seed is None],
+        summary=[
+            replace(row, difference=None, difference_to_best=None)
+            for row in results.summary
+            if row.model == ZERO_FILLED
+        ],
+    )
+    page = lxml.html.fromstring(write_report(folder, measured).read_text("utf-8"))
+    path.write_bytes(before)
+    assert "Simulated data" not in words(page)
+    assert not page.xpath("//ul[contains(@class, 'tiles')]")
+    assert "None." in words(page.xpath("//section[@aria-labelledby='failures']")[0])
+
+
+def test_chooses_slices_by_value() -> None:
+    values = {SliceKey("a", index): float(value) for index, value in enumerate([3, 1, 4, 2])}
+    assert choose_slices(values) == {"median": SliceKey("a", 3), "best": SliceKey("a", 2), "worst": SliceKey("a", 1)}
+    assert set(choose_slices({SliceKey("a", 0): 1.0}).values()) == {SliceKey("a", 0)}
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "expected"),
+    [
+        (164_320, "", "164 k"),
+        (999.9e3, "", "1.00 M"),
+        (12, "", "12"),
+        (0.0213, "s", "21.3 ms"),
+        (59.96, "s", "60.0 s"),
+        (2.5e-9, "s", "2.50 ns"),
+        (3.2e9, "B", "3.20 GB"),
+        (0, "s", "0 s"),
+    ],
+)
+def test_formats_costs(value: float, unit: str, expected: str) -> None:
+    assert format_engineering(value, unit) == expected
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="the Python package playwright is not installed")
+    if BROWSER is None:
+        pytest.skip("no Chromium is installed; on Debian: apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=BROWSER, args=BROWSER_OPTIONS.split())
+        yield chromium
+        chromium.close()
+
+
+class Visit:
+    """A page in the browser, with what it logs and asks for."""
+
+    def __init__(self, browser: Any, path: Path, **options: Any) -> None:
+        self.address = path.as_uri()
+        self.messages: list[str] = []
+        self.requests: list[str] = []
+        self.page = browser.new_page(**options)
+        self.page.on("console", lambda message: self.messages.append(message.text))
+        self.page.on("pageerror", lambda error: self.messages.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(self.address)
+
+
+@pytest.fixture
+def visit(browser: Any, written: tuple[BenchmarkFolder, Results, Path]) -> Iterator[Any]:
+    visits = []
+
+    def open_page(**options: Any) -> Visit:
+        visits.append(Visit(browser, written[2], **options))
+        return visits[-1]
+
+    yield open_page
+    for entry in visits:
+        assert entry.messages == []
+        assert [url for url in entry.requests if url != entry.address and not url.startswith("data:")] == []
+        entry.page.close()
+
+
+def column(page: Any, name: str) -> tuple[list[float], str | None]:
+    """The numbers in a column of the first table, and how it says that they are sorted."""
+    table = page.locator("table.sortable").first
+    headers = [text.strip() for text in table.locator("thead th").all_inner_texts()]
+    index = next(index for index, header in enumerate(headers) if header.startswith(name))
+    cells = [row.locator("th, td").nth(index).get_attribute("data-value") for row in table.locator("tbody tr").all()]
+    numbers = [float(cell) for cell in cells if cell is not None]
+    assert cells[len(numbers) :] == [None] * (len(cells) - len(numbers))
+    return numbers, table.locator("thead th").nth(index).get_attribute("aria-sort")
+
+
+def test_sorts_by_mouse(visit: Any) -> None:
+    page = visit().page
+    table = page.locator("table.sortable").first
+    for order in ("ascending", "descending", "ascending"):
+        table.get_by_role("button", name="NMSE").click()
+        numbers, stated = column(page, "NMSE")
+        assert stated == order
+        assert numbers == sorted(numbers, reverse=order == "descending")
+        assert len(set(numbers)) > 2
+        assert column(page, "PSNR")[1] is None
+        assert order in page.locator("[role=status]").first.text_content()
+
+
+def test_sorts_by_keyboard(visit: Any) -> None:
+    page = visit().page
+    button = page.locator("table.sortable").first.get_by_role("button", name="SSIM")
+    button.focus()
+    for key, order in (("Enter", "descending"), ("Space", "ascending")):
+        page.keyboard.press(key)
+        numbers, stated = column(page, "SSIM")
+        assert stated == order
+        assert numbers == sorted(numbers, reverse=order == "descending")
+
+
+def test_sorts_names(visit: Any) -> None:
+    page = visit().page
+    table = page.locator("table.sortable").first
+    table.get_by_role("button", name="Model").click()
+    names = [row.get_attribute("data-value") for row in table.locator("tbody th").all()]
+    assert names == sorted(names, key=str.lower)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_fits_a_phone(visit: Any, scheme: str) -> None:
+    page = visit(viewport=PHONE, color_scheme=scheme).page
+    page.evaluate("document.querySelectorAll('details').forEach(details => { details.open = true; })")
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (min(map(int, re.findall(r"\d+", paper))) > 200) == (scheme == "light")
+
+
+def test_link_opens_the_slice_that_it_names(visit: Any) -> None:
+    page = visit().page
+    link = page.locator("section[aria-labelledby=images] table a").last
+    tiles = page.locator(f"ul{link.get_attribute('href')}")
+    assert not tiles.is_visible()
+    link.click()
+    assert tiles.is_visible()
+
+
+def test_is_complete_without_scripts(visit: Any) -> None:
+    page = visit(java_script_enabled=False).page
+    assert page.locator("table.sortable").first.locator("tbody tr").count() > 3
+    assert page.get_by_role("button").count() == 0
+    page.locator("summary", has_text="Calgary-Campinas").first.click()
+    assert page.locator("details[open] table").first.is_visible()
+    assert page.locator("ul.tiles").first.is_visible()
+    assert page.get_by_role("heading", name="Provenance").is_visible()

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from direct_hifimamba.benchmark.score import results as module
+from direct_hifimamba.benchmark.score.results import SCHEMA, Results, summarise_scores
+from direct_hifimamba.benchmark.score.statistics import Difference
+from tests.benchmark.example import ACCELERATIONS, make_evaluation, make_results, make_scores
+
+
+def test_survives_saving(tmp_path: Path) -> None:
+    results = make_results()
+    results.save(tmp_path / "results.json")
+    assert Results.load(tmp_path / "results.json") == results
+
+
+def test_groups_are_kept_and_may_be_missing(tmp_path: Path) -> None:
+    results, path = make_results(), tmp_path / "results.json"
+    data = replace(results.protocol.data, groups={"brain_0.h5": "s0", "brain_1.h5": "s0"})
+    grouped = replace(results, protocol=replace(results.protocol, data=data))
+    grouped.save(path)
+    assert Results.load(path) == grouped
+    values = json.loads(path.read_text())
+    del values["protocol"]["data"]["groups"]
+    path.write_text(json.dumps(values))
+    assert Results.load(path) == results
+
+
+def test_trainings_of_other_seeds_are_no_pairs() -> None:
+    label, other, files = "HiFi-MambaV2", "VarNet", ["a.h5", "b.h5"]
+
+    def difference(seeds: tuple[int, ...], other_seeds: tuple[int, ...]) -> Difference | None:
+        scores = [make_scores(label, ACCELERATIONS[0], seed, files, 4) for seed in seeds]
+        scores += [make_scores(other, ACCELERATIONS[0], seed, files, 4) for seed in other_seeds]
+        rows = summarise_scores(scores, other)
+        return next(row.difference for row in rows if (row.model, row.metric) == (label, "fastmri_psnr"))
+
+    assert difference((0, 1), (1, 2)) == difference((1,), (1,)) != difference((0, 1), (0, 1))
+    assert difference((0, 1, 2), (0, 2)) == difference((0, 2), (0, 2))
+
+
+def test_schema_is_one() -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+
+
+@pytest.mark.parametrize("name", SCHEMA["$defs"])
+def test_schema_has_the_fields_of_the_dataclasses(name: str) -> None:
+    kind = getattr(module, name)
+    assert is_dataclass(kind)
+    assert [item.name for item in fields(kind)] == list(SCHEMA["$defs"][name]["properties"])
+    assert ["schema_version", *(item.name for item in fields(Results))] == list(SCHEMA["properties"])
+
+
+def described(schema: dict[str, Any], path: str = "") -> list[str]:
+    """Properties without a description, at any depth."""
+    missing = []
+    for name, value in schema.get("properties", {}).items():
+        missing += [] if value.get("description") else [f"{path}.{name}"]
+        missing += described(value, f"{path}.{name}")
+    return missing
+
+
+def test_every_field_is_described() -> None:
+    assert described(SCHEMA) == []
+    assert [path for name, schema in SCHEMA["$defs"].items() for path in described(schema, name)] == []
+    assert all(schema["description"] for schema in SCHEMA["$defs"].values())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda values: values.pop("models"), "'models' is a required property"),
+        (lambda values: values.update(schema_version=99), r"\$.schema_version"),
+        (lambda values: values["scores"][0].update(status="maybe"), r"\$.scores\[0\].status"),
+        (lambda values: values["models"][0].update(colour="red"), "colour"),
+        (lambda values: values["protocol"]["data"].update(slices=99), "was changed"),
+        (lambda values: values["protocol"]["evaluation"].update(crop="header"), "was changed"),
+        (lambda values: values["protocol"]["data"]["files"].update(more="0" * 64), "was changed"),
+    ],
+)
+def test_refuses_what_is_no_result(tmp_path: Path, change: Any, message: str) -> None:
+    path = tmp_path / "results.json"
+    make_results().save(path)
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=message) as error:
+        Results.load(path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"schema_version": 1}'])
+def test_refuses_other_files(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        Results.load(path)
+
+
+def test_writes_no_number_that_json_does_not_have(tmp_path: Path) -> None:
+    results = make_results()
+    broken = replace(results.summary[0], mean=float("nan"))
+    with pytest.raises(ValueError, match="JSON"):
+        replace(results, summary=[broken]).save(tmp_path / "results.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_hash_covers_the_data_and_neither_budget_nor_seeds() -> None:
+    protocol = make_results().protocol
+    same = [{"budget": {"minutes": 5.0}}, {"seeds": [9]}, {"schedule": "steps"}]
+    data = [
+        {"files": {**protocol.data.files, "more.h5": "0" * 64}},
+        {"slices": 1},
+        {"masks": {}},
+        {"training": "0" * 64},
+        {"validation": "0" * 64},
+    ]
+    other = [{"accelerations": ["another"]}, {"metrics": {}}, {"spectrum_edges": [0.0, 1.0]}]
+    other += [{"evaluation": make_evaluation(crop="header")}]
+    other += [{"data": replace(protocol.data, **change)} for change in data]
+    assert {replace(protocol, **change).hash for change in same} == {protocol.hash}
+    assert len({protocol.hash, *(replace(protocol, **change).hash for change in other)}) == 1 + len(other)

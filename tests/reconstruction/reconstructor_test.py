@@ -1,0 +1,367 @@
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import nibabel
+import numpy as np
+import pytest
+import torch
+from direct import environment
+from direct.checkpointer import Checkpointer
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+from PIL import Image
+
+from direct_hifimamba import cli
+from direct_hifimamba.data.acquisition import center_block, check_acquisition
+from direct_hifimamba.data.fourier import image_to_kspace
+from direct_hifimamba.data.hdf5 import write_volume
+from direct_hifimamba.data.nifti import load_magnitude
+from direct_hifimamba.reconstruction.reconstructor import CONFIG_NAME, Reconstructor
+from tests.helpers import TINY, perturb
+
+SLICES, COILS, HEIGHT, WIDTH = 3, 4, 24, 32
+OURS, VARNET = "hifimamba.hifimamba.HiFiMambaV2", "varnet.varnet.EndToEndVarNet"
+UNET, RIM = "unet.unet_2d.Unet2d", "rim.rim.RIM"
+MODELS: dict[str, dict[str, Any]] = {
+    OURS: {"model": {"model_name": OURS, **TINY}},
+    UNET: {"model": {"model_name": UNET, "num_filters": 4, "num_pool_layers": 2, "image_initialization": "sense"}},
+    RIM: {"model": {"model_name": RIM, "hidden_channels": 8, "length": 2, "depth": 2, "image_initialization": "sense"}},
+    VARNET: {
+        "model": {
+            "model_name": VARNET,
+            "num_layers": 2,
+            "regularizer_num_filters": 4,
+            "regularizer_num_pull_layers": 2,
+        },
+        "additional_models": {
+            "sensitivity_model": {
+                "model_name": "unet.unet_2d.UnetModel2d",
+                "in_channels": 2,
+                "out_channels": 2,
+                "num_filters": 4,
+                "num_pool_layers": 2,
+                "dropout_probability": 0.0,
+            }
+        },
+    },
+}
+
+
+def make_config(model_name: str) -> dict[str, Any]:
+    transforms = {
+        "masking": None,
+        "cropping": {"crop": None, "image_center_crop": True},
+        "sensitivity_map_estimation": {"sensitivity_maps_type": "rss_estimate", "sensitivity_maps_gaussian": 0.5},
+        "normalization": {"scaling_key": "masked_kspace", "scale_percentile": 0.97},
+        "padding_eps": 0.0,
+    }
+    return MODELS[model_name] | {
+        "physics": {"forward_operator": "fft2", "backward_operator": "ifft2"},
+        "inference": {
+            "dataset": {"name": "FastMRI", "pass_mask": True, "transforms": transforms},
+            "batch_size": 1,
+            "crop": None,
+        },
+    }
+
+
+def save_experiment(folder: Path, model_name: str) -> Path:
+    """What `direct train` writes: configuration and checkpoint, by the functions that it writes them with."""
+    folder.mkdir()
+    OmegaConf.save(OmegaConf.create(make_config(model_name)), folder / "given.yaml")
+    env = environment.setup_training_environment("run", folder, folder / "given.yaml", "cpu", 0, False)
+    for model in (env.engine.model, *env.engine.models.values()):
+        perturb(model, 0.05)
+    Checkpointer(env.experiment_dir, model=env.engine.model, **env.engine.models).save(7)
+    return env.experiment_dir / "model_7.pt"
+
+
+@pytest.fixture(scope="module")
+def experiments(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(environment, "setup_logging", lambda *args: None)
+        torch.manual_seed(0)
+        folder = tmp_path_factory.mktemp("experiments")
+        yield {name: save_experiment(folder / str(index), name) for index, name in enumerate(MODELS)}
+
+
+def simulate(height: int = HEIGHT, width: int = WIDTH) -> NDArray[np.complex64]:
+    """Fully sampled k-space of smooth coil images and some noise; its scale is far from 1."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
+    magnitude = np.stack([(rows**2 + columns**2 < 0.5 + 0.1 * index).astype(float) for index in range(SLICES)])
+    centers = rng.uniform(-1, 1, (COILS, 2, 1, 1))
+    maps = np.exp(-((rows - centers[:, 0]) ** 2) - (columns - centers[:, 1]) ** 2 + 2j * centers[:, 0])
+    kspace = image_to_kspace((300 * magnitude[:, None] * maps).astype(np.complex64))
+    noise = rng.normal(size=(*kspace.shape, 2)).astype(np.float32).view(np.complex64)[..., 0]
+    return kspace + noise
+
+
+def line_mask(width: int = WIDTH, center: int = 5) -> NDArray[np.bool_]:
+    mask = np.arange(width) % 4 == 1
+    mask[width // 2 - center // 2 : width // 2 + center // 2 + 1] = True
+    return mask
+
+
+@pytest.fixture(scope="module")
+def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "volume.h5"
+    write_volume(path, simulate(), {}, line_mask())
+    return path
+
+
+@pytest.fixture(scope="module")
+def ours(experiments: dict[str, Path]) -> Reconstructor:
+    return Reconstructor.from_checkpoint(experiments[OURS])
+
+
+def reconstruct(*arguments: Any) -> None:
+    cli.main(["reconstruct", *map(str, arguments)])
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")  # DIRECT's
+@pytest.mark.parametrize("model_name", MODELS)
+def test_results_are_those_of_direct_predict(
+    experiments: dict[str, Path], volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_name: str
+) -> None:
+    checkpoint = experiments[model_name]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # DIRECT sets it
+    predict = f"predict {tmp_path / 'theirs'} --data-root {volume.parent} --cfg {checkpoint.parent / CONFIG_NAME}"
+    monkeypatch.setattr("sys.argv", ["direct"])
+    cli.main(f"{predict} --checkpoint {checkpoint} --num-gpus 0 --num-workers 0 --device cpu".split())
+    reconstruct(checkpoint, volume, tmp_path / "ours")
+    with h5py.File(tmp_path / "theirs" / volume.name) as file:
+        theirs = file["reconstruction"][()]
+    with h5py.File(tmp_path / "ours.h5") as file:
+        images = file["reconstruction"][()]
+    assert images.shape == (SLICES, HEIGHT, WIDTH) and images.dtype == np.float32
+    np.testing.assert_allclose(images, theirs, rtol=0, atol=1e-5 * theirs.max())
+
+
+def test_everything_is_written_and_never_overwritten(
+    experiments: dict[str, Path], volume: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--complex", "--phase", "--voxel-size", 5, 1.5, 2]
+    reconstruct(experiments[OURS], volume, tmp_path, *options)
+    names = {"volume.h5", "volume.nii.gz", "volume_phase.nii.gz", "volume.png"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in names)
+    with h5py.File(tmp_path / "volume.h5") as file:
+        images = file["reconstruction"][()]
+    assert images.dtype == np.complex64
+    magnitude, zooms = load_magnitude(tmp_path / "volume.nii.gz")
+    np.testing.assert_array_equal(magnitude, np.abs(images))
+    assert zooms == (1.5, 2)
+    image = nibabel.load(tmp_path / "volume_phase.nii.gz")
+    np.testing.assert_array_equal(image.affine, np.diag([2, 1.5, 5, 1]))
+    phase = image.get_fdata(dtype=np.float32)[:, ::-1].transpose(2, 1, 0)
+    np.testing.assert_allclose(magnitude * np.exp(1j * phase), images, rtol=0, atol=1e-5 * magnitude.max())
+    with Image.open(tmp_path / "volume.png") as sheet:
+        assert np.ptp(np.asarray(sheet)) == 255
+    with pytest.raises(SystemExit, match="2"):
+        reconstruct(experiments[OURS], volume, tmp_path, *options)
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_numpy_files_are_read_as_well(experiments: dict[str, Path], volume: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "kspace.npy", simulate())
+    np.save(tmp_path / "mask.npy", line_mask().astype(int))
+    np.savez(tmp_path / "both.npz", kspace=simulate(), mask=line_mask())
+    with h5py.File(tmp_path / "pairs.h5", "w") as file:
+        file["kspace"] = simulate().view(np.float32).reshape(SLICES, COILS, HEIGHT, WIDTH, 2)
+        file["mask"] = line_mask()
+    reconstruct(experiments[OURS], volume, tmp_path / "reference")
+    for name, options in (("kspace.npy", ["--mask", tmp_path / "mask.npy"]), ("both.npz", []), ("pairs.h5", [])):
+        reconstruct(experiments[OURS], tmp_path / name, tmp_path / f"{name}_out", *options)
+        with h5py.File(tmp_path / f"{name}_out.h5") as file, h5py.File(tmp_path / "reference.h5") as reference:
+            np.testing.assert_array_equal(file["reconstruction"], reference["reconstruction"])
+
+
+def test_only_samples_of_the_mask_count(ours: Reconstructor) -> None:
+    kspace, mask = simulate(), line_mask()
+    images = ours(kspace, mask)
+    np.testing.assert_array_equal(ours(kspace * mask, mask), images)
+    np.testing.assert_array_equal(ours(kspace, np.tile(mask, (HEIGHT, 1))), images)
+    np.testing.assert_array_equal(ours(kspace[1:2], mask)[0], images[1])
+
+
+def test_images_scale_with_kspace(ours: Reconstructor) -> None:
+    images = ours(simulate(), line_mask())
+    np.testing.assert_allclose(ours(100 * simulate(), line_mask()), 100 * images, rtol=0, atol=0.01 * images.max())
+
+
+@pytest.mark.parametrize("model_name", [OURS, RIM])
+def test_complex_images_have_the_same_magnitude(experiments: dict[str, Path], model_name: str) -> None:
+    reconstructor = Reconstructor.from_checkpoint(experiments[model_name])
+    images = reconstructor(simulate(), line_mask(), complex_images=True)
+    magnitude = reconstructor(simulate(), line_mask())
+    assert images.dtype == np.complex64 and np.abs(images.imag).max() > 0.01 * magnitude.max()
+    np.testing.assert_allclose(np.abs(images), magnitude, rtol=0, atol=1e-5 * magnitude.max())
+
+
+@pytest.mark.parametrize("model_name", [UNET, VARNET])
+def test_models_of_magnitudes_make_no_complex_images(experiments: dict[str, Path], model_name: str) -> None:
+    reconstructor = Reconstructor.from_checkpoint(experiments[model_name])
+    with pytest.raises(ValueError, match="Engine gives no complex images"):
+        reconstructor(simulate(), line_mask(), complex_images=True)
+
+
+def test_control_c_is_left_alone(experiments: dict[str, Path]) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    Reconstructor.from_checkpoint(experiments[OURS])
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_nibabel_is_asked_for_before_any_work(
+    experiments: dict[str, Path],
+    volume: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "nibabel", None)
+    monkeypatch.delitem(sys.modules, "direct_hifimamba.data.nifti")
+    assert "direct-hifimamba[data]" in run_fails(capsys, experiments[OURS], volume, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:Estimation of sensitivity map of Single-coil data")
+def test_single_coil_and_blank_slices(ours: Reconstructor) -> None:
+    kspace = simulate()[:, 0]
+    kspace[1] = 0
+    images = ours(kspace, line_mask())
+    assert not images[1].any()
+    np.testing.assert_array_equal(images, ours(kspace[:, None], line_mask()))
+    np.testing.assert_array_equal(images[[0, 2]], ours(kspace[[0, 2]], line_mask()))
+
+
+def test_no_center_is_needed_where_no_sensitivities_are_estimated(experiments: dict[str, Path], tmp_path: Path) -> None:
+    kspace, mask = simulate()[:, 0], np.arange(WIDTH) % 4 == 1
+    config = OmegaConf.load(experiments[OURS].parent / CONFIG_NAME)
+    config.inference.dataset.transforms.sensitivity_map_estimation.sensitivity_maps_type = "unit"
+    OmegaConf.save(config, tmp_path / "unit.yaml")
+    with pytest.raises(ValueError, match="samples no centre"):
+        Reconstructor.from_checkpoint(experiments[OURS])(kspace, mask)
+    with pytest.warns(UserWarning, match="Single-coil"):
+        assert Reconstructor.from_checkpoint(experiments[OURS], tmp_path / "unit.yaml")(kspace, mask).all()
+
+
+def test_center_of_line_masks_is_that_of_direct() -> None:
+    rng = np.random.default_rng(0)
+    for width in (16, 17):
+        for _ in range(20):
+            mask = rng.random(width) < 0.6
+            mask[width // 2 - 1 : width // 2 + 1] = True
+            mask[[0, -1]] = False
+            left = width // 2 - np.argmin(mask[width // 2 :: -1])
+            right = width // 2 + np.argmin(mask[width // 2 :])
+            expected = np.zeros((6, width), bool)
+            expected[:, left + 1 : right] = True
+            np.testing.assert_array_equal(center_block(np.tile(mask, (6, 1))), expected)
+            np.testing.assert_array_equal(center_block(np.tile(mask, (6, 1)).T), expected.T)
+
+
+def test_center_of_other_masks_is_sampled_throughout() -> None:
+    rows, columns = np.ogrid[-12:12, -16:16]
+    disc = rows**2 + columns**2 < 36
+    block = center_block(disc)
+    assert not (block & ~disc).any()
+    assert block.sum() > 0.5 * disc.sum()
+
+
+def contradictory() -> NDArray[np.complex64]:
+    return simulate() * line_mask()
+
+
+@pytest.mark.parametrize(
+    ("kspace", "mask", "message"),
+    [
+        (lambda: simulate().real, line_mask, "expected complex numbers"),
+        (lambda: simulate()[0, 0], line_mask, r"shape (24, 32); expected (slices[, coils]"),
+        (simulate, lambda: line_mask(31), "The mask has the shape (31,)"),
+        (simulate, lambda: line_mask(HEIGHT), "np.repeat(mask[:, None], 32, axis=1)"),
+        (lambda: np.moveaxis(simulate(), 1, -1), line_mask, "Are coils the last axis?"),
+        (simulate, lambda: line_mask() * 0.5, "values such as 0.5"),
+        (simulate, lambda: np.zeros(WIDTH), "samples nothing"),
+        (contradictory, lambda: ~line_mask(), "zero wherever the mask samples"),
+        (contradictory, lambda: np.ones(WIDTH), "17 columns as sampled that are zero"),
+        (contradictory, lambda: line_mask(center=3), "2 of the columns that it has are not in the mask"),
+        (lambda: np.where(simulate().real > 1000, np.nan, simulate()), line_mask, "NaN or infinite"),
+        (simulate, lambda: np.arange(WIDTH) % 4 == 0, "samples no centre"),
+        (simulate, lambda: np.arange(WIDTH) % 4 == 1, "samples no centre"),
+    ],
+)
+def test_wrong_input_is_refused(
+    ours: Reconstructor, kspace: Callable[[], NDArray[Any]], mask: Callable[[], NDArray[Any]], message: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ours(kspace(), mask())
+
+
+def test_zero_padding_is_no_contradiction() -> None:
+    kspace, mask = contradictory(), line_mask()
+    kspace[..., :5] = kspace[..., -7:] = 0
+    kspace[:, :, :6] = 0
+    check_acquisition(kspace, mask)
+    check_acquisition(kspace, np.tile(mask, (HEIGHT, 1)))
+
+
+def run_fails(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
+    with pytest.raises(SystemExit, match="2"):
+        reconstruct(*arguments)
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_wrong_files_are_refused(
+    experiments: dict[str, Path],
+    volume: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    output = tmp_path / "out"
+    checkpoint, other = experiments[OURS], experiments[VARNET]
+    np.save(tmp_path / "kspace.npy", simulate())
+    (tmp_path / "text.h5").write_text("no HDF5")
+    (tmp_path / "text.pt").write_text("no checkpoint")
+    alone = shutil.copy(checkpoint, tmp_path / "model_7.pt")
+    config = OmegaConf.load(checkpoint.parent / CONFIG_NAME)
+    del config["inference"]
+    OmegaConf.save(config, tmp_path / "no_inference.yaml")
+    for arguments, message in (
+        ((checkpoint, tmp_path / "kspace.npy", output), "has no mask"),
+        ((checkpoint, tmp_path / "missing.h5", output), "No such file"),
+        ((checkpoint, tmp_path / "text.h5", output), "cannot be read as HDF5"),
+        ((checkpoint, volume, tmp_path / "missing" / "out"), "is missing"),
+        ((checkpoint, volume, output, "--voxel-size", 1, 1, 0), "above 0"),
+        ((checkpoint.parent, volume, output), "expected a checkpoint"),
+        ((checkpoint, volume, output, "--device", "cuda"), "finds a GPU"),
+        ((alone, volume, output), "config.yaml is missing"),
+        ((alone, volume, output, "--cfg", tmp_path / "no_inference.yaml"), "no section 'inference'"),
+        ((alone, volume, output, "--cfg", other.parent / CONFIG_NAME), "does not fit"),
+        ((tmp_path / "text.pt", volume, output, "--cfg", checkpoint.parent / CONFIG_NAME), "no checkpoint of DIRECT"),
+    ):
+        assert message in run_fails(capsys, *arguments)
+    assert not list(tmp_path.glob("*out*"))
+
+
+@pytest.mark.parametrize("change", ["extra weights", "no sensitivity model"])
+def test_what_direct_only_warns_of_is_an_error(experiments: dict[str, Path], tmp_path: Path, change: str) -> None:
+    checkpoint = torch.load(experiments[VARNET])
+    if change == "extra weights":
+        checkpoint["model"]["layers.7.weight"] = torch.zeros(1)
+    else:
+        del checkpoint["sensitivity_model"]
+    torch.save(checkpoint, tmp_path / "model_8.pt")
+    with pytest.raises(ValueError, match=r"model_8\.pt does not fit"):
+        Reconstructor.from_checkpoint(tmp_path / "model_8.pt", experiments[VARNET].parent / CONFIG_NAME)

@@ -1,0 +1,146 @@
+"""Tests of the cosine schedule: its values, its place in DIRECT's training, and its resumption."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from direct.config.defaults import TrainingConfig
+from direct.data.lr_scheduler import WarmupMultiStepLR
+from direct.engine import Engine
+from direct.nn.unet.unet_engine import Unet2dEngine
+from omegaconf import OmegaConf
+from torch import nn
+from torch.optim import SGD
+
+from direct_hifimamba.nn.hifimamba.config import HiFiMambaV2Config
+from direct_hifimamba.nn.hifimamba.hifimamba_engine import HiFiMambaV2Engine
+from direct_hifimamba.training import direct_command
+from direct_hifimamba.training.learning_rate import CosineSchedule
+from tests.helpers import replace_training_loop
+
+LR, WARM_UP, ITERATIONS = 0.3, 4, 12
+
+
+def _optimizer() -> SGD:
+    return SGD([nn.Parameter(torch.zeros(1))], lr=LR)
+
+
+def _steps(optimizer: SGD) -> WarmupMultiStepLR:
+    """The schedule that DIRECT's `train` makes of lr_step_size 5 and lr_gamma 0.1."""
+    return WarmupMultiStepLR(optimizer, [5, 10], 0.1, warmup_factor=1 / 3, warmup_iterations=WARM_UP)
+
+
+def _expected(iterations: range) -> list[float]:
+    """The cosine schedule's learning rates, from its formula."""
+    warm_up = [min(1, 1 / 3 + 2 / 3 * iteration / WARM_UP) for iteration in iterations]
+    decay = [(1 + math.cos(math.pi * iteration / ITERATIONS)) / 2 for iteration in iterations]
+    return [LR * factor * other for factor, other in zip(warm_up, decay, strict=True)]
+
+
+def _train(
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    iterations: range,
+    schedule: str | None = "cosine",
+    num_iterations: int = ITERATIONS,
+) -> list[float]:
+    """Learning rates in DIRECT's `Engine.train`, of which only the loop over data is replaced.
+
+    Parameters
+    ----------
+    iterations : range
+        Those to run, after which a checkpoint is written.
+    schedule : str, optional
+        Of our model; None: a model of DIRECT.
+    """
+    folder.mkdir(exist_ok=True)
+    rates = []
+
+    def training_loop(engine: Engine, datasets: object, start: int, *_: object, **__: object) -> None:
+        assert start == iterations.start
+        optimizer = engine._require_optimizer()
+        for _ in iterations:
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            engine._Engine__lr_scheduler.step()
+        engine._require_checkpointer().save(iterations[-1])
+
+    training = TrainingConfig(num_iterations=num_iterations, lr_warmup_iter=WARM_UP)
+    model = {"learning_rate_schedule": schedule, "decayed_parameters": "all"}
+    cfg = OmegaConf.create({"model": model, "training": OmegaConf.structured(training)})
+    engine_class = Unet2dEngine if schedule is None else HiFiMambaV2Engine
+    engine = engine_class(cfg, nn.Linear(1, 1), "cpu", None, None)
+    optimizer = SGD(engine.model.parameters(), lr=LR)
+    with monkeypatch.context() as patches:  # undone at once: whoever called may have put another loop in its place
+        replace_training_loop(patches, training_loop)
+        engine.train(optimizer, _steps(optimizer), [], folder, resume=True)
+    return rates
+
+
+def _train_with_option(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> list[float]:
+    """The same with a model of DIRECT, through `setup_train` of `direct-hifimamba train --cosine-schedule`."""
+    rates: list[float] = []
+    monkeypatch.setattr(
+        direct_command, "_direct_setup_train", lambda: rates.extend(_train(monkeypatch, *arguments, None))
+    )
+    direct_command.setup_train(True)
+    return rates
+
+
+def test_values_follow_the_formula():
+    optimizer = _optimizer()
+    schedule = CosineSchedule(optimizer, TrainingConfig(num_iterations=ITERATIONS, lr_warmup_iter=WARM_UP))
+    rates = []
+    for _ in range(ITERATIONS + 1):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx(_expected(range(ITERATIONS + 1)))
+    assert rates[0] == pytest.approx(LR / 3)
+    assert rates[-1] == pytest.approx(0, abs=1e-12)
+
+
+def test_default_is_the_schedule_of_direct(monkeypatch, tmp_path):
+    assert HiFiMambaV2Config().learning_rate_schedule == "steps"
+    optimizer = _optimizer()
+    schedule = _steps(optimizer)
+    expected = []
+    for _ in range(ITERATIONS):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    ours = _train(monkeypatch, tmp_path / "ours", range(ITERATIONS), "steps")
+    assert ours == expected == _train(monkeypatch, tmp_path / "direct", range(ITERATIONS), None)
+    assert ours != pytest.approx(_expected(range(ITERATIONS)))
+
+
+@pytest.mark.parametrize("train", [_train, _train_with_option])
+@pytest.mark.parametrize("first", [2, 7])
+def test_resumed_training_goes_on_exactly(monkeypatch, tmp_path, train, first):
+    rates = train(monkeypatch, tmp_path, range(first)) + train(monkeypatch, tmp_path, range(first, ITERATIONS))
+    assert rates == pytest.approx(_expected(range(ITERATIONS)))
+    assert rates == train(monkeypatch, tmp_path / "uninterrupted", range(ITERATIONS))
+
+
+def test_option_ends_with_its_training(monkeypatch, tmp_path):
+    _train_with_option(monkeypatch, tmp_path / "cosine", range(1))
+    assert _train(monkeypatch, tmp_path / "steps", range(7), None)[6] == pytest.approx(0.1 * LR)
+
+
+@pytest.mark.parametrize("first", [2, 7])
+@pytest.mark.parametrize("schedule", ["steps", None])
+def test_schedules_are_not_mixed(monkeypatch, tmp_path, schedule, first):
+    """Before and after the end of the warm-up; with our model and with one of DIRECT."""
+    _train(monkeypatch, tmp_path / "cosine", range(first), "cosine")
+    with pytest.raises(ValueError, match="Unknown warmup method: that of the cosine schedule"):
+        _train(monkeypatch, tmp_path / "cosine", range(first, ITERATIONS), schedule)
+    _train(monkeypatch, tmp_path / "steps", range(first), schedule)
+    with pytest.raises(ValueError, match="was trained with DIRECT's own learning rate schedule; resume with that one"):
+        _train(monkeypatch, tmp_path / "steps", range(first, ITERATIONS), "cosine")
+
+
+def test_cosine_cannot_be_prolonged(monkeypatch, tmp_path):
+    _train(monkeypatch, tmp_path, range(2))
+    with pytest.raises(ValueError, match=r"num_iterations is 24, but .* ends at iteration 12; resume with that, or"):
+        _train(monkeypatch, tmp_path, range(2, 24), num_iterations=24)
