@@ -1,4 +1,4 @@
-"""How DIRECT finds the model: `direct.nn.hifimamba` as another name of this package.
+"""How DIRECT finds the models: `direct.nn.<model>` as another name of `direct_hifimamba.nn.<model>`, but for `layers`.
 
 DIRECT has no registry of models. From ``model_name: hifimamba.hifimamba.HiFiMambaV2`` it derives the names of modules
 under `direct.nn` and imports them, so these names are made importable here. Only the standard library may be imported:
@@ -13,11 +13,12 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-ALIAS = "direct.nn.hifimamba"
+ALIAS = "direct.nn"
+ORIGINAL = f"{__package__}.nn"
 
 
 def _original_name(alias: str) -> str:
-    return f"{__package__}.nn.hifimamba" + alias.removeprefix(ALIAS)
+    return ORIGINAL + alias.removeprefix(ALIAS)
 
 
 class _AliasLoader(Loader):
@@ -41,13 +42,16 @@ class _AliasLoader(Loader):
 
 
 class AliasFinder(MetaPathFinder):
-    """Finds `direct.nn.hifimamba` and everything below it in this package."""
+    """Finds the models of `direct_hifimamba.nn`, and the modules in their folders, under `direct.nn`."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """The specification of a module under the alias; None for any other name and for modules we do not have."""
-        if fullname != ALIAS and not fullname.startswith(f"{ALIAS}."):
+        model, _, module = fullname.removeprefix(f"{ALIAS}.").partition(".")
+        if not fullname.startswith(f"{ALIAS}.") or model == "layers":
+            return None
+        if module and path:  # A package with files, so DIRECT's model of this name; ours have none under the alias.
             return None
         if importlib.util.find_spec(_original_name(fullname)) is None:
             return None
@@ -58,9 +62,9 @@ _FINDER = AliasFinder()
 
 
 def register() -> None:
-    """Make `direct.nn.hifimamba` importable in this process. Calling it again changes nothing.
+    """Make the models importable under `direct.nn` in this process. Calling it again changes nothing.
 
-    The finder goes last: should DIRECT come to have a module of this name, DIRECT's is the one that is imported.
+    The finder goes last: where DIRECT has a model of the same name, DIRECT's is the one that is imported.
     """
     if _FINDER not in sys.meta_path:
         sys.meta_path.append(_FINDER)

@@ -2,12 +2,13 @@ import importlib
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-import direct_hifimamba
+import direct_hifimamba.nn
 from direct_hifimamba import plugin
 
 ROOT = Path(__file__).parents[1]
@@ -53,52 +54,82 @@ def test_hook_survives_a_broken_package(tmp_path: Path, package: str | None) -> 
     assert "DIRECT will not find HiFi-MambaV2" in result.stderr
 
 
-@pytest.mark.parametrize("name", ["config", "hifimamba", "hifimamba_engine", "ops.selective_scan.interface"])
+@pytest.mark.parametrize("name", ["config", "hifimamba", "hifimamba_engine", "reference"])
 def test_a_module_is_its_original(name: str) -> None:
-    original = importlib.import_module(f"direct_hifimamba.{name}")
-    assert importlib.import_module(f"{plugin.ALIAS}.{name}") is original
-    assert original.__name__ == original.__spec__.name == f"direct_hifimamba.{name}"
+    original = importlib.import_module(f"direct_hifimamba.nn.hifimamba.{name}")
+    assert importlib.import_module(f"direct.nn.hifimamba.{name}") is original
+    assert original.__name__ == original.__spec__.name == f"direct_hifimamba.nn.hifimamba.{name}"
 
 
-@pytest.mark.parametrize("name", ["", ".ops", ".ops.selective_scan"])
-def test_a_package_offers_names_but_no_path(name: str) -> None:
-    original = importlib.import_module(f"direct_hifimamba{name}")
-    alias = importlib.import_module(plugin.ALIAS + name)
+def test_a_package_offers_names_but_no_path() -> None:
+    original = importlib.import_module("direct_hifimamba.nn.hifimamba")
+    alias = importlib.import_module("direct.nn.hifimamba")
     assert alias.__path__ == []
-    for public_name in getattr(original, "__all__", []):
-        assert getattr(alias, public_name) is getattr(original, public_name)
+    assert alias.config is original.config
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of models that `direct_hifimamba.nn` has in addition; what the test imports is forgotten after it."""
+    monkeypatch.setattr(direct_hifimamba.nn, "__path__", [*direct_hifimamba.nn.__path__, str(tmp_path)])
+    importlib.invalidate_caches()
+    before = set(sys.modules)
+    yield tmp_path
+    for name in sys.modules.keys() - before:
+        if name.startswith(("direct.nn.", "direct_hifimamba.nn.")):
+            del sys.modules[name]
+
+
+def test_another_model_is_a_folder_and_nothing_else(models: Path) -> None:
+    (models / "another").mkdir()
+    for name in ("__init__", "another", "config", "another_engine"):
+        (models / "another" / f"{name}.py").write_text(f"name = {name!r}")
+    for name in ("another", "config", "another_engine"):
+        module = importlib.import_module(f"direct.nn.another.{name}")
+        assert module is importlib.import_module(f"direct_hifimamba.nn.another.{name}")
+        assert module.name == name
+
+
+def test_a_model_of_direct_is_not_mixed_with_ours(models: Path) -> None:
+    (models / "unet").mkdir()
+    for name in ("__init__", "unet_2d", "no_module_of_direct"):
+        (models / "unet" / f"{name}.py").write_text("")
+    assert "direct_hifimamba" not in str(importlib.import_module("direct.nn.unet.unet_2d").__file__)
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("direct.nn.unet.no_module_of_direct")
 
 
 @pytest.mark.parametrize(
     "name",
-    ["direct", "direct.nn", "direct.nn.unet", "direct.nn.hifimamba_hook", "direct_hifimamba", "hifimamba", "torch.nn"],
+    [
+        *("direct", "direct.nn", "direct.nn.unet", "direct.nn.layers", "direct.nn.layers.patch"),
+        *("direct.nn.hifimamba_hook", "direct_hifimamba", "hifimamba", "torch.nn"),
+    ],
 )
 def test_other_names_are_not_answered(name: str) -> None:
     assert plugin.AliasFinder().find_spec(name) is None
 
 
-@pytest.mark.parametrize("name", ["no_such_module", "ops.no_such_module"])
+@pytest.mark.parametrize("name", ["hifimamba.no_such_module", "no_such_model", "no_such_model.config"])
 def test_a_module_that_is_not_there_is_missed_under_its_alias(name: str) -> None:
-    alias = f"{plugin.ALIAS}.{name}"
+    alias = f"direct.nn.{name}"
     with pytest.raises(ModuleNotFoundError) as error:
         importlib.import_module(alias)
-    assert error.value.name == alias
+    assert alias.startswith(str(error.value.name))
 
 
 @pytest.mark.parametrize(
     ("source", "cause"),
     [("import no_such_package", "no_such_package"), ("import math; math.no_such_name", "no_such_name")],
 )
-def test_direct_tells_why_a_module_cannot_be_imported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, cause: str
-) -> None:
+def test_direct_tells_why_a_module_cannot_be_imported(models: Path, source: str, cause: str) -> None:
     from direct.environment import load_model_from_name
 
-    (tmp_path / "broken.py").write_text(source)
-    monkeypatch.setattr(direct_hifimamba, "__path__", [*direct_hifimamba.__path__, str(tmp_path)])
-    importlib.invalidate_caches()
-    with pytest.raises(ImportError, match=rf"direct\.nn\.hifimamba\.broken .*{cause}"):  # not SystemExit
-        load_model_from_name("hifimamba.broken.Model")
+    (models / "broken").mkdir()
+    (models / "broken" / "__init__.py").write_text("")
+    (models / "broken" / "broken.py").write_text(source)
+    with pytest.raises(ImportError, match=rf"direct\.nn\.broken\.broken .*{cause}"):  # not SystemExit
+        load_model_from_name("broken.broken.Model")
 
 
 @pytest.mark.parametrize("name", direct_hifimamba.__all__)
