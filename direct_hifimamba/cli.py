@@ -1,6 +1,6 @@
 """The command `direct-hifimamba`: our own subcommands beside those of the command `direct`.
 
-A feature module becomes a subcommand with one line in `COMMANDS` and two functions:
+A module of `direct_hifimamba.commands` becomes a subcommand with one line in `COMMANDS` and two functions:
 
 ``add_arguments(parser: argparse.ArgumentParser) -> None``
     Declares its arguments, and nothing else: it must not do work.
@@ -20,33 +20,29 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 from typing import NamedTuple, NoReturn
 
 import direct_hifimamba
 
 
 class Command(NamedTuple):
-    """A subcommand: the module that implements it, its line in the overview, the extra that installs what it needs."""
+    """A subcommand: its line in the overview, and the extra that installs what it needs."""
 
-    module: str
     help: str
     extra: str | None = None
 
 
 COMMANDS = {
-    "info": Command("commands.info", "report versions, devices and selective scan backends of this installation"),
-    "prepare": Command("data.prepare", "bring a public data set into the form that DIRECT reads", extra="data"),
-    "verify": Command("data.verify", "compare a prepared data set with its protocol"),
-    "simulate": Command("data.simulate", "write a small simulated multi-coil data set", extra="data"),
-    "reconstruct": Command(
-        "reconstruction.reconstructor", "reconstruct undersampled k-space of one file as images", extra="data"
-    ),
-    "benchmark": Command("benchmark.command", "compare models on the same files, masks and budget", extra="benchmark"),
-    "leaderboard": Command("benchmark.leaderboard", "merge results of benchmarks into one table", extra="benchmark"),
-    "config": Command("training.compose", "compose a configuration for DIRECT of several files"),
-    "convert-checkpoint": Command(
-        "nn.hifimamba.reference", "convert weights of the authors' code to a DIRECT checkpoint"
-    ),
+    "info": Command("report versions, devices and selective scan backends of this installation"),
+    "prepare": Command("bring a public data set into the form that DIRECT reads", extra="data"),
+    "verify": Command("compare a prepared data set with its protocol"),
+    "simulate": Command("write a small simulated multi-coil data set", extra="data"),
+    "reconstruct": Command("reconstruct undersampled k-space of one file as images", extra="data"),
+    "benchmark": Command("compare models on the same files, masks and budget", extra="benchmark"),
+    "leaderboard": Command("merge results of benchmarks into one table", extra="benchmark"),
+    "config": Command("compose a configuration for DIRECT of several files"),
+    "convert-checkpoint": Command("convert weights of the authors' code to a DIRECT checkpoint"),
 }
 
 DIRECT_COMMANDS = {
@@ -54,6 +50,10 @@ DIRECT_COMMANDS = {
     "predict": "DIRECT's own: reconstruct with a trained model",
     "upload-to-bucket": "DIRECT's own: upload a file to an S3 bucket",
 }
+
+
+def _import_command(name: str) -> ModuleType:
+    return importlib.import_module(f"{__package__}.commands.{name.replace('-', '_')}")
 
 
 def _build_parser(command_name: str | None) -> argparse.ArgumentParser:
@@ -70,7 +70,7 @@ def _build_parser(command_name: str | None) -> argparse.ArgumentParser:
             name, help=command.help, description=command.help[0].upper() + command.help[1:] + ".", allow_abbrev=False
         )
         if name == command_name:
-            module = importlib.import_module(f"{__package__}.{command.module}")
+            module = _import_command(name)
             module.add_arguments(subparser)
             subparser.set_defaults(main=module.main)
     for name, help_text in DIRECT_COMMANDS.items():

@@ -16,14 +16,13 @@ def install_command(
 ) -> None:
     """Add a subcommand `fake` with one argument `number`."""
     module = SimpleNamespace(add_arguments=lambda parser: parser.add_argument("number", type=int), main=main)
-    monkeypatch.setitem(sys.modules, "direct_hifimamba.fake", module)
-    monkeypatch.setitem(cli.COMMANDS, "fake", cli.Command("fake", "do nothing", extra))
+    monkeypatch.setitem(sys.modules, "direct_hifimamba.commands.fake", module)
+    monkeypatch.setitem(cli.COMMANDS, "fake", cli.Command("do nothing", extra))
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_command_follows_the_convention(name: str) -> None:
-    command = cli.COMMANDS[name]
-    module = importlib.import_module(f"direct_hifimamba.{command.module}")
+    module = importlib.import_module(f"direct_hifimamba.commands.{name.replace('-', '_')}")
     module.add_arguments(argparse.ArgumentParser())
     assert callable(module.main)
 

@@ -1,6 +1,5 @@
 """One table of the models of several benchmarks that used the same data, masks, loss, evaluation and metrics."""
 
-import argparse
 import math
 import reprlib
 import sys
@@ -187,35 +186,41 @@ def to_markdown(
     )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of `direct-hifimamba leaderboard`."""
-    parser.add_argument("results", type=Path, nargs="+", help="results.json of a benchmark")
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE", help=".md or .csv (default: Markdown on standard output)"
-    )
-    parser.add_argument(
-        "--baseline", metavar="MODEL", help="to take differences to (default: the baseline of the first results)"
-    )
+def write_leaderboard(paths: Sequence[Path], output: Path | None = None, baseline: str | None = None) -> None:
+    """Merge results of benchmarks into one table.
 
+    Parameters
+    ----------
+    paths : sequence of Path
+        Files `results.json`.
+    output : Path, optional
+        File .md or .csv to write. Default: Markdown on standard output.
+    baseline : str, optional
+        Label of the model to take differences to. Default: the baseline of the first results.
 
-def main(args: argparse.Namespace) -> None:
-    """Run `direct-hifimamba leaderboard`."""
-    if args.output is not None and args.output.suffix not in (".md", ".csv"):
-        raise ValueError(f"The output is {args.output}; expected a name that ends in .md or .csv.")
-    results = {str(path): Results.load(path) for path in args.results}
+    Raises
+    ------
+    OSError
+        If a file cannot be read or written.
+    ValueError
+        If results cannot be merged, or there is no such model.
+    """
+    if output is not None and output.suffix not in (".md", ".csv"):
+        raise ValueError(f"The output is {output}; expected a name that ends in .md or .csv.")
+    results = {str(path): Results.load(path) for path in paths}
     entries = merge(results)
-    baseline = _find_baseline(entries, results) if args.baseline is None else args.baseline
+    baseline = _find_baseline(entries, results) if baseline is None else baseline
     labels = [entry.model.label for entry in entries]
     if baseline not in labels:
         raise ValueError(f"There is no model {baseline!r} to take differences to; expected one of {', '.join(labels)}.")
     groups = {file: group for result in results.values() for file, group in result.protocol.data.groups.items()}
     summary = summarise_scores([score for entry in entries for score in entry.scores], baseline, groups)
     entries = rank(entries, summary)
-    if args.output is None:
+    if output is None:
         sys.stdout.write(to_markdown(results, entries, summary, baseline))
         return
-    text = csv_text(summary) if args.output.suffix == ".csv" else to_markdown(results, entries, summary, baseline)
-    with replace_when_complete(args.output) as partial:
+    text = csv_text(summary) if output.suffix == ".csv" else to_markdown(results, entries, summary, baseline)
+    with replace_when_complete(output) as partial:
         partial.write_text(text, "utf-8")
 
 

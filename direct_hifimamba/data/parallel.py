@@ -1,6 +1,5 @@
 """The same work on many files, in several processes, with a progress bar."""
 
-import argparse
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -40,14 +39,3 @@ def map_files[Task, Result](
                 progress.update()
         finally:
             executor.shutdown(cancel_futures=True)
-
-
-def add_jobs_argument(parser: argparse.ArgumentParser) -> None:
-    """The argument `--jobs`."""
-    parser.add_argument("--jobs", type=_number, default=1, metavar="N", help="number of processes (default: 1)")
-
-
-def _number(word: str) -> int:
-    if not (word.isdecimal() and int(word)):
-        raise argparse.ArgumentTypeError(f"{word!r} is no number of processes; expected 1 or more.")
-    return int(word)

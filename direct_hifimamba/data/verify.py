@@ -1,7 +1,5 @@
 """Compare a prepared data set with its protocol: checksums, masks drawn anew, missing and foreign files."""
 
-import argparse
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +15,7 @@ from direct_hifimamba.data.hdf5 import (
     read_slices,
 )
 from direct_hifimamba.data.masks import MaskOptions, draw_mask
-from direct_hifimamba.data.parallel import add_jobs_argument, map_files
+from direct_hifimamba.data.parallel import map_files
 from direct_hifimamba.data.protocol import FILE_NAME, Settings, list_name, read_protocol
 
 
@@ -139,26 +137,3 @@ def verify(dest: Path, jobs: int = 1) -> list[str]:
     if not tasks:
         problems.append("nothing is prepared yet; run direct-hifimamba prepare again")
     return problems
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `direct-hifimamba verify`."""
-    parser.add_argument("dest", type=Path, help="folder that direct-hifimamba prepare has written")
-    add_jobs_argument(parser)
-
-
-def main(args: argparse.Namespace) -> None:
-    """Run `direct-hifimamba verify`.
-
-    Raises
-    ------
-    SystemExit
-        With status 1 if anything is wrong.
-    """
-    problems = verify(args.dest, args.jobs)
-    for problem in problems:
-        print(problem)
-    if problems:
-        print(f"{args.dest} is not what its {FILE_NAME} says: {len(problems)} problems.", file=sys.stderr)
-        sys.exit(1)
-    print(f"{args.dest} is what its {FILE_NAME} says.")

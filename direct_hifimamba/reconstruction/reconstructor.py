@@ -5,7 +5,6 @@ sensitivities are estimated: its section `inference` is applied as in `direct pr
 given one and that nothing is cropped to the size that a file's header asks for.
 """
 
-import argparse
 import json
 import logging
 import signal
@@ -42,8 +41,7 @@ from direct.data.mri_transforms import SensitivityMapType  # which cannot be imp
 from direct.data.transforms import modulus
 from direct.inference import build_inference_transforms
 
-import direct_hifimamba
-from direct_hifimamba.data.acquisition import center_block, check_acquisition, read_acquisition
+from direct_hifimamba.data.acquisition import center_block, check_acquisition
 from direct_hifimamba.files import replace_when_complete
 from direct_hifimamba.training.compose import compose
 
@@ -325,7 +323,7 @@ def write_images(path: Path, images: NDArray[Any], provenance: dict[str, Any]) -
         file.attrs["provenance"] = json.dumps(provenance, indent=1, sort_keys=True)
 
 
-def _output_paths(output: Path, source: Path, phase: bool) -> dict[str, Path]:
+def output_paths(output: Path, source: Path, phase: bool) -> dict[str, Path]:
     """The files to write, none of which is there yet."""
     stem = output / source.stem if output.is_dir() else output.with_name(output.name.removesuffix(".h5"))
     if not stem.parent.is_dir():
@@ -338,61 +336,3 @@ def _output_paths(output: Path, source: Path, phase: bool) -> dict[str, Path]:
         if path.exists():
             raise FileExistsError(f"{path} exists already; remove it or choose another output.")
     return paths
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of `direct-hifimamba reconstruct`."""
-    parser.add_argument(
-        "checkpoint", type=Path, help="model_<iteration>.pt that direct train has written, of any model"
-    )
-    parser.add_argument(
-        "input",
-        type=Path,
-        help="HDF5 or .npz file with kspace (slices[, coils], height, width) and mask (width) or (height, width); "
-        "or .npy file with k-space",
-    )
-    parser.add_argument(
-        "output", type=Path, help="existing folder, or stem of the files: .h5, .nii.gz and .png are appended"
-    )
-    parser.add_argument(
-        "--cfg", type=Path, metavar="FILE", help=f"configuration (default: {CONFIG_NAME} beside the checkpoint)"
-    )
-    parser.add_argument("--mask", type=Path, metavar="FILE", help=".npy, .npz or HDF5 file with the mask")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    parser.add_argument("--complex", action="store_true", help="write complex images, not magnitudes, to the .h5 file")
-    parser.add_argument("--phase", action="store_true", help="write the phase, in radians, to another NIfTI file")
-    parser.add_argument(
-        "--voxel-size",
-        type=float,
-        nargs=3,
-        metavar=("SLICE", "ROW", "COLUMN"),
-        help="distances in mm, for NIfTI (default: unknown, the affine is the identity)",
-    )
-
-
-def main(args: argparse.Namespace) -> None:
-    """Run `direct-hifimamba reconstruct`."""
-    # Here and not above: whoever reconstructs in Python needs no nibabel.
-    from direct_hifimamba.data.nifti import save_slices
-
-    if args.voxel_size is not None and not all(0 < size < np.inf for size in args.voxel_size):
-        raise ValueError(f"The voxel size is {args.voxel_size}; expected three distances in mm, above 0.")
-    paths = _output_paths(args.output, args.input, args.phase)
-    kspace, mask = read_acquisition(args.input, args.mask)
-    check_acquisition(kspace, mask)
-    reconstructor = Reconstructor.from_checkpoint(args.checkpoint, args.cfg, args.device)
-    images = reconstructor(kspace, mask, complex_images=args.complex or args.phase, progress=True)
-    magnitude = np.abs(images)
-    provenance = {
-        "checkpoint": args.checkpoint.name,
-        "input": args.input.name,
-        "version": direct_hifimamba.__version__,
-    }
-    write_images(paths["images"], images if args.complex else magnitude, provenance)
-    save_slices(paths["magnitude"], magnitude, args.voxel_size)
-    if args.phase:
-        save_slices(paths["phase"], np.angle(images), args.voxel_size)
-    write_contact_sheet(paths["sheet"], magnitude)
-    print("Wrote", *paths.values())
-    size = "the affine is the identity" if args.voxel_size is None else "voxels have the given size"
-    print(f"NIfTI: the position of the patient is unknown, {size}.")

@@ -5,9 +5,7 @@ the later ones winning: mappings key by key, lists as a whole. What stands under
 to, as in ``${parameters.mask}``, and is left out of the result.
 """
 
-import argparse
 import os
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
@@ -34,8 +32,6 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 
 # isort: split
 from direct.data import datasets_config  # which cannot be imported before direct.environment
-
-from direct_hifimamba.files import replace_when_complete
 
 PARAMETERS = "parameters"
 
@@ -217,35 +213,3 @@ def to_yaml(config: DictConfig, paths: Sequence[Path], overrides: Sequence[str])
     parts = [Path(os.path.relpath(path)).as_posix() for path in paths]
     header = "".join(f"# {part}\n" for part in (*parts, *overrides))
     return f"# Composed by direct-hifimamba config compose of\n{header}{OmegaConf.to_yaml(config)}"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of `direct-hifimamba config`."""
-    subparsers = parser.add_subparsers(metavar="action", required=True)
-    composer = subparsers.add_parser(
-        "compose",
-        help="merge several configurations into the one that DIRECT takes, and check it",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    composer.add_argument(
-        "parts",
-        nargs="+",
-        metavar="FILE.yaml|key=value",
-        help="files, merged in this order, and values that are set after that, such as training.lr=1e-3",
-    )
-    composer.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
-
-
-def main(args: argparse.Namespace) -> None:
-    """Run `direct-hifimamba config compose`."""
-    paths = [Path(part) for part in args.parts if "=" not in part]
-    overrides = [part for part in args.parts if "=" in part]
-    text = to_yaml(compose(paths, overrides), paths, overrides)
-    if args.output is None:
-        sys.stdout.write(text)
-        return
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    with replace_when_complete(args.output) as partial:
-        partial.write_text(text)

@@ -229,7 +229,8 @@ def test_nibabel_is_asked_for_before_any_work(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(sys.modules, "nibabel", None)
-    monkeypatch.delitem(sys.modules, "direct_hifimamba.data.nifti")
+    for name in ("data.nifti", "commands.reconstruct"):
+        monkeypatch.delitem(sys.modules, f"direct_hifimamba.{name}", raising=False)
     assert "direct-hifimamba[data]" in run_fails(capsys, experiments[OURS], volume, tmp_path)
     assert not list(tmp_path.iterdir())
 

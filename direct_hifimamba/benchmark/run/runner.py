@@ -24,9 +24,9 @@ from direct_hifimamba.benchmark.plan.inputs import DivergedError, check_predicti
 from direct_hifimamba.benchmark.plan.specification import COSINE
 from direct_hifimamba.benchmark.provenance import as_typed
 from direct_hifimamba.benchmark.run.processes import send_signal, start_command, wait_for
-from direct_hifimamba.cli import main as run_command
 from direct_hifimamba.files import replace_when_complete
 from direct_hifimamba.training.direct_command import COSINE_OPTION
+from direct_hifimamba.training.direct_command import main as run_direct
 
 _DIVERGED = "diverged"
 _SECONDS_TO_STOP = 60
@@ -264,7 +264,7 @@ class Runner:
         with self._guard:
             if self._stopping.is_set():
                 raise _Interrupted
-            process = start_command(run_command, arguments, log, self._lock.fileno())
+            process = start_command(run_direct, arguments, log, self._lock.fileno())
             self._processes.add(process)
         status = wait_for(process)
         assert status is not None

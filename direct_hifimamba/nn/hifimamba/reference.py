@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -271,15 +270,3 @@ def convert_checkpoint(source: Path, destination: Path) -> Path:
         torch.save({"model": model.state_dict()}, checkpoint_file)
         OmegaConf.save({"model": options}, config_file)
     return config_path
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of `direct-hifimamba convert-checkpoint`."""
-    parser.add_argument("source", type=Path, metavar="IN", help="checkpoint of the authors' code")
-    parser.add_argument("destination", type=Path, metavar="OUT", help="checkpoint to write, such as model_0.pt")
-
-
-def main(args: argparse.Namespace) -> None:
-    """Run `direct-hifimamba convert-checkpoint`."""
-    config_path = convert_checkpoint(args.source, args.destination)
-    print(f"Wrote {args.destination} for `direct predict --checkpoint` and its model configuration {config_path}.")

@@ -72,7 +72,7 @@ def run_program(arguments: Sequence[str]) -> None:
 @pytest.fixture
 def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[IO[str]]:
     write_data(tmp_path / "data")
-    monkeypatch.setattr(runner, "run_command", run_program)
+    monkeypatch.setattr(runner, "run_direct", run_program)
     monkeypatch.setattr(runner, "_SECONDS_BETWEEN_LOOKS", 0.05)
     with lock_folder(tmp_path / "out") as file:
         yield file
@@ -195,7 +195,7 @@ def test_interrupted_runs_go_on_from_their_checkpoints(
     assert [run.iterations_done for run in runs] == [8, 4, 4, 0]
     assert not runs[3].folder.log.exists()
     monkeypatch.undo()
-    monkeypatch.setattr(runner, "run_command", run_program)
+    monkeypatch.setattr(runner, "run_direct", run_program)
     Runner(2, lock).run(runs, "test")
     assert all(run.is_finished for run in runs)
     assert calls(runs[0]) == ["train", "predict", "predict"]

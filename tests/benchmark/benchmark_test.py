@@ -11,9 +11,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-import direct_hifimamba.benchmark.command as command_module
+import direct_hifimamba.benchmark.benchmark as module
 from direct_hifimamba import cli
-from direct_hifimamba.benchmark.command import _signals_as_interrupt
 from direct_hifimamba.benchmark.folder import BenchmarkFolder
 from direct_hifimamba.benchmark.plan.configurations import compose_models
 from direct_hifimamba.benchmark.plan.specification import MIN_ITERATIONS, Specification
@@ -22,6 +21,7 @@ from direct_hifimamba.benchmark.run.classical import find_bart
 from direct_hifimamba.benchmark.run.cost import Cost
 from direct_hifimamba.benchmark.run.matrix import Benchmark
 from direct_hifimamba.benchmark.score.results import Results, SummaryRow
+from direct_hifimamba.commands.benchmark import _signals_as_interrupt
 from direct_hifimamba.reconstruction.reconstructor import Reconstructor
 from tests.benchmark.report.tables_test import read_tables
 from tests.benchmark.small_benchmark import MASKS, SPECIFICATION, VOLUMES, write_specification
@@ -150,9 +150,9 @@ def test_costs_are_measured_side_by_side(
         measured.append(list(configs))
         return {label: Cost(1, parameters=2, error="failed" if label == "U-Net" else None) for label in configs}
 
-    monkeypatch.setattr(command_module, "measure_costs", measure)
-    first = command_module._measure_costs(benchmark)
-    assert command_module._measure_costs(benchmark) == first
+    monkeypatch.setattr(module, "measure_costs", measure)
+    first = module._measure_costs(benchmark)
+    assert module._measure_costs(benchmark) == first
     # All once more because one failed, but not where iterations of finished trainings come from the times.
     assert measured == [list(specification.models)] * (1 if specification.has_minutes else 2)
 

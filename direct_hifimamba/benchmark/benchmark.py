@@ -1,17 +1,7 @@
-"""Compare models of DIRECT on the same files, masks, losses and budget.
+"""A whole benchmark: measure costs, search learning rates, train and predict, score, report."""
 
-Every model is trained by DIRECT in a process of its own, once per seed, on the masks of all accelerations in equal
-shares, and evaluated at each. Interrupted, the same command goes on where it was; a model that fails is reported in its
-place, and tried again by the next run unless its training diverged, while the others go on. Seeds can be added to a
-specification that has been run, and models unless its budget is in minutes: what is finished is kept.
-"""
-
-import argparse
 import json
-import signal
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,11 +21,7 @@ from direct_hifimamba.benchmark.run.runner import Run, Runner, lock_folder
 from direct_hifimamba.benchmark.score.collect import collect
 from direct_hifimamba.benchmark.score.results import Results
 from direct_hifimamba.benchmark.score.scores import METRICS
-from direct_hifimamba.data.parallel import add_jobs_argument
 from direct_hifimamba.files import replace_when_complete
-
-INTERRUPTED = 128 + signal.SIGINT
-"""Exit status, as shells have it."""
 
 _COST_ROUNDS = 5
 
@@ -133,48 +119,3 @@ def _write(folder: BenchmarkFolder, results: Results, cells: Mapping[tuple[str, 
         else:
             remove_archive(folder.model(label), folder.model_archive(label))
     write_report(folder, results)
-
-
-@contextmanager
-def _signals_as_interrupt() -> Iterator[None]:
-    """Let the signal of `kill` do what Ctrl-C does; and that itself, also where it is ignored, as after nohup and &."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of `direct-hifimamba benchmark`."""
-    parser.description = __doc__
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("specification", type=Path, metavar="SPEC.yaml", help="what to compare, and how")
-    parser.add_argument("--output", type=Path, required=True, help="folder: new, empty, or of the same benchmark")
-    add_jobs_argument(parser)
-
-
-def main(args: argparse.Namespace) -> None:
-    """Run `direct-hifimamba benchmark`.
-
-    Raises
-    ------
-    SystemExit
-        With status 130 if it was interrupted.
-    """
-    command = ["benchmark", str(args.specification), "--output", str(args.output), "--jobs", str(args.jobs)]
-    try:
-        with _signals_as_interrupt():
-            results = run_benchmark(Specification.load(args.specification), args.output, args.jobs, command)
-    except KeyboardInterrupt:
-        print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    failed = dict.fromkeys((score.model, score.seed) for score in results.scores if score.status == "failed")
-    for label, seed in failed:
-        print(f"{label} with seed {seed} failed: {BenchmarkFolder(args.output).cell(label, seed or 0).failure}")
-    print(f"Results in {args.output}; begin with {BenchmarkFolder(args.output).report}")

@@ -1,0 +1,41 @@
+"""`direct-hifimamba config compose`: one configuration for DIRECT from several."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from direct_hifimamba.files import replace_when_complete
+from direct_hifimamba.training import compose as module
+from direct_hifimamba.training.compose import compose, to_yaml
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `direct-hifimamba config`."""
+    subparsers = parser.add_subparsers(metavar="action", required=True)
+    composer = subparsers.add_parser(
+        "compose",
+        help="merge several configurations into the one that DIRECT takes, and check it",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    composer.add_argument(
+        "parts",
+        nargs="+",
+        metavar="FILE.yaml|key=value",
+        help="files, merged in this order, and values that are set after that, such as training.lr=1e-3",
+    )
+    composer.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run `direct-hifimamba config compose`."""
+    paths = [Path(part) for part in args.parts if "=" not in part]
+    overrides = [part for part in args.parts if "=" in part]
+    text = to_yaml(compose(paths, overrides), paths, overrides)
+    if args.output is None:
+        sys.stdout.write(text)
+        return
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    with replace_when_complete(args.output) as partial:
+        partial.write_text(text)

@@ -1,0 +1,22 @@
+"""`direct-hifimamba leaderboard`: merge results of benchmarks into one table."""
+
+import argparse
+from pathlib import Path
+
+from direct_hifimamba.benchmark.leaderboard import write_leaderboard
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `direct-hifimamba leaderboard`."""
+    parser.add_argument("results", type=Path, nargs="+", help="results.json of a benchmark")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help=".md or .csv (default: Markdown on standard output)"
+    )
+    parser.add_argument(
+        "--baseline", metavar="MODEL", help="to take differences to (default: the baseline of the first results)"
+    )
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run `direct-hifimamba leaderboard`."""
+    write_leaderboard(args.results, args.output, args.baseline)

@@ -1,0 +1,94 @@
+"""`direct-hifimamba prepare`: bring a public data set into the form that DIRECT reads."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from direct_hifimamba.commands.jobs import add_jobs_argument
+from direct_hifimamba.data.data_sets import DATA_SETS, MEASURED, SIMULATED
+from direct_hifimamba.data.masks import MaskOptions
+from direct_hifimamba.data.prepare import prepare, summarise
+from direct_hifimamba.data.protocol import CROP, FILE_NAME, MULTI_COIL, RESAMPLE, SINGLE_COIL, Settings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `direct-hifimamba prepare`."""
+    parser.add_argument("data_set", choices=DATA_SETS, help="name of the data set")
+    parser.add_argument("source", type=Path, help="folder with the unpacked download")
+    parser.add_argument("dest", type=Path, help="folder to write to: new, empty, or to be completed")
+    parser.add_argument("--split", nargs="+", metavar="NAME", help="train, val, test (default: those downloaded)")
+    add_jobs_argument(parser)
+    parser.add_argument(
+        "--kspace",
+        choices=(MEASURED, "magnitude"),
+        help="k-space as it was measured (default, where it was), or the Fourier transform of the magnitude images",
+    )
+    parser.add_argument("--coils", choices=(SINGLE_COIL, MULTI_COIL), help="fastMRI (default: single)")
+    parser.add_argument(
+        "--acquisition", metavar="NAME", help="fastMRI: CORPDFS_FBK (default), ...; M4Raw: T1 (default), T2, FLAIR"
+    )
+    parser.add_argument(
+        "--slices", metavar="RULE", help="all, central:N or inner:N, which leaves out N on either side (default: paper)"
+    )
+    parser.add_argument(
+        "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of magnitude images (default: paper)"
+    )
+    parser.add_argument(
+        "--fit", choices=(CROP, RESAMPLE), help="how they get it: crop and zero-pad (default), or resample"
+    )
+    parser.add_argument(
+        "--normalise-slices",
+        action="store_true",
+        help="scale each magnitude image to [0, 1], as the paper did; the input then knows the scale of the target",
+    )
+    parser.add_argument(
+        "--mask",
+        nargs="+",
+        action="append",
+        metavar="WORD",
+        help="evaluation mask: name, acceleration and center fraction, as in FastMRIEquispaced 4 0.08, or Radial 16; "
+        "once for every mask (default: paper)",
+    )
+    parser.add_argument("--mask-training", action="store_true", help="store masks for the training split, too")
+    parser.add_argument("--copy", action="store_true", help="copy measured k-space instead of linking the download")
+    parser.add_argument("--seed", type=int, default=0, help="of the masks (default: %(default)s)")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run `direct-hifimamba prepare`.
+
+    Raises
+    ------
+    SystemExit
+        With status 1 if a file of the download could not be used.
+    """
+    settings = Settings.of(
+        args.data_set,
+        kspace=SIMULATED if args.kspace == "magnitude" else args.kspace,
+        coils=args.coils,
+        acquisition=args.acquisition,
+        slices=args.slices,
+        size=args.size and tuple(args.size),
+        fit=args.fit,
+        masks=args.mask and tuple(map(MaskOptions.from_words, args.mask)),
+        normalise_slices=args.normalise_slices,
+        mask_training=args.mask_training,
+        copy=args.copy,
+        seed=args.seed,
+    )
+    protocol = prepare(args.source, args.dest, settings, args.split, args.jobs)
+    for name, split in protocol["splits"].items():
+        num_slices = sum(len(record["slices"]) for record in split["files"].values())
+        print(f"{name}: {len(split['files'])} files with {num_slices} slices, k-space {settings.kspace}")
+        if split["skipped"]:
+            print(f"  left out: {summarise(split['skipped'])}")
+    for name in set(DATA_SETS[args.data_set].splits).difference(protocol["splits"]):
+        print(f"{name}: not there")
+    for remark in settings.remarks():
+        print(f"Note: {remark}")
+    print(f"Written to {args.dest}; {FILE_NAME} there says what was done and how to configure DIRECT.")
+    failed = {name: reason for split in protocol["splits"].values() for name, reason in split["failed"].items()}
+    for name, reason in failed.items():
+        print(f"Not usable: {name}: {reason}", file=sys.stderr)
+    if failed:
+        sys.exit(1)

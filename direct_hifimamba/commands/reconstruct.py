@@ -1,0 +1,72 @@
+"""`direct-hifimamba reconstruct`: images from undersampled k-space of one file."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+import direct_hifimamba
+from direct_hifimamba.data.acquisition import check_acquisition, read_acquisition
+from direct_hifimamba.data.nifti import save_slices
+from direct_hifimamba.reconstruction.reconstructor import (
+    CONFIG_NAME,
+    Reconstructor,
+    output_paths,
+    write_contact_sheet,
+    write_images,
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `direct-hifimamba reconstruct`."""
+    parser.add_argument(
+        "checkpoint", type=Path, help="model_<iteration>.pt that direct train has written, of any model"
+    )
+    parser.add_argument(
+        "input",
+        type=Path,
+        help="HDF5 or .npz file with kspace (slices[, coils], height, width) and mask (width) or (height, width); "
+        "or .npy file with k-space",
+    )
+    parser.add_argument(
+        "output", type=Path, help="existing folder, or stem of the files: .h5, .nii.gz and .png are appended"
+    )
+    parser.add_argument(
+        "--cfg", type=Path, metavar="FILE", help=f"configuration (default: {CONFIG_NAME} beside the checkpoint)"
+    )
+    parser.add_argument("--mask", type=Path, metavar="FILE", help=".npy, .npz or HDF5 file with the mask")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument("--complex", action="store_true", help="write complex images, not magnitudes, to the .h5 file")
+    parser.add_argument("--phase", action="store_true", help="write the phase, in radians, to another NIfTI file")
+    parser.add_argument(
+        "--voxel-size",
+        type=float,
+        nargs=3,
+        metavar=("SLICE", "ROW", "COLUMN"),
+        help="distances in mm, for NIfTI (default: unknown, the affine is the identity)",
+    )
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run `direct-hifimamba reconstruct`."""
+    if args.voxel_size is not None and not all(0 < size < np.inf for size in args.voxel_size):
+        raise ValueError(f"The voxel size is {args.voxel_size}; expected three distances in mm, above 0.")
+    paths = output_paths(args.output, args.input, args.phase)
+    kspace, mask = read_acquisition(args.input, args.mask)
+    check_acquisition(kspace, mask)
+    reconstructor = Reconstructor.from_checkpoint(args.checkpoint, args.cfg, args.device)
+    images = reconstructor(kspace, mask, complex_images=args.complex or args.phase, progress=True)
+    magnitude = np.abs(images)
+    provenance = {
+        "checkpoint": args.checkpoint.name,
+        "input": args.input.name,
+        "version": direct_hifimamba.__version__,
+    }
+    write_images(paths["images"], images if args.complex else magnitude, provenance)
+    save_slices(paths["magnitude"], magnitude, args.voxel_size)
+    if args.phase:
+        save_slices(paths["phase"], np.angle(images), args.voxel_size)
+    write_contact_sheet(paths["sheet"], magnitude)
+    print("Wrote", *paths.values())
+    size = "the affine is the identity" if args.voxel_size is None else "voxels have the given size"
+    print(f"NIfTI: the position of the patient is unknown, {size}.")

@@ -1,0 +1,32 @@
+"""`direct-hifimamba verify`: compare a prepared data set with its protocol."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from direct_hifimamba.commands.jobs import add_jobs_argument
+from direct_hifimamba.data.protocol import FILE_NAME
+from direct_hifimamba.data.verify import verify
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `direct-hifimamba verify`."""
+    parser.add_argument("dest", type=Path, help="folder that direct-hifimamba prepare has written")
+    add_jobs_argument(parser)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run `direct-hifimamba verify`.
+
+    Raises
+    ------
+    SystemExit
+        With status 1 if anything is wrong.
+    """
+    problems = verify(args.dest, args.jobs)
+    for problem in problems:
+        print(problem)
+    if problems:
+        print(f"{args.dest} is not what its {FILE_NAME} says: {len(problems)} problems.", file=sys.stderr)
+        sys.exit(1)
+    print(f"{args.dest} is what its {FILE_NAME} says.")
