@@ -25,10 +25,7 @@ UNNORMALISED = (partial(fft2, normalized=False), partial(ifft2, normalized=False
 TINY: dict[str, Any] = {
     "hidden_channels": 8,
     "blocks_per_stage": (1, 1),
-    "global_context_reduction": 2,
-    "bottleneck_expansion": 2,
     "state_size": 4,
-    "steering_expansion": 2,
     "scan_backend": "torch",
     "initialisation": "balanced",
 }

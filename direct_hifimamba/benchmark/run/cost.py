@@ -54,7 +54,7 @@ class Cost:
     parameters: int | None = None
     """Numbers that are trained."""
     active_parameters: int | None = None
-    """Those of them that act on one pixel: of routed experts, as many as a pixel chooses."""
+    """Those of them that act on one pixel: of routed experts, the one that a pixel chooses."""
     macs: int | None = None
     """Multiply-accumulates of the reconstruction of one slice, see :func:`count_macs`."""
     seconds_per_iteration: Spread | None = None
@@ -323,7 +323,7 @@ def count_active_parameters(network: nn.Module) -> int:
     choices: dict[nn.ModuleList, int] = {}
     for module in network.modules():
         if isinstance(module, RoutedExperts):
-            choices[module.experts] = choices.get(module.experts, 0) + module.router.top_k
+            choices[module.experts] = choices.get(module.experts, 0) + 1
     idle = sum(
         max(0, len(experts) - chosen) * count_parameters(experts[0])  # all of one size
         for experts, chosen in choices.items()

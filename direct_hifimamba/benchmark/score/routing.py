@@ -21,10 +21,10 @@ class BlockRouting:
     block : str
         Path of the block in the network, such as `stages.0.blocks.1`.
     experts : dict
-        By the index of the slice, uint8 array of shape (height, width): first choice of every pixel of the feature
-        maps, each of which is a patch of the image. Slices without signal are not there.
+        By the index of the slice, uint8 array of shape (height, width): choice of every pixel of the feature maps,
+        each of which is a patch of the image. Slices without signal are not there.
     shares : float array of shape (experts,)
-        Fraction of all choices, second ones and so on included, that fell on each expert.
+        Fraction of the pixels that chose each expert.
     """
 
     block: str
@@ -69,8 +69,8 @@ def read_routing(checkpoint: Path, volume: Path, device: str = "cpu") -> list[Bl
         reconstructor(kspace[filled], mask, progress=True)
     routings = []
     for block, router in routers.items():
-        counts = np.bincount(np.concatenate(choices[block]).ravel(), minlength=router.num_experts)
-        maps = (experts[:, 0].reshape(shape).astype(np.uint8) for experts in choices[block])
+        counts = np.bincount(np.concatenate(choices[block]), minlength=router.num_experts)
+        maps = (experts.reshape(shape).astype(np.uint8) for experts in choices[block])
         by_slice = dict(zip(filled.tolist(), maps, strict=True))
         routings.append(BlockRouting(block, by_slice, counts / counts.sum()))
     return routings

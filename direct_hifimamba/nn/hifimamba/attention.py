@@ -7,6 +7,10 @@ from torch import nn
 from torch.nn import functional as F
 
 
+#: Channels of a squeeze-and-excitation gate over those of its hidden layer.
+REDUCTION = 8
+
+
 class GlobalContext(nn.Module):
     """Squeeze-and-excitation gate.
 
@@ -14,14 +18,13 @@ class GlobalContext(nn.Module):
     ----------
     channels : int
         Input and output channels.
-    reduction : int
-        `channels` over the channels of the hidden layer.
     """
 
-    def __init__(self, channels: int, reduction: int) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.squeeze = nn.Linear(channels, channels // reduction, bias=False)
-        self.excite = nn.Linear(channels // reduction, channels, bias=False)
+        hidden = max(1, channels // REDUCTION)
+        self.squeeze = nn.Linear(channels, hidden, bias=False)
+        self.excite = nn.Linear(hidden, channels, bias=False)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Scale the channels of features (batch, height, width, channels) by what the whole image shows."""

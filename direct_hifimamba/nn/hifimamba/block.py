@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,23 +13,9 @@ from direct_hifimamba.nn.hifimamba.bottleneck import InvertedBottleneck
 from direct_hifimamba.nn.hifimamba.moe import SharedRoutedMoE
 from direct_hifimamba.nn.hifimamba.sf_lap import CrossFrequencyRouting, SFLap
 from direct_hifimamba.nn.layers.selective_scan_2d import SelectiveScan2D
-from direct_hifimamba.ops import pixels as kernels
 
 if TYPE_CHECKING:
     from direct_hifimamba.nn.hifimamba.config import HiFiMambaV2Config
-
-
-class JoinedLinear(nn.Linear):
-    """A linear map of several tensors' channels, one after another."""
-
-    def forward(self, *parts: torch.Tensor) -> torch.Tensor:
-        """Map tensors (..., channels) to (..., outputs)."""
-        channels = [part.shape[-1] for part in parts]
-        alike = len({part.shape[:-1] for part in parts}) == 1
-        if alike and kernels.predicts(parts[0], self.out_features, *channels):
-            pixels = [part.flatten(0, -2) for part in parts]
-            return kernels.joined_linear(pixels, self.weight, self.bias).unflatten(0, parts[0].shape[:-1])
-        return super().forward(torch.cat(parts, dim=-1))
 
 
 class HiFiMambaBlock(nn.Module):
@@ -43,8 +28,7 @@ class HiFiMambaBlock(nn.Module):
     moe : SharedRoutedMoE
         The block's mixture of experts; its experts may be shared with other blocks.
     stochastic_depth : float
-        Rate at which the block is skipped for a sample in training; mixture and scan each for itself, if the scan goes
-        past the mixture.
+        Rate at which the block is skipped for a sample in training.
     """
 
     def __init__(self, config: HiFiMambaV2Config, moe: SharedRoutedMoE, stochastic_depth: float) -> None:
@@ -53,16 +37,12 @@ class HiFiMambaBlock(nn.Module):
         half = channels // 2
 
         self.context_norm = nn.LayerNorm(channels)
-        self.context = (
-            GlobalContext(channels, config.global_context_reduction) if config.global_context else nn.Identity()
-        )
-        self.sf_lap = SFLap(
-            half, config.bottleneck_expansion, config.pyramid, config.pyramid_levels, config.pyramid_expand
-        )
+        self.context = GlobalContext(channels) if config.global_context else nn.Identity()
+        self.sf_lap = SFLap(half, config.pyramid, config.pyramid_expand)
         routes = config.cross_frequency_routing and config.pyramid != "none"
         self.cross_frequency_routing = CrossFrequencyRouting() if routes else None
-        self.steering_bottleneck = InvertedBottleneck(half, config.bottleneck_expansion)
-        self.high_bottleneck = InvertedBottleneck(half, config.bottleneck_expansion)
+        self.steering_bottleneck = InvertedBottleneck(half)
+        self.high_bottleneck = InvertedBottleneck(half)
         self.selective_scan: SelectiveScan2D | None = None
         if config.state_space:
             self.low_norm = nn.LayerNorm(half)
@@ -70,23 +50,12 @@ class HiFiMambaBlock(nn.Module):
             self.selective_scan = SelectiveScan2D(
                 half,
                 state_size=config.state_size,
-                expansion=config.scan_expansion,
-                step_size_rank=config.step_size_rank or math.ceil(half / 16),
-                convolution_kernel=config.scan_convolution_kernel,
-                convolution_dilation=config.scan_convolution_dilation,
                 directions=config.scan_directions,
-                order=config.scan_order,
-                folds=config.scan_folds,
-                step_sizes=config.scan_step_sizes,
                 steering=config.steering,
-                steering_expansion=config.steering_expansion,
-                output_norm=config.scan_output_norm,
                 dropout=config.scan_dropout,
                 backend=config.scan_backend,
             )
-        mixed = config.state_space and config.state_space_path == "mixture"
-        self.mix = JoinedLinear(channels + (2 if mixed else 1) * half, channels)
-        self.scan_projection = nn.Linear(half, channels) if config.state_space and not mixed else None
+        self.mix = nn.Linear(channels + (2 if config.state_space else 1) * half, channels)
         self.moe = moe
         self.channel_attention = ChannelAttention(channels)
         self.stochastic_depth = StochasticDepth(stochastic_depth, mode="row")
@@ -103,12 +72,7 @@ class HiFiMambaBlock(nn.Module):
         high = self.steering_bottleneck(high)
         parts = [context, self.high_bottleneck(high)]
         if self.selective_scan is not None:
-            scanned = self.selective_scan(self.low_norm(low), self.steering_norm(high))
-            if self.scan_projection is None:
-                parts.append(scanned)
-            else:
-                features = features + self.stochastic_depth(self.scan_projection(scanned))
-
-        mixed, balance = self.moe(self.mix(*parts))
+            parts.append(self.selective_scan(self.low_norm(low), self.steering_norm(high)))
+        mixed, balance = self.moe(self.mix(torch.cat(parts, dim=-1)))
         # Skipping the gate skips the block, at less cost.
         return torch.addcmul(features, mixed, self.stochastic_depth(self.channel_attention(mixed))), balance

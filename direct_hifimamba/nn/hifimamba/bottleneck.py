@@ -7,6 +7,9 @@ from torch import nn
 
 from direct_hifimamba.ops.inverted_bottleneck import BottleneckWeights, inverted_bottleneck
 
+#: Inner channels of a bottleneck over its channels.
+EXPANSION = 5
+
 
 class InvertedBottleneck(nn.Module):
     """Pointwise expansion, 3 x 3 depthwise convolution and pointwise projection around a skip connection.
@@ -15,13 +18,11 @@ class InvertedBottleneck(nn.Module):
     ----------
     channels : int
         Input and output channels.
-    expansion : int
-        Inner channels over `channels`.
     """
 
-    def __init__(self, channels: int, expansion: int) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        inner = channels * expansion
+        inner = EXPANSION * channels
         self.expand = nn.Linear(channels, inner, bias=False)
         self.expand_norm = nn.GroupNorm(1, inner)
         self.depthwise = nn.Conv2d(inner, inner, kernel_size=3, padding=1, groups=inner, bias=False)

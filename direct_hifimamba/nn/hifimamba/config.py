@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -14,45 +14,79 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "pyramid": ("binomial", "haar", "none"),
     "pyramid_expand": ("bilinear", "binomial"),
     "moe": ("shared_routed", "shared", "routed", "none"),
-    "router_gate": ("probability", "scaled", "renormalised"),
     "expert_sharing": ("block", "stage", "network"),
     "data_consistency": ("hard", "soft"),
     "data_consistency_activation": ("silu", "none"),
-    "state_space_path": ("mixture", "residual"),
     "initialisation": ("reference", "balanced"),
     "learning_rate_schedule": ("steps", "cosine"),
     "decayed_parameters": ("all", "matrices"),
-    "scan_order": ("rows", "columns"),
     "scan_backend": ("auto", "reference", "torch", "native", "triton", "mamba_ssm"),
 }
 _MINIMUM: dict[str, int] = {
     "hidden_channels": 2,
     "patch_size": 1,
-    "pyramid_levels": 1,
     "state_size": 1,
-    "scan_expansion": 1,
-    "scan_convolution_kernel": 1,
-    "scan_convolution_dilation": 1,
-    "steering_expansion": 1,
-    "bottleneck_expansion": 1,
-    "global_context_reduction": 1,
-    "num_shared_experts": 1,
     "num_routed_experts": 1,
-    "experts_top_k": 1,
-    "expert_expansion": 1,
     "data_consistency_steps": 1,
 }
 _UNIT_INTERVAL = ("stochastic_depth", "scan_dropout")
 
+#: Keys of earlier versions: those that did not help, and sizes that nobody changed. Each acts as this value now.
+REMOVED_KEYS: dict[str, Any] = {
+    "global_context_reduction": 8,
+    "pyramid_levels": 1,
+    "bottleneck_expansion": 5,
+    "state_space_path": "mixture",
+    "scan_expansion": 2,
+    "step_size_rank": None,
+    "scan_convolution_kernel": 11,
+    "scan_convolution_dilation": 2,
+    "scan_order": "rows",
+    "scan_folds": 1.0,
+    "scan_step_sizes": [1e-3, 1e-1],
+    "scan_output_norm": False,
+    "steering_expansion": 6,
+    "num_shared_experts": 1,
+    "experts_top_k": 1,
+    "expert_expansion": 2,
+    "router_gate": "probability",
+}
+_LAST_REVISION = "8c8114b"
+
+
+def check_removed_keys(keys: Iterable[str]) -> None:
+    """Refuse keys that earlier versions had.
+
+    Raises
+    ------
+    ValueError
+        If there is one; the message names it, the last revision that had it, and what to do.
+    """
+    removed = [key for key in keys if key in REMOVED_KEYS]
+    if removed:
+        values = ", ".join(f"{key}: {REMOVED_KEYS[key]!r}" for key in removed)
+        raise ValueError(
+            f"HiFiMambaV2 no longer has {', '.join(removed)}; revision {_LAST_REVISION} is the last that had it. Delete "
+            f"it from the configuration if its value is that of today ({values}), else use that revision."
+        )
+
+
+class _NamesRemovedKeys(type):
+    """Metaclass whose class name, which OmegaConf prints when it refuses a key, lists the removed keys."""
+
+    @property
+    def __name__(cls) -> str:  # type: ignore[override]
+        return f"{cls.__qualname__} (revision {_LAST_REVISION} is the last that had {', '.join(REMOVED_KEYS)})"
+
 
 @dataclass
-class HiFiMambaV2Config(ModelConfig):
+class HiFiMambaV2Config(ModelConfig, metaclass=_NamesRemovedKeys):
     """Configuration of :class:`direct_hifimamba.HiFiMambaV2`. The defaults are the reference at full size.
 
     Parameters
     ----------
     hidden_channels : int
-        Feature channels C; even, at least `global_context_reduction` while `global_context` is on. Default: 128.
+        Feature channels C; even. Default: 128.
     blocks_per_stage : tuple of int
         Blocks K of each of the S unrolled stages; every stage ends in a data-consistency step.
         Default: (2, 2, 2, 2, 2, 2).
@@ -60,74 +94,32 @@ class HiFiMambaV2Config(ModelConfig):
         Side p of the patch that becomes one feature pixel. Default: 2.
     global_context : bool
         Squeeze-and-excitation gate on the block's input. Default: True.
-    global_context_reduction : int
-        Its channel reduction. Default: 8.
     pyramid : str
         Split of the low half of the channels: "binomial" is SF-Lap, "haar" averages and repeats 2 x 2 pixels, "none"
         does not split, so that there is no detail band and nothing to route. Default: "binomial".
-    pyramid_levels : int
-        How often the low band is split again: it keeps what a grid of 2^levels times fewer rows and columns carries,
-        and everything finer is detail. Default: 1.
     pyramid_expand : str
         Expansion of the binomial pyramid: "bilinear" (reference) or "binomial" (Burt-Adelson, without the reference's
         half-pixel shift). Default: "bilinear".
     cross_frequency_routing : bool
         Mix detail and high features by their cosine similarity; without, they are added. Default: True.
-    bottleneck_expansion : int
-        Channel expansion of the depthwise inverted bottlenecks. Default: 5.
     state_space : bool
         Model the low band with the selective scan; without, the mixture gets context and high band alone, and the keys
         of the scan mean nothing. Default: True.
-    state_space_path : str
-        Where the scan's output goes: with the other parts through the "mixture" of experts and the channel attention,
-        or past them in a linear layer of its own, as a "residual". Default: "mixture".
     state_size : int
         States N of the selective scan per channel. Default: 16.
-    scan_expansion : int
-        Inner channels of the selective scan over its input channels. Default: 2.
-    step_size_rank : int, optional
-        Rank r of the step size projection. Default: None, a sixteenth of the input channels, rounded up.
-    scan_convolution_kernel : int
-        Taps (odd) of the convolutions along the sequence. Default: 11.
-    scan_convolution_dilation : int
-        Their dilation. Default: 2.
     scan_directions : int
-        1: in `scan_order`; 2: and backwards; 4: and in the other order, both ways. Default: 1.
-    scan_order : str
-        "rows": along the width, the axis along which DIRECT's Cartesian masks leave out lines, so that a pixel and its
-        aliases are in one row; "columns": along the height. Default: "rows".
-    scan_folds : float
-        Columns that lie a `scan_folds`-th of the width apart are scanned one after another: the aliases of a pixel, if
-        this is the distance of sampled lines, R (1 - f) / (1 - R f) of an equispaced mask of acceleration R and centre
-        fraction f. With `scan_order` "columns" the same of rows. Default: 1.0, neighbours one after another.
-    scan_step_sizes : tuple of float
-        Smallest and largest step size at the start, drawn log-uniformly per inner channel. State n of a channel with
-        step size s forgets over 1 / (n s) feature pixels. Default: (0.001, 0.1).
+        1: along rows, as the paper; 2: and backwards; 4: and along columns, both ways. Default: 1.
     steering : bool
         Let the high band add to input and output matrices of the scan. Default: True.
-    steering_expansion : int
-        Hidden size of the gated MLPs on the steering matrices over N. Default: 6.
-    scan_output_norm : bool
-        LayerNorm between the scan and its output projection. Default: False.
     scan_dropout : float
         Dropout rate, in [0, 1), on the output of the scan module. Default: 0.1.
     scan_backend : str
         Backend of :func:`direct_hifimamba.ops.selective_scan.selective_scan`. Default: "auto".
     moe : str
-        "shared_routed" (shared experts plus routed ones), "shared" or "routed" (one kind alone), "none" (one MLP as
-        wide as all experts that act on a pixel together, no router). Default: "shared_routed".
-    num_shared_experts : int
-        Experts that act on every pixel. Default: 1.
+        "shared_routed" (a shared expert plus a routed one for every pixel), "shared" or "routed" (one kind alone),
+        "none" (one MLP as wide as the two experts that act on a pixel, no router). Default: "shared_routed".
     num_routed_experts : int
-        Experts to choose from. Default: 4.
-    experts_top_k : int
-        Routed experts that act on a pixel. Default: 1.
-    expert_expansion : int
-        Hidden size of an expert over C. Default: 2.
-    router_gate : str
-        Weight of a chosen expert: "probability" (raw softmax), "scaled" (that times the number of routed experts, so
-        that an undecided router gives 1), or "renormalised" over the chosen ones, which needs at least two of them for
-        the router to learn from the image. Default: "probability".
+        Experts of which the router chooses one for every pixel. Default: 4.
     expert_sharing : str
         Where experts are shared between blocks: "block" (not at all), "stage" or "network". Routers are always local
         to a block. Default: "block".
@@ -164,34 +156,17 @@ class HiFiMambaV2Config(ModelConfig):
     blocks_per_stage: tuple[int, ...] = (2, 2, 2, 2, 2, 2)
     patch_size: int = 2
     global_context: bool = True
-    global_context_reduction: int = 8
     pyramid: str = "binomial"
-    pyramid_levels: int = 1
     pyramid_expand: str = "bilinear"
     cross_frequency_routing: bool = True
-    bottleneck_expansion: int = 5
     state_space: bool = True
-    state_space_path: str = "mixture"
     state_size: int = 16
-    scan_expansion: int = 2
-    step_size_rank: int | None = None
-    scan_convolution_kernel: int = 11
-    scan_convolution_dilation: int = 2
     scan_directions: int = 1
-    scan_order: str = "rows"
-    scan_folds: float = 1.0
-    scan_step_sizes: tuple[float, ...] = (1e-3, 1e-1)
     steering: bool = True
-    steering_expansion: int = 6
-    scan_output_norm: bool = False
     scan_dropout: float = 0.1
     scan_backend: str = "auto"
     moe: str = "shared_routed"
-    num_shared_experts: int = 1
     num_routed_experts: int = 4
-    experts_top_k: int = 1
-    expert_expansion: int = 2
-    router_gate: str = "probability"
     expert_sharing: str = "block"
     load_balancing_weight: float = 1e-3
     data_consistency: str = "hard"
@@ -204,6 +179,11 @@ class HiFiMambaV2Config(ModelConfig):
     decayed_parameters: str = "all"
     stochastic_depth: float = 0.3
     activation_checkpointing: bool = False
+
+    def __new__(cls, *_: Any, **keys: Any) -> HiFiMambaV2Config:
+        """Refuse removed keys, which `__init__` does not know."""
+        check_removed_keys(keys)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         """Validate every value.
@@ -239,37 +219,7 @@ class HiFiMambaV2Config(ModelConfig):
             self._require(key, 0 <= getattr(self, key) < 1, "a number in [0, 1)")
 
         self._require("hidden_channels", self.hidden_channels % 2 == 0, "an even number")
-        if self.global_context:
-            self._require(
-                "global_context_reduction",
-                self.global_context_reduction <= self.hidden_channels,
-                f"at most hidden_channels = {self.hidden_channels}",
-            )
-        if self.step_size_rank is not None:
-            self._require_type("step_size_rank", "int")
-            self._require("step_size_rank", self.step_size_rank >= 1, "null or an integer from 1 up")
-        self._require("scan_convolution_kernel", self.scan_convolution_kernel % 2 == 1, "an odd number")
-        self._require(
-            "scan_step_sizes",
-            isinstance(self.scan_step_sizes, Sequence)
-            and all(type(size) in (float, int) for size in self.scan_step_sizes)
-            and len(self.scan_step_sizes) == 2
-            and 0 < self.scan_step_sizes[0] <= self.scan_step_sizes[1] < math.inf,
-            "two numbers above 0, the smallest and the largest",
-        )
-        self.scan_step_sizes = tuple(self.scan_step_sizes)
-        self._require("scan_folds", 1 <= self.scan_folds < math.inf, "a finite number from 1 up")
         self._require("scan_directions", self.scan_directions in (1, 2, 4), "1, 2 or 4")
-        self._require(
-            "experts_top_k",
-            self.experts_top_k <= self.num_routed_experts,
-            f"at most num_routed_experts = {self.num_routed_experts}",
-        )
-        self._require(
-            "router_gate",
-            self.router_gate != "renormalised" or self.experts_top_k > 1,
-            "probability or scaled while experts_top_k is 1: the weight of a single expert renormalises to 1",
-        )
         self._require(
             "load_balancing_weight",
             0 <= self.load_balancing_weight < math.inf,

@@ -113,8 +113,8 @@ class HiFiMambaV2(nn.Module):
         super().__init__()
         self.config = config = HiFiMambaV2Config(**options)
         self.operator = SenseOperator(forward_operator, backward_operator)
-        # SF-Lap reflects two of at least three samples at its coarsest level, of a patch each at the first.
-        self.smallest_size = max(16, 2**config.pyramid_levels * config.patch_size + 1)
+        # SF-Lap reflects two of at least three feature pixels, of a patch each.
+        self.smallest_size = max(16, 2 * config.patch_size + 1)
 
         rates = torch.linspace(0, config.stochastic_depth, sum(config.blocks_per_stage)).tolist()
         blocks = (HiFiMambaBlock(config, moe, rate) for moe, rate in zip(build_mixtures(config), rates, strict=True))
@@ -136,7 +136,7 @@ class HiFiMambaV2(nn.Module):
         ----------
         masked_kspace : torch.Tensor
             Measured k-space of shape (batch, coil, H, W, 2), zero where not sampled; H and W from 16 up, and
-            more than two patches (with one level of SF-Lap).
+            more than two patches.
         sampling_mask : torch.Tensor
             Non-zero where sampled, of shape (batch or 1, 1, H or 1, W, 1), any dtype.
         sensitivity_map : torch.Tensor

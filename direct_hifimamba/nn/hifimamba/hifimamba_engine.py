@@ -88,7 +88,7 @@ class HiFiMambaV2Engine(MRIModelEngine):
         routed_pixels: dict[str, torch.Tensor] = {}
 
         def count(block: str, routing: Routing) -> None:
-            routed_pixels[block] += torch.bincount(routing.experts.flatten(), minlength=routing.probabilities.shape[-1])
+            routed_pixels[block] += torch.bincount(routing.experts, minlength=routing.probabilities.shape[-1])
 
         with watch_routing(self.model, count) as routers:
             for block, router in routers.items():

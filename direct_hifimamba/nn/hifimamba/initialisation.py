@@ -55,7 +55,7 @@ def initialise(network: nn.Module, scheme: str) -> None:
                     nn.init.kaiming_uniform_(weight, a=5**0.5)
             if module.steering:
                 # Both streams start with the same B and C projections.
-                module.steering_matrix_projection.copy_(module.matrix_projection[:, module.step_size_rank :])
+                module.steering_matrix_projection.copy_(module.matrix_projection[:, module.sizes[0] :])
 
     for module in network.modules():
         if isinstance(module, Router):

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from direct_hifimamba.nn.hifimamba.config import HiFiMambaV2Config
 
 
+#: Hidden channels of an expert over its channels.
+EXPANSION = 2
+
+
 class Expert(nn.Module):
     """Two-layer MLP with GELU.
 
@@ -45,52 +49,41 @@ def _weights(experts: nn.ModuleList) -> list[ExpertWeights]:
 
 
 class Routing(NamedTuple):
-    """What a router decided for P pixels, E experts and k choices a pixel."""
+    """What a router decided for P pixels and E experts."""
 
-    experts: torch.Tensor  #: chosen experts, (P, k) int64, best first
-    weights: torch.Tensor  #: weight of each choice, (P, k) float32
+    experts: torch.Tensor  #: the chosen expert of every pixel, (P,) int64
+    weights: torch.Tensor  #: its probability, which weighs its output, (P,) float32
     probabilities: torch.Tensor  #: softmax over all experts, (P, E) float32
 
 
 class Router(nn.Module):
-    """Linear router with softmax and top-k choice, in float32 also under autocast: near-ties must not depend on it.
+    """Linear router that chooses the most probable expert, in float32 also under autocast: ties must not depend on it.
 
     Parameters
     ----------
     channels, num_experts : int
         Input channels; experts to choose from.
-    top_k : int
-        Experts chosen per pixel.
-    gate : str
-        "probability": a choice weighs its softmax probability. "scaled": times the number of experts. "renormalised":
-        divided by the sum over the choices.
     """
 
-    def __init__(self, channels: int, num_experts: int, top_k: int, gate: str) -> None:
+    def __init__(self, channels: int, num_experts: int) -> None:
         super().__init__()
         self.num_experts = num_experts
         self.projection = nn.Linear(channels, num_experts)
-        self.top_k = top_k
-        self.gate = gate
 
     def forward(self, pixels: torch.Tensor) -> Routing:
-        """Choose experts for pixels of shape (P, channels)."""
+        """Choose an expert for each of the pixels (P, channels)."""
         with torch.autocast(pixels.device.type, enabled=False):
             # Experts by pixels: softmax over so short a last axis takes a CPU 20 times as long.
             weight, bias = self.projection.weight.float(), self.projection.bias.float()
-            probabilities = torch.addmm(bias.unsqueeze(1), weight, pixels.float().t()).softmax(dim=0).t()
-            weights, experts = probabilities.topk(self.top_k, dim=-1)
-            if self.gate == "scaled":
-                weights = weights * self.num_experts
-            elif self.gate == "renormalised":
-                weights = weights / weights.sum(dim=-1, keepdim=True)
-        return Routing(experts, weights, probabilities)
+            probabilities = torch.addmm(bias.unsqueeze(1), weight, pixels.float().t()).softmax(dim=0)
+            weights, experts = probabilities.max(dim=0)
+        return Routing(experts, weights, probabilities.t())
 
 
 def load_balancing_loss(routing: Routing) -> torch.Tensor:
     """Load-balancing loss of Switch Transformer [1]_, E sum_e P_e f_e, over all pixels of the batch.
 
-    P_e is the mean probability of expert e and f_e the fraction of choices that fell on it: 1 at uniform load, E when
+    P_e is the mean probability of expert e and f_e the fraction of pixels that chose it: 1 at uniform load, E when
     one expert is sure of everything. The gradient runs through P_e only.
 
     References
@@ -98,7 +91,7 @@ def load_balancing_loss(routing: Routing) -> torch.Tensor:
     .. [1] Fedus, Zoph, Shazeer. Switch Transformers. JMLR 23, 2022, equation 4.
     """
     num_experts = routing.probabilities.shape[-1]
-    fractions = torch.bincount(routing.experts.flatten(), minlength=num_experts) / routing.experts.numel()
+    fractions = torch.bincount(routing.experts, minlength=num_experts) / routing.experts.numel()
     return num_experts * (routing.probabilities.mean(dim=0) * fractions).sum()
 
 
@@ -122,7 +115,7 @@ def watch_routing(network: nn.Module, callback: Callable[[str, Routing], None]) 
 
 
 class RoutedExperts(nn.Module):
-    """Experts of which each pixel uses those its router chose.
+    """Experts of which each pixel uses the one that its router chose.
 
     Every expert runs at every call, on no pixel if need be, so that its parameters always have a gradient.
 
@@ -142,28 +135,26 @@ class RoutedExperts(nn.Module):
     def assign(self, pixels: torch.Tensor) -> tuple[list[Assignment], torch.Tensor]:
         """The pixels (P, channels) of each expert, and the load-balancing loss."""
         routing = self.router(pixels)
-        chosen = routing.experts.flatten()
-        order = chosen.argsort(stable=True)
-        sizes = torch.bincount(chosen, minlength=len(self.experts)).tolist()
-        weights = routing.weights.to(pixels.dtype).flatten().index_select(0, order).split(sizes)
-        indices = order.div(routing.experts.shape[1], rounding_mode="floor").split(sizes)
-        return list(map(Assignment, indices, weights)), load_balancing_loss(routing)
+        order = routing.experts.argsort(stable=True)
+        sizes = torch.bincount(routing.experts, minlength=len(self.experts)).tolist()
+        weights = routing.weights.to(pixels.dtype).index_select(0, order).split(sizes)
+        return list(map(Assignment, order.split(sizes), weights)), load_balancing_loss(routing)
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Map pixels (P, channels) to the weighted sum of their experts' outputs and the load-balancing loss."""
+        """Map pixels (P, channels) to the weighted outputs of their experts and the load-balancing loss."""
         assignments, balance = self.assign(pixels)
         return sum_of_experts(pixels, _weights(self.experts), assignments), balance
 
 
 class SharedRoutedMoE(nn.Module):
-    """Sum of shared experts and routed experts, either of which may be absent.
+    """Sum of a shared expert and a routed one, either of which may be absent.
 
     Parameters
     ----------
     shared : nn.ModuleList
-        Experts on every pixel.
+        The expert on every pixel, or none.
     routed : RoutedExperts, optional
-        Experts that pixels choose.
+        The experts that pixels choose from.
     """
 
     def __init__(self, shared: nn.ModuleList, routed: RoutedExperts | None) -> None:
@@ -190,10 +181,10 @@ class SharedRoutedMoE(nn.Module):
 def build_mixtures(config: HiFiMambaV2Config) -> list[SharedRoutedMoE]:
     """One mixture of experts per block of the network, experts shared between blocks as `config.expert_sharing` says.
 
-    Routers are never shared. With `moe: none` the mixture is a single MLP as wide as all the experts that would act on
+    Routers are never shared. With `moe: none` the mixture is a single MLP as wide as the two experts that would act on
     a pixel, so that the cost per pixel stays.
     """
-    channels, hidden = config.hidden_channels, config.hidden_channels * config.expert_expansion
+    channels, hidden = config.hidden_channels, EXPANSION * config.hidden_channels
 
     def experts(count: int, width: int = hidden) -> nn.ModuleList:
         return nn.ModuleList(Expert(channels, width) for _ in range(count))
@@ -202,15 +193,9 @@ def build_mixtures(config: HiFiMambaV2Config) -> list[SharedRoutedMoE]:
     blocks_per_set = {"block": (1,) * num_blocks, "stage": config.blocks_per_stage, "network": (num_blocks,)}
     mixtures = []
     for blocks in blocks_per_set[config.expert_sharing]:
-        if config.moe == "none":
-            shared = experts(1, hidden * (config.num_shared_experts + config.experts_top_k))
-        else:
-            shared = experts(0 if config.moe == "routed" else config.num_shared_experts)
+        shared = experts(1, 2 * hidden) if config.moe == "none" else experts(0 if config.moe == "routed" else 1)
         pool = experts(config.num_routed_experts) if config.moe in ("shared_routed", "routed") else None
         for _ in range(blocks):
-            routed = None
-            if pool is not None:
-                router = Router(channels, config.num_routed_experts, config.experts_top_k, config.router_gate)
-                routed = RoutedExperts(router, pool)
+            routed = None if pool is None else RoutedExperts(Router(channels, config.num_routed_experts), pool)
             mixtures.append(SharedRoutedMoE(shared, routed))
     return mixtures

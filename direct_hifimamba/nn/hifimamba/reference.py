@@ -133,26 +133,13 @@ def infer_options(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
 
     block = "layers.0.blocks.0"
     hidden_channels, _, patch_size, _ = shape("patch_embed.proj.weight", 4)
-    inner_channels, state_size = shape(f"{block}.self_attention.A_logs", 2)
     return {
         "hidden_channels": hidden_channels,
         "blocks_per_stage": tuple(blocks for _, blocks in sorted(blocks_of_stage.items())),
         "patch_size": patch_size,
-        "global_context_reduction": hidden_channels // shape(f"{block}.self_attention_global.fc.0.weight", 2)[0],
-        "bottleneck_expansion": shape(f"{block}.conv0.block.0.weight", 4)[0] // (hidden_channels // 2),
-        "state_size": state_size,
-        "scan_expansion": inner_channels // (hidden_channels // 2),
-        "step_size_rank": shape(f"{block}.self_attention.dt_projs_weight", 3)[2],
-        "scan_convolution_kernel": shape(f"{block}.self_attention.conv_B.weight", 3)[2],
-        "steering_expansion": shape(f"{block}.self_attention.simple_gate_b.fc2.weight", 2)[1] // state_size,
-        "num_shared_experts": len({name for name in state_dict if _is_expert(name, f"{block}.moe.shared")}),
+        "state_size": shape(f"{block}.self_attention.A_logs", 2)[1],
         "num_routed_experts": shape(f"{block}.moe.router.weight", 2)[0],
-        "expert_expansion": shape(f"{block}.moe.shared.0.fc1.weight", 2)[0] // hidden_channels,
     }
-
-
-def _is_expert(name: str, prefix: str) -> bool:
-    return name.startswith(prefix) and name.endswith("fc1.weight")
 
 
 def from_reference(

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from direct_hifimamba.nn.hifimamba.bottleneck import InvertedBottleneck
 from direct_hifimamba.nn.layers.recompute import pixelwise
-from direct_hifimamba.ops import pixels as kernels
 
 
 class Bands(NamedTuple):
@@ -24,15 +23,13 @@ class Bands(NamedTuple):
 class LaplacianPyramid(nn.Module):
     """Two bands of a Laplacian pyramid: what a coarser grid can carry, and the rest.
 
-    Any height and width from 2^levels + 1 up; of an odd size, the last fine sample lies on a coarse one.
+    Any height and width from 3 up; of an odd size, the last fine sample lies on a coarse one.
 
     Parameters
     ----------
     pyramid : str
         "binomial" (5 taps, [1 4 6 4 1] / 16 along both axes, reflecting boundaries), "haar" (averages of 2 x 2 pixels,
         repeated), or "none" (no split: everything is low, there is no detail).
-    levels : int
-        How often the grid is halved on the way to the low band.
     expand : str
         How the binomial pyramid returns to the fine grid. "bilinear" is the reference's: it puts coarse sample i at
         2 i + 1/2 although it was taken at 2 i, so that a ramp leaks a constant into the detail band. "binomial" is
@@ -45,10 +42,9 @@ class LaplacianPyramid(nn.Module):
 
     kernel: torch.Tensor
 
-    def __init__(self, pyramid: str, levels: int, expand: str) -> None:
+    def __init__(self, pyramid: str, expand: str) -> None:
         super().__init__()
         self.pyramid = pyramid
-        self.levels = levels
         self.expand = expand
         taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
         self.register_buffer("kernel", torch.outer(taps, taps), persistent=False)
@@ -58,12 +54,8 @@ class LaplacianPyramid(nn.Module):
         if self.pyramid == "none":
             return Bands(features, None)
         image = features.permute(0, 3, 1, 2)
-        low = self._low(image, self.levels).permute(0, 2, 3, 1)
+        low = self._expand(self._reduce(image), image).permute(0, 2, 3, 1)
         return Bands(low, features - low)
-
-    def _low(self, image: torch.Tensor, levels: int) -> torch.Tensor:
-        coarse = self._reduce(image)
-        return self._expand(coarse if levels == 1 else self._low(coarse, levels - 1), image)
 
     def _reduce(self, image: torch.Tensor) -> torch.Tensor:
         return F.avg_pool2d(image, 2, ceil_mode=True) if self.pyramid == "haar" else self._blur(image, stride=2)
@@ -89,16 +81,16 @@ class SFLap(nn.Module):
 
     Parameters
     ----------
-    channels, bottleneck_expansion : int
-        Size of the :class:`InvertedBottleneck`.
-    pyramid, levels, expand
+    channels : int
+        Of the :class:`InvertedBottleneck`.
+    pyramid, expand : str
         See :class:`LaplacianPyramid`.
     """
 
-    def __init__(self, channels: int, bottleneck_expansion: int, pyramid: str, levels: int, expand: str) -> None:
+    def __init__(self, channels: int, pyramid: str, expand: str) -> None:
         super().__init__()
-        self.bottleneck = InvertedBottleneck(channels, bottleneck_expansion)
-        self.split = LaplacianPyramid(pyramid, levels, expand)
+        self.bottleneck = InvertedBottleneck(channels)
+        self.split = LaplacianPyramid(pyramid, expand)
 
     def forward(self, features: torch.Tensor) -> Bands:
         """Split features of shape (batch, height, width, channels); the bands add up to the bottleneck's output."""
@@ -118,9 +110,6 @@ class CrossFrequencyRouting(nn.Module):
 
     def forward(self, high: torch.Tensor, detail: torch.Tensor) -> torch.Tensor:
         """Blend two tensors of shape (batch, height, width, channels)."""
-        if kernels.predicts(high, high.shape[-1]):
-            routed = kernels.route_detail(high.flatten(0, -2), detail.flatten(0, -2), self.log_gamma.exp())
-            return routed.view(high.shape)
         return pixelwise(self._blend, high + detail, detail)
 
     def _blend(self, combined: torch.Tensor, detail: torch.Tensor) -> torch.Tensor:

@@ -26,10 +26,10 @@ def test_scale_and_offset_start_as_in_a_3_by_3_convolution() -> None:
 
 
 def test_global_context_gates_channels_by_their_means() -> None:
-    context, features = GlobalContext(8, 3), torch.randn(2, 5, 4, 8)
+    context, features = GlobalContext(16), torch.randn(2, 5, 4, 16)
     assert context.squeeze.out_features == 2
     for index in range(2):
-        mean = features[index].reshape(20, 8).sum(dim=0) / 20
+        mean = features[index].reshape(20, 16).sum(dim=0) / 20
         hidden = (context.squeeze.weight @ mean).clamp(min=0)
         gate = 1 / (1 + (-(context.excite.weight @ hidden)).exp())
         torch.testing.assert_close(context(features)[index], features[index] * gate)

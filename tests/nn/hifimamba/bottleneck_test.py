@@ -17,12 +17,12 @@ def normalise(inner: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> 
 
 @pytest.mark.parametrize("size", [(6, 5), (1, 1), (2, 9)])
 def test_the_bottleneck_is_three_convolutions_around_a_skip_connection(size: tuple[int, int]) -> None:
-    block = perturb(InvertedBottleneck(4, 3)).double()
+    block = perturb(InvertedBottleneck(4)).double()
     features = torch.randn(2, *size, 4, dtype=torch.float64, requires_grad=True)
     image = features.permute(0, 3, 1, 2)
     inner = F.conv2d(image, block.expand.weight[..., None, None])
     inner = F.gelu(normalise(inner, block.expand_norm.weight, block.expand_norm.bias))
-    inner = F.conv2d(inner, block.depthwise.weight, padding=1, groups=12)
+    inner = F.conv2d(inner, block.depthwise.weight, padding=1, groups=20)
     inner = F.gelu(normalise(inner, block.depthwise_norm.weight, block.depthwise_norm.bias))
     expected = image + F.gelu(F.conv2d(inner, block.project.weight[..., None, None]))
 

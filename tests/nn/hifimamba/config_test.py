@@ -1,19 +1,22 @@
 from __future__ import annotations
 
 import inspect
+import copy
 import math
+import pickle
 import re
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import pytest
 from direct.config.defaults import ModelConfig
 from direct.data.transforms import fft2, ifft2
-from direct.environment import load_model_config_from_name
+from direct.environment import load_model_config_from_name, load_models_into_environment_config
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from direct_hifimamba.nn.hifimamba.config import HiFiMambaV2Config
+from direct_hifimamba.nn.hifimamba.config import REMOVED_KEYS, HiFiMambaV2Config
 from direct_hifimamba.nn.hifimamba.hifimamba import HiFiMambaV2
 from tests.helpers import TINY
 
@@ -22,31 +25,18 @@ CHOICES = {
     "pyramid": ["binomial", "haar", "none"],
     "pyramid_expand": ["bilinear", "binomial"],
     "moe": ["shared_routed", "shared", "routed", "none"],
-    "router_gate": ["probability", "scaled", "renormalised"],
     "expert_sharing": ["block", "stage", "network"],
     "data_consistency": ["hard", "soft"],
     "data_consistency_activation": ["silu", "none"],
-    "state_space_path": ["mixture", "residual"],
     "initialisation": ["reference", "balanced"],
     "learning_rate_schedule": ["steps", "cosine"],
     "decayed_parameters": ["all", "matrices"],
-    "scan_order": ["rows", "columns"],
     "scan_backend": ["auto", "reference", "torch", "native", "triton", "mamba_ssm"],
 }
 POSITIVE = [
     "patch_size",
-    "pyramid_levels",
     "state_size",
-    "scan_expansion",
-    "scan_convolution_kernel",
-    "scan_convolution_dilation",
-    "steering_expansion",
-    "bottleneck_expansion",
-    "global_context_reduction",
-    "num_shared_experts",
     "num_routed_experts",
-    "experts_top_k",
-    "expert_expansion",
     "data_consistency_steps",
 ]
 SWITCHES = [field.name for field in OWN_FIELDS if field.type == "bool"]
@@ -57,33 +47,18 @@ BAD_VALUES: list[tuple[dict[str, Any], str]] = [
     *[({key: "nonsense"}, f"{key} is 'nonsense'; expected one of {', '.join(CHOICES[key])}") for key in CHOICES],
     ({"hidden_channels": 0}, "hidden_channels is 0; expected an integer from 2 up"),
     ({"hidden_channels": 7}, "hidden_channels is 7; expected an even number"),
-    ({"hidden_channels": 4}, "global_context_reduction is 8; expected at most hidden_channels = 4"),
     ({"blocks_per_stage": ()}, "blocks_per_stage is (); expected at least one stage"),
     ({"blocks_per_stage": (1, 0)}, "blocks_per_stage is (1, 0); expected at least one stage and at least one block"),
     ({"blocks_per_stage": (1, 2.0)}, "blocks_per_stage is (1, 2.0); expected a list of integers"),
     ({"blocks_per_stage": (True,)}, "blocks_per_stage is (True,); expected a list of integers"),
     ({"blocks_per_stage": "22"}, "blocks_per_stage is '22'; expected a list of integers"),
     ({"blocks_per_stage": 2}, "blocks_per_stage is 2; expected a list of integers"),
-    ({"step_size_rank": 0}, "step_size_rank is 0; expected null or an integer from 1 up"),
-    ({"scan_convolution_kernel": 4}, "scan_convolution_kernel is 4; expected an odd number"),
     ({"scan_directions": 3}, "scan_directions is 3; expected 1, 2 or 4"),
     ({"scan_directions": 0}, "scan_directions is 0; expected 1, 2 or 4"),
-    ({"scan_folds": 0.5}, "scan_folds is 0.5; expected a finite number from 1 up"),
-    ({"scan_folds": float("inf")}, "scan_folds is inf; expected a finite number from 1 up"),
-    ({"scan_step_sizes": (0.1, 0.01)}, "scan_step_sizes is (0.1, 0.01); expected two numbers above 0, the smallest"),
-    ({"scan_step_sizes": (0, 0.1)}, "scan_step_sizes is (0, 0.1); expected two numbers above 0"),
-    ({"scan_step_sizes": (0.1, math.inf)}, "scan_step_sizes is (0.1, inf); expected two numbers above 0"),
-    ({"scan_step_sizes": (math.nan, 0.1)}, "scan_step_sizes is (nan, 0.1); expected two numbers above 0"),
-    ({"scan_step_sizes": (0.1,)}, "scan_step_sizes is (0.1,); expected two numbers above 0"),
-    ({"scan_step_sizes": (True, 2)}, "scan_step_sizes is (True, 2); expected two numbers above 0"),
-    ({"scan_step_sizes": 0.1}, "scan_step_sizes is 0.1; expected two numbers above 0"),
-    ({"scan_step_sizes": None}, "scan_step_sizes is None; expected two numbers above 0"),
     ({"scan_dropout": 1.0}, "scan_dropout is 1.0; expected a number in [0, 1)"),
     ({"scan_dropout": -0.1}, "scan_dropout is -0.1; expected a number in [0, 1)"),
     ({"stochastic_depth": 1}, "stochastic_depth is 1; expected a number in [0, 1)"),
     ({"stochastic_depth": math.nan}, "stochastic_depth is nan; expected a number in [0, 1)"),
-    ({"experts_top_k": 5}, "experts_top_k is 5; expected at most num_routed_experts = 4"),
-    ({"router_gate": "renormalised"}, "router_gate is 'renormalised'; expected probability or scaled while"),
     ({"load_balancing_weight": -1e-3}, "load_balancing_weight is -0.001; expected a finite number from 0 up"),
     ({"load_balancing_weight": math.inf}, "load_balancing_weight is inf; expected a finite number from 0 up"),
     ({"load_balancing_weight": math.nan}, "load_balancing_weight is nan; expected a finite number from 0 up"),
@@ -105,12 +80,9 @@ def test_a_bad_value_is_one_error_with_key_value_and_range(options: dict[str, An
 
 @pytest.mark.parametrize("field", OWN_FIELDS, ids=lambda field: field.name)
 def test_a_value_of_a_wrong_type_is_one_error_with_key_value_and_type(field: Any) -> None:
-    if field.name in ("blocks_per_stage", "scan_step_sizes"):
+    if field.name == "blocks_per_stage":
         return  # among the bad values
-    type_name = "int" if field.name == "step_size_rank" else field.type
-    for value in WRONG_TYPES[type_name]:
-        if field.name == "step_size_rank" and value is None:
-            continue
+    for value in WRONG_TYPES[field.type]:
         with pytest.raises(TypeError, match=rf"^{field.name} is {value!r} \({type(value).__name__}\); expected"):
             HiFiMambaV2Config(**{field.name: value})
 
@@ -123,10 +95,10 @@ def test_every_key_is_checked() -> None:
 @pytest.mark.parametrize("key", CHOICES)
 def test_every_choice_is_accepted(key: str) -> None:
     for choice in CHOICES[key]:
-        config = HiFiMambaV2Config(**{"experts_top_k": 2, key: choice})
+        config = HiFiMambaV2Config(**{key: choice})
         assert getattr(config, key) == choice
         if key != "scan_backend":
-            HiFiMambaV2(fft2, ifft2, **(TINY | {"experts_top_k": 2, key: choice}))
+            HiFiMambaV2(fft2, ifft2, **(TINY | {key: choice}))
 
 
 @pytest.mark.parametrize("key", SWITCHES)
@@ -138,14 +110,9 @@ def test_every_switch_is_accepted(key: str) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"hidden_channels": 2, "global_context_reduction": 2},
-        {"hidden_channels": 2, "global_context": False},
-        {"step_size_rank": 1},
-        {"step_size_rank": None},
+        {"hidden_channels": 2},
         {"stochastic_depth": 0, "scan_dropout": 0, "load_balancing_weight": 0},
         {"stochastic_depth": 0.999},
-        {"scan_convolution_kernel": 1},
-        {"scan_step_sizes": [1, 1.0]},
         {"scan_directions": 1},
         {"scan_directions": 2},
         {"scan_directions": 4},
@@ -164,7 +131,7 @@ def test_the_defaults_are_those_of_the_reference_at_full_size() -> None:
     assert config.blocks_per_stage == (2,) * 6
     assert (config.hidden_channels, config.patch_size, config.state_size) == (128, 2, 16)
     assert (config.stochastic_depth, config.scan_dropout, config.load_balancing_weight) == (0.3, 0.1, 1e-3)
-    assert (config.num_shared_experts, config.num_routed_experts, config.experts_top_k) == (1, 4, 1)
+    assert config.num_routed_experts == 4
 
 
 def documented_fields() -> dict[str, str]:
@@ -180,12 +147,7 @@ def test_every_field_is_documented_in_order_with_its_type_and_default() -> None:
     assert list(documented) == [field.name for field in OWN_FIELDS]
     for field in OWN_FIELDS:
         text = " ".join(documented[field.name].split())
-        names = {
-            "int | None": "int, optional",
-            "tuple[int, ...]": "tuple of int",
-            "tuple[float, ...]": "tuple of float",
-        }
-        type_name = names.get(field.type, field.type)
+        type_name = {"tuple[int, ...]": "tuple of int"}.get(field.type, field.type)
         assert text.startswith(f"{type_name} "), field.name
         written = re.search(r"Default: (.+?)(\.$|, )", text)
         if isinstance(field.default, tuple):
@@ -206,14 +168,13 @@ def test_direct_merges_and_checks_a_configuration() -> None:
     config = load_model_config_from_name("hifimamba.hifimamba.HiFiMambaV2")
     assert config is HiFiMambaV2Config
     read = OmegaConf.create(
-        "{model_name: hifimamba.hifimamba.HiFiMambaV2, "
-        "hidden_channels: 16, blocks_per_stage: [1, 2], step_size_rank: 3}"
+        "{model_name: hifimamba.hifimamba.HiFiMambaV2, hidden_channels: 16, blocks_per_stage: [1, 2], state_size: 3}"
     )
     merged = OmegaConf.merge(config, read)
     options = {key: value for key, value in merged.items() if key != "engine_name"}
     network = HiFiMambaV2(fft2, ifft2, **options)
     assert network.config.blocks_per_stage == (1, 2)
-    assert (network.config.hidden_channels, network.config.step_size_rank) == (16, 3)
+    assert (network.config.hidden_channels, network.config.state_size) == (16, 3)
     assert [len(stage.blocks) for stage in network.stages] == [1, 2]
 
 
@@ -223,3 +184,24 @@ def test_direct_merges_and_checks_a_configuration() -> None:
 def test_direct_refuses_unknown_keys_and_wrong_types(text: str) -> None:
     with pytest.raises(OmegaConfBaseException):
         OmegaConf.merge(HiFiMambaV2Config, OmegaConf.create(text))
+
+
+@pytest.mark.parametrize("key", REMOVED_KEYS)
+def test_a_removed_key_is_an_error_that_names_the_last_revision_that_had_it(key: str) -> None:
+    message = rf"no longer has {key}; revision 8c8114b is the last"
+    for construct in (HiFiMambaV2Config, partial(HiFiMambaV2, fft2, ifft2)):
+        with pytest.raises(ValueError, match=message) as error:
+            construct(**{key: REMOVED_KEYS[key]})
+        assert f"{key}: {REMOVED_KEYS[key]!r}" in str(error.value)  # what it acts as now
+
+
+def test_the_host_names_that_revision_as_well() -> None:
+    read = OmegaConf.create({"model": {"model_name": "hifimamba.hifimamba.HiFiMambaV2", "scan_folds": 2.0}})
+    with pytest.raises(OmegaConfBaseException, match=r"Key 'scan_folds' not in .*8c8114b is the last that had .*scan_folds"):
+        load_models_into_environment_config(read)
+
+
+def test_a_configuration_can_be_copied_and_printed() -> None:
+    config = HiFiMambaV2Config(hidden_channels=6)
+    assert copy.deepcopy(config) == pickle.loads(pickle.dumps(config)) == config
+    assert repr(config).startswith("HiFiMambaV2Config(")

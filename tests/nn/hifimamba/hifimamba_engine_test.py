@@ -237,7 +237,6 @@ model:
   model_name: hifimamba.hifimamba.HiFiMambaV2
   hidden_channels: 8
   blocks_per_stage: [1, 1]
-  bottleneck_expansion: 2
   state_size: 4
 training:
   datasets:

@@ -67,7 +67,7 @@ def test_matrix_projections(network: HiFiMambaV2) -> None:
         uniform = (3 * weight.shape[1]) ** -0.5
         expected = uniform if network.config.initialisation == "reference" else xavier_std(weight)
         assert std_of(weight) == pytest.approx(expected, rel=0.1)
-        assert torch.equal(scan.steering_matrix_projection, scan.matrix_projection[:, scan.step_size_rank :])
+        assert torch.equal(scan.steering_matrix_projection, scan.matrix_projection[:, scan.sizes[0] :])
 
 
 def test_convolutions_that_stay_at_the_default_of_pytorch(network: HiFiMambaV2) -> None:

@@ -20,9 +20,9 @@ from tests.helpers import perturb
 CHANNELS, EXPERTS = 6, 5
 
 
-def routed_experts(top_k: int = 1, gate: str = "probability") -> RoutedExperts:
+def routed_experts() -> RoutedExperts:
     """Five experts of six channels in float64, none of them negligible."""
-    router = Router(CHANNELS, EXPERTS, top_k, gate)
+    router = Router(CHANNELS, EXPERTS)
     experts = nn.ModuleList(Expert(CHANNELS, 4) for _ in range(EXPERTS))
     return perturb(RoutedExperts(router, experts), scale=0.5).double()
 
@@ -34,9 +34,8 @@ def dense(module: RoutedExperts, pixels: torch.Tensor) -> torch.Tensor:
         # The router works in float32 whatever it is given.
         logits = module.router.projection.weight.float() @ pixel.float() + module.router.projection.bias.float()
         probabilities = logits.exp() / logits.exp().sum()
-        chosen = sorted(range(EXPERTS), key=lambda expert: -probabilities[expert])[: module.router.top_k]
-        total = sum(probabilities[expert] for expert in chosen) if module.router.gate == "renormalised" else 1.0
-        outputs.append(sum(probabilities[expert] / total * module.experts[expert](pixel) for expert in chosen))
+        chosen = max(range(EXPERTS), key=probabilities.__getitem__)
+        outputs.append(probabilities[chosen] * module.experts[chosen](pixel))
     return torch.stack(outputs)
 
 
@@ -46,11 +45,8 @@ def _router_in_double(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
 
 
-@pytest.mark.parametrize(
-    ("top_k", "gate"), [(1, "probability"), (2, "probability"), (2, "renormalised"), (5, "renormalised")]
-)
-def test_sorted_dispatch_is_the_dense_computation(top_k: int, gate: str) -> None:
-    module, pixels = routed_experts(top_k, gate), torch.randn(40, CHANNELS, dtype=torch.float64, requires_grad=True)
+def test_sorted_dispatch_is_the_dense_computation() -> None:
+    module, pixels = routed_experts(), torch.randn(40, CHANNELS, dtype=torch.float64, requires_grad=True)
     output, _ = module(pixels)
     expected = dense(module, pixels)
     torch.testing.assert_close(output, expected)
@@ -63,9 +59,8 @@ def test_sorted_dispatch_is_the_dense_computation(top_k: int, gate: str) -> None
         torch.testing.assert_close(actual, torch.zeros_like(actual) if wanted is None else wanted)
 
 
-@pytest.mark.parametrize("top_k", [1, 2])
-def test_pixels_are_routed_each_by_itself(top_k: int) -> None:
-    module, pixels = routed_experts(top_k), torch.randn(40, CHANNELS, dtype=torch.float64)
+def test_pixels_are_routed_each_by_itself() -> None:
+    module, pixels = routed_experts(), torch.randn(40, CHANNELS, dtype=torch.float64)
     order = torch.randperm(40)
     output, loss = module(pixels)
     permuted_output, permuted_loss = module(pixels[order])
@@ -73,20 +68,18 @@ def test_pixels_are_routed_each_by_itself(top_k: int) -> None:
     torch.testing.assert_close(permuted_loss, loss)
 
 
-@pytest.mark.parametrize("top_k", [1, 2])
-def test_no_pixel_is_dropped_when_all_choose_the_same(top_k: int) -> None:
-    module, pixels = routed_experts(top_k), torch.randn(40, CHANNELS, dtype=torch.float64)
+def test_no_pixel_is_dropped_when_all_choose_the_same() -> None:
+    module, pixels = routed_experts(), torch.randn(40, CHANNELS, dtype=torch.float64)
     nn.init.zeros_(module.router.projection.weight)
     module.router.projection.bias.data = -50.0 * torch.arange(EXPERTS).double()
     output, loss = module(pixels)
     torch.testing.assert_close(output, dense(module, pixels))
-    if top_k == 1:
-        torch.testing.assert_close(output, module.experts[0](pixels))
-        torch.testing.assert_close(loss, torch.tensor(float(EXPERTS), dtype=torch.float64))
+    torch.testing.assert_close(output, module.experts[0](pixels))
+    torch.testing.assert_close(loss, torch.tensor(float(EXPERTS), dtype=torch.float64))
 
 
-def routing_of(probabilities: torch.Tensor, top_k: int = 1) -> Routing:
-    weights, experts = probabilities.topk(top_k)
+def routing_of(probabilities: torch.Tensor) -> Routing:
+    weights, experts = probabilities.max(dim=-1)
     return Routing(experts, weights, probabilities)
 
 
@@ -95,8 +88,6 @@ def test_load_balancing_loss_is_1_at_uniform_load_and_the_number_of_experts_at_c
     assert load_balancing_loss(uniform).item() == pytest.approx(1)
     collapsed = routing_of(torch.eye(4)[:1].repeat(12, 1))
     assert load_balancing_loss(collapsed).item() == pytest.approx(4)
-    two_choices = routing_of(torch.tensor([[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]]), top_k=2)
-    assert load_balancing_loss(two_choices).item() == pytest.approx(1)
 
 
 def test_load_balancing_loss_is_the_formula() -> None:
@@ -110,7 +101,7 @@ def test_the_gradient_of_the_load_balancing_loss_runs_through_mean_probabilities
     probabilities = torch.randn(50, EXPERTS, dtype=torch.float64).softmax(dim=-1).requires_grad_()
     routing = routing_of(probabilities)
     (gradient,) = torch.autograd.grad(load_balancing_loss(routing), probabilities)
-    shares = torch.bincount(routing.experts.flatten(), minlength=EXPERTS) / 50
+    shares = torch.bincount(routing.experts, minlength=EXPERTS) / 50
     torch.testing.assert_close(gradient, (EXPERTS * shares / 50).expand(50, EXPERTS), check_dtype=False)
 
 
@@ -125,7 +116,7 @@ def test_experts_without_a_pixel_have_zero_gradients() -> None:
 
 def test_the_router_stays_in_float32_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    router, pixels = Router(CHANNELS, EXPERTS, 1, "probability"), torch.randn(64, CHANNELS)
+    router, pixels = Router(CHANNELS, EXPERTS), torch.randn(64, CHANNELS)
     expected = router(pixels)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         actual = router(pixels)
@@ -165,11 +156,10 @@ def test_mixtures_share_experts_but_no_router(sharing: str, sets: list[int]) -> 
     ("options", "shared", "routed"),
     [
         ({}, [8], [8, 8, 8, 8]),
-        ({"num_shared_experts": 2, "num_routed_experts": 3, "expert_expansion": 4}, [16, 16], [16, 16, 16]),
-        ({"moe": "shared", "num_shared_experts": 2}, [8, 8], None),
+        ({"num_routed_experts": 3}, [8], [8, 8, 8]),
+        ({"moe": "shared"}, [8], None),
         ({"moe": "routed"}, [], [8, 8, 8, 8]),
         ({"moe": "none"}, [16], None),
-        ({"moe": "none", "num_shared_experts": 2, "experts_top_k": 3}, [40], None),
     ],
 )
 def test_numbers_and_widths_of_experts(options: dict[str, object], shared: list[int], routed: list[int] | None) -> None:
