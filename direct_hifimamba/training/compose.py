@@ -179,6 +179,8 @@ def _merge(values: Any, schema: type, path: str) -> DictConfig:
         return cast(DictConfig, OmegaConf.merge(OmegaConf.structured(schema), _mapping(values, path)))
     except ConfigKeyError as error:
         parent, _, key = f"{path}.{error.full_key}".rpartition(".")
+        if hasattr(schema, "refuse_removed"):
+            schema.refuse_removed([key])
         known = [] if error.object_type is None else [field.name for field in fields(error.object_type)]
         _check_name(key, known, f"The key of {parent}")
         raise

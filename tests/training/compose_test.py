@@ -104,6 +104,7 @@ def test_the_last_override_wins(parts):
     ("override", "message"),
     [
         # A key is misspelt at every level that DIRECT has.
+        ("model.scan_folds=2", "no longer has scan_folds; revision 8c8114b is the last that had it"),
         ("trainin.lr=1", "The section is 'trainin', which DIRECT does not know; nearest: training"),
         ("training.lrr=1", "The key of training is 'lrr', .*; nearest: lr"),
         ("training.loss.crp=null", "The key of training.loss is 'crp', .*; nearest: crop"),

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-
 #: Channels of a squeeze-and-excitation gate over those of its hidden layer.
 REDUCTION = 8
 

@@ -54,23 +54,6 @@ REMOVED_KEYS: dict[str, Any] = {
 _LAST_REVISION = "8c8114b"
 
 
-def check_removed_keys(keys: Iterable[str]) -> None:
-    """Refuse keys that earlier versions had.
-
-    Raises
-    ------
-    ValueError
-        If there is one; the message names it, the last revision that had it, and what to do.
-    """
-    removed = [key for key in keys if key in REMOVED_KEYS]
-    if removed:
-        values = ", ".join(f"{key}: {REMOVED_KEYS[key]!r}" for key in removed)
-        raise ValueError(
-            f"HiFiMambaV2 no longer has {', '.join(removed)}; revision {_LAST_REVISION} is the last that had it. Delete "
-            f"it from the configuration if its value is that of today ({values}), else use that revision."
-        )
-
-
 class _NamesRemovedKeys(type):
     """Metaclass whose class name, which OmegaConf prints when it refuses a key, lists the removed keys."""
 
@@ -182,8 +165,25 @@ class HiFiMambaV2Config(ModelConfig, metaclass=_NamesRemovedKeys):
 
     def __new__(cls, *_: Any, **keys: Any) -> HiFiMambaV2Config:
         """Refuse removed keys, which `__init__` does not know."""
-        check_removed_keys(keys)
+        cls.refuse_removed(keys)
         return super().__new__(cls)
+
+    @staticmethod
+    def refuse_removed(keys: Iterable[str]) -> None:
+        """Refuse keys that earlier versions had.
+
+        Raises
+        ------
+        ValueError
+            If there is one; the message names it, the last revision that had it, and what to do.
+        """
+        removed = [key for key in keys if key in REMOVED_KEYS]
+        if removed:
+            values = ", ".join(f"{key}: {REMOVED_KEYS[key]!r}" for key in removed)
+            raise ValueError(
+                f"HiFiMambaV2 no longer has {', '.join(removed)}; revision {_LAST_REVISION} is the last that had it. "
+                f"Delete it if its value is the one that is fixed now ({values}), else use that revision."
+            )
 
     def __post_init__(self) -> None:
         """Validate every value.

@@ -118,8 +118,8 @@ class SelectiveScan2D(nn.Module):
         """Draw the projection uniformly, and the bias so that delta is log-uniform in its range."""
         nn.init.uniform_(self.step_size_projection, -(rank**-0.5), rank**-0.5)
         with torch.no_grad():
-            log_delta = torch.empty_like(self.step_size_bias).uniform_(math.log(SMALLEST_DELTA), math.log(LARGEST_DELTA))
-            delta = log_delta.exp()
+            limits = math.log(SMALLEST_DELTA), math.log(LARGEST_DELTA)
+            delta = torch.empty_like(self.step_size_bias).uniform_(*limits).exp()
             self.step_size_bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # inverse of softplus
 
     def _to_sequences(self, maps: torch.Tensor) -> torch.Tensor:
@@ -160,7 +160,7 @@ class SelectiveScan2D(nn.Module):
         return list(convolved.unflatten(-1, (self.directions, -1)).split(self.sizes, dim=-1))
 
     def _in_every_direction(self, image: torch.Tensor) -> torch.Tensor:
-        """Sequences (batch, directions * d, length) of an image (batch, height, width, d), as views of it if possible."""
+        """Sequences (batch, directions * d, length) of an image (batch, height, width, d), views of it if possible."""
         copies = image.unsqueeze(3).expand(-1, -1, -1, self.directions, -1)
         return self._to_sequences(copies).flatten(2).transpose(1, 2)
 

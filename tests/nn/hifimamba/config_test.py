@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import inspect
 import copy
+import inspect
 import math
 import pickle
 import re
@@ -197,7 +197,9 @@ def test_a_removed_key_is_an_error_that_names_the_last_revision_that_had_it(key:
 
 def test_the_host_names_that_revision_as_well() -> None:
     read = OmegaConf.create({"model": {"model_name": "hifimamba.hifimamba.HiFiMambaV2", "scan_folds": 2.0}})
-    with pytest.raises(OmegaConfBaseException, match=r"Key 'scan_folds' not in .*8c8114b is the last that had .*scan_folds"):
+    with pytest.raises(
+        OmegaConfBaseException, match=r"Key 'scan_folds' not in .*8c8114b is the last that had .*scan_folds"
+    ):
         load_models_into_environment_config(read)
 
 

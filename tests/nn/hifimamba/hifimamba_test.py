@@ -21,7 +21,6 @@ from direct_hifimamba.nn.hifimamba.moe import Router, Routing, load_balancing_lo
 from direct_hifimamba.nn.hifimamba.sf_lap import Bands, CrossFrequencyRouting, LaplacianPyramid
 from direct_hifimamba.nn.layers import patch
 from direct_hifimamba.nn.layers.data_consistency import Measurement
-from direct_hifimamba.nn.layers.selective_scan_2d import SelectiveScan2D
 from direct_hifimamba.ops.selective_scan import interface
 from tests.helpers import KERNEL_SIZES, TINY, UNNORMALISED, assert_close, gradients, loss_of, measure, tiny_network
 
@@ -84,9 +83,7 @@ def test_any_size_and_number_of_coils(size: tuple[int, int], patch_size: int, co
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients(network).values())
 
 
-@pytest.mark.parametrize(
-    "options", [{"pyramid": "haar"}, {"pyramid_expand": "binomial"}, {"scan_directions": 4}]
-)
+@pytest.mark.parametrize("options", [{"pyramid": "haar"}, {"pyramid_expand": "binomial"}, {"scan_directions": 4}])
 def test_odd_feature_maps_of_other_layers(options: dict[str, Any]) -> None:
     assert tiny_network(**options)(*measure(1, 2, 18, 33)).image.isfinite().all()
 
@@ -714,9 +711,7 @@ def test_without_a_pyramid_everything_is_low() -> None:
     assert_equal_images(base, variant)
 
 
-@pytest.mark.parametrize(
-    "options", [{"pyramid": "haar"}, {"pyramid_expand": "binomial"}], ids=name_of
-)
+@pytest.mark.parametrize("options", [{"pyramid": "haar"}, {"pyramid_expand": "binomial"}], ids=name_of)
 def test_another_pyramid_changes_the_split_alone(options: dict[str, Any]) -> None:
     base, variant = base_and_variant({}, options)
     pyramid = variant.stages[0].blocks[0].sf_lap.split
