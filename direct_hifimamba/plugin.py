@@ -32,6 +32,7 @@ class _AliasLoader(Loader):
         """
         try:
             original = importlib.import_module(_original_name(module.__name__))
+            importlib.import_module(f"{__package__}.data.registration").register_data_sets()
         except (AttributeError, ModuleNotFoundError) as error:
             # DIRECT takes these two for a misspelt model_name and exits with "Path ... does not exist".
             raise ImportError(f"{module.__name__} cannot be loaded: {error}.") from error

@@ -1,0 +1,151 @@
+"""DIRECT's data set `SimulatedMultiCoil`: slices that are drawn when they are asked for."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import direct.environment  # noqa: F401  # before the data sets' configurations, which import it in a circle
+import numpy as np
+import torch
+from direct.data.datasets_config import DatasetConfig
+from torch.utils.data import Dataset
+
+from direct_hifimamba.data.simulation.heads import find_heads
+from direct_hifimamba.data.simulation.sample import SampleOptions, draw_sample
+
+SENSITIVITIES = ("estimated", "exact")
+
+_logger = logging.getLogger(__name__)
+
+
+class SimulatedMultiCoilDataset(Dataset[dict[str, Any]]):
+    """Multi-coil slices, no two alike, each determined by the seed, the epoch and its number.
+
+    In training, DIRECT draws numbers below `length` at random and without repetition, so that a training of fewer
+    iterations than that sees no slice twice. A resumed training begins with the same numbers again: give it another
+    seed. Validation takes every slice as a volume of its own, in ascending order.
+
+    Attributes
+    ----------
+    epoch : int
+        0. In loops that count epochs, set it before the workers of a `DataLoader` start.
+
+    Parameters
+    ----------
+    transform : callable, optional
+        DIRECT's transforms. `masking` must be null: every slice brings its mask.
+    length : int
+        Number of slices.
+    seed : int
+    heads : str, optional
+        Folder of NIfTI files, see :class:`SampleOptions`; `python -m direct_hifimamba.data.simulation.heads FOLDER`
+        downloads six. None: random tissues and phantoms alone.
+    head_fraction, num_coils, size, shape, pixel_size, snr, noiseless_fraction, accelerations, masks, whitened_fraction
+        As in :class:`SampleOptions`. Batches of several slices need one `shape` and one number of coils.
+    clean_target : bool
+        Whether the target is free of noise, or DIRECT's: the root sum of squares of the noisy k-space.
+    sensitivities : sequence of str
+        Of `estimated` (what the transforms are configured to estimate) and `exact`; one is drawn for every slice.
+    text_description : str, optional
+        Name in logs.
+    """
+
+    ndim = 2
+    epoch = 0
+
+    def __init__(
+        self,
+        transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        length: int = 1_000_000,
+        seed: int = 0,
+        heads: str | None = None,
+        clean_target: bool = True,
+        sensitivities: Sequence[str] = ("estimated",),
+        text_description: str | None = None,
+        **options: Any,
+    ) -> None:
+        if length < 1:
+            raise ValueError(f"length is {length}; expected at least 1.")
+        if not sensitivities or not set(sensitivities) <= set(SENSITIVITIES):
+            raise ValueError(f"sensitivities are {list(sensitivities)}; expected some of {', '.join(SENSITIVITIES)}.")
+        self.transform = transform
+        self.seed = seed
+        self.clean_target = clean_target
+        self.sensitivities = tuple(sensitivities)
+        self.text_description = text_description
+        options = {name: tuple(value) if isinstance(value, Sequence) else value for name, value in options.items()}
+        options["heads"] = tuple(find_heads(Path(heads))) if heads else ()
+        self.options = SampleOptions(**options)
+        self._length = length
+        _logger.info("%s slices, simulated with seed %s and %s.", length, seed, self.options)
+
+    @property
+    def volume_indices(self) -> dict[Path, range]:
+        """Numbers of the slices of every volume: one each."""
+        return {Path(self._filename(index)): range(index, index + 1) for index in range(len(self))}
+
+    def _filename(self, index: int) -> str:
+        return f"simulated_{self.seed}_{self.epoch}_{index}"
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int | torch.Tensor) -> dict[str, Any]:
+        """Draw a slice and transform it.
+
+        Returns
+        -------
+        dict
+            As from DIRECT's `FastMRI` data set; without a transform `kspace` (coil, height, width), `sampling_mask` and
+            `acs_mask` (1, height, width, 1), `target` (height, width) and `sensitivity_map` (coil, height, width).
+        """
+        index = int(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"There is no slice {index} in {len(self)}.")
+        seed = (self.seed, self.epoch, index)
+        drawn = draw_sample(seed, self.options)
+        sample: dict[str, Any] = {
+            "kspace": drawn.kspace,
+            "sampling_mask": drawn.mask[None, :, :, None],
+            "acs_mask": drawn.calibration_mask[None, :, :, None],
+            "filename": self._filename(index),
+            "slice_no": index,
+            "reconstruction_size": (*drawn.mask.shape, 1),
+        }
+        if self.transform is None:
+            return sample | {"target": drawn.target, "sensitivity_map": drawn.sensitivity_map}
+        sample = self.transform(sample)
+        if self.clean_target:
+            # DIRECT divides k-space by this factor before it computes its own target.
+            scaling_factor = sample.get("scaling_factor", torch.ones(1)).reshape(-1)
+            sample["target"] = torch.from_numpy(drawn.target) / scaling_factor
+        choice = int(np.random.default_rng((*seed, 1)).integers(len(self.sensitivities)))
+        if self.sensitivities[choice] == "exact":
+            sample["sensitivity_map"] = torch.view_as_real(torch.from_numpy(drawn.sensitivity_map))
+        return sample
+
+
+_DEFAULTS = SampleOptions()
+
+
+@dataclass
+class SimulatedMultiCoilConfig(DatasetConfig):
+    """Configuration of :class:`SimulatedMultiCoilDataset`."""
+
+    length: int = 1_000_000
+    seed: int = 0
+    heads: str | None = None
+    clean_target: bool = True
+    sensitivities: tuple[str, ...] = ("estimated",)
+    head_fraction: float = _DEFAULTS.head_fraction
+    num_coils: tuple[int, int] = (4, 32)
+    size: tuple[int, int] = (96, 320)
+    shape: tuple[int, int] | None = None
+    pixel_size: tuple[float, float] = (0.6, 2.0)
+    snr: tuple[float, float] = (10.0, 1000.0)
+    noiseless_fraction: float = _DEFAULTS.noiseless_fraction
+    accelerations: tuple[float, ...] = field(default=tuple(_DEFAULTS.accelerations))
+    masks: tuple[str, ...] = tuple(_DEFAULTS.masks)
+    whitened_fraction: float = _DEFAULTS.whitened_fraction
