@@ -15,7 +15,7 @@ from direct.data.transforms import fft2, ifft2
 from torch import nn
 
 from direct_hifimamba.nn.hifimamba.hifimamba import HiFiMambaV2
-from direct_hifimamba.nn.layers.data_consistency import Measurement
+from direct_hifimamba.nn.layers.sense import Measurement
 
 GOLDEN_DIRECTORY = Path(__file__).parent / "golden"
 GOLDEN_NAMES = ("stages_1x1_hidden32_32x48", "stages_2x1_hidden16_patch1_batch2_24x40")

@@ -35,7 +35,7 @@ def _is_vector(name: str) -> bool:
 
 
 def test_only_matrices_shrink_without_gradients() -> None:
-    model = tiny_network(data_consistency="soft")
+    model = tiny_network(data_consistency="proximal")
     optimizer = _optimizer(model)
     spare_vectors(optimizer, _schedule(optimizer), model)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}

@@ -15,7 +15,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "pyramid_expand": ("bilinear", "binomial"),
     "moe": ("shared_routed", "shared", "routed", "none"),
     "expert_sharing": ("block", "stage", "network"),
-    "data_consistency": ("hard", "soft"),
+    "data_consistency": ("hard", "proximal"),
     "data_consistency_activation": ("silu", "none"),
     "initialisation": ("reference", "balanced"),
     "learning_rate_schedule": ("steps", "cosine"),
@@ -109,10 +109,12 @@ class HiFiMambaV2Config(ModelConfig, metaclass=_NamesRemovedKeys):
     load_balancing_weight : float
         Weight of the load-balancing loss, added by the engine. Default: 1e-3.
     data_consistency : str
-        "hard" replaces measured samples; "soft" blends them with a learned weight per stage. Default: "hard".
+        "hard" replaces predicted samples by measured ones, as the authors' code does. "proximal" solves
+        (A^H A + lambda) x = A^H y + lambda z for the image x, z being the prediction and lambda a learned weight that
+        follows the noise, and starts from a CG-SENSE image instead of the zero-filled one: better for several coils and
+        for any noise. Default: "hard".
     data_consistency_steps : int
-        How often measured samples are put back at a time. Of several coils, combining them undoes a part of it, so that
-        every step brings the image closer to the measurement. Default: 1.
+        Repetitions of "hard", or conjugate-gradient iterations of "proximal". Default: 1.
     data_consistency_activation : str
         "silu" or "none" on the image before it is embedded again. Default: "silu".
     image_residual : bool

@@ -14,9 +14,14 @@ from direct_hifimamba.nn.hifimamba.block import HiFiMambaBlock
 from direct_hifimamba.nn.hifimamba.config import HiFiMambaV2Config
 from direct_hifimamba.nn.hifimamba.initialisation import initialise
 from direct_hifimamba.nn.hifimamba.moe import build_mixtures
-from direct_hifimamba.nn.layers.data_consistency import DataConsistency, Measurement, SenseOperator, check_measurement
+from direct_hifimamba.nn.layers.data_consistency import HardDataConsistency, ProximalDataConsistency
 from direct_hifimamba.nn.layers.patch import PatchEmbedding, PatchProjection
 from direct_hifimamba.nn.layers.recompute import recompute
+from direct_hifimamba.nn.layers.sense import Acquisition, Measurement, check_shapes, find_fourier_convention
+
+#: Conjugate-gradient iterations for the first image, from zero, and the initial weight of its regularisation.
+FIRST_ITERATIONS = 10
+FIRST_WEIGHT = 0.1
 
 
 class HiFiMambaV2Output(NamedTuple):
@@ -33,24 +38,23 @@ class ImageUpdate(nn.Module):
     ----------
     config : HiFiMambaV2Config
         Sizes and options.
-    operator : SenseOperator
-        The measurement model.
     """
 
-    def __init__(self, config: HiFiMambaV2Config, operator: SenseOperator) -> None:
+    def __init__(self, config: HiFiMambaV2Config) -> None:
         super().__init__()
         self.residual = config.image_residual
         # A correction starts small: what it is added to is an image already.
         initial_scale = 0.1 if self.residual else 1.0
         self.prediction = PatchProjection(config.hidden_channels, config.patch_size, initial_scale)
-        self.data_consistency = DataConsistency(
-            operator, soft=config.data_consistency == "soft", steps=config.data_consistency_steps
-        )
+        proximal = config.data_consistency == "proximal"
+        data_consistency = ProximalDataConsistency if proximal else HardDataConsistency
+        self.data_consistency = data_consistency(config.data_consistency_steps)
 
-    def forward(self, features: torch.Tensor, image: torch.Tensor, measurement: Measurement) -> torch.Tensor:
+    def forward(self, features: torch.Tensor, image: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
         """Replace `image` (batch, H, W, 2), or correct it under `image_residual`, by what `features` predict."""
-        prediction = self.prediction(features, *image.shape[1:3]).float()
-        return self.data_consistency(image + prediction if self.residual else prediction, measurement)
+        prediction = self.prediction(features, *image.shape[1:3]).to(image.dtype)
+        predicted = acquisition.enter(image + prediction if self.residual else prediction)
+        return acquisition.leave(self.data_consistency(predicted, acquisition))
 
 
 class Stage(nn.Module):
@@ -60,29 +64,27 @@ class Stage(nn.Module):
     ----------
     config : HiFiMambaV2Config
         Sizes and options.
-    operator : SenseOperator
-        The measurement model.
     blocks : Iterable[HiFiMambaBlock]
         The stage's blocks.
     """
 
-    def __init__(self, config: HiFiMambaV2Config, operator: SenseOperator, blocks: Iterable[HiFiMambaBlock]) -> None:
+    def __init__(self, config: HiFiMambaV2Config, blocks: Iterable[HiFiMambaBlock]) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
-        self.update = ImageUpdate(config, operator)
+        self.update = ImageUpdate(config)
         self.activation = nn.SiLU() if config.data_consistency_activation == "silu" else nn.Identity()
         self.embedding = PatchEmbedding(config.hidden_channels, config.patch_size)
         self.checkpointing = config.activation_checkpointing
 
     def forward(
-        self, features: torch.Tensor, image: torch.Tensor, measurement: Measurement
+        self, features: torch.Tensor, image: torch.Tensor, acquisition: Acquisition
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Map features (batch, h, w, C) and image (batch, H, W, 2) to new ones and the mean load-balancing loss."""
         losses = []
         for block in self.blocks:
             features, loss = recompute(block, features) if self.checkpointing else block(features)
             losses.append(loss)
-        image = self.update(features, image, measurement)
+        image = self.update(features, image, acquisition)
         return features + self.embedding(self.activation(image)), image, torch.stack(losses).mean()
 
 
@@ -112,18 +114,19 @@ class HiFiMambaV2(nn.Module):
     def __init__(self, forward_operator: FFTOperator, backward_operator: FFTOperator, **options: Any) -> None:
         super().__init__()
         self.config = config = HiFiMambaV2Config(**options)
-        self.operator = SenseOperator(forward_operator, backward_operator)
+        self.fourier_convention = find_fourier_convention(forward_operator, backward_operator)
         # SF-Lap reflects two of at least three feature pixels, of a patch each.
         self.smallest_size = max(16, 2 * config.patch_size + 1)
 
         rates = torch.linspace(0, config.stochastic_depth, sum(config.blocks_per_stage)).tolist()
         blocks = (HiFiMambaBlock(config, moe, rate) for moe, rate in zip(build_mixtures(config), rates, strict=True))
+        self.first_update = None
+        if config.data_consistency == "proximal":
+            self.first_update = ProximalDataConsistency(FIRST_ITERATIONS, FIRST_WEIGHT)
         self.embedding = PatchEmbedding(config.hidden_channels, config.patch_size)
-        self.stages = nn.ModuleList(
-            Stage(config, self.operator, islice(blocks, count)) for count in config.blocks_per_stage
-        )
+        self.stages = nn.ModuleList(Stage(config, islice(blocks, count)) for count in config.blocks_per_stage)
         self.norm = nn.LayerNorm(config.hidden_channels)
-        self.update = ImageUpdate(config, self.operator)
+        self.update = ImageUpdate(config)
 
         initialise(self, config.initialisation)
 
@@ -135,12 +138,14 @@ class HiFiMambaV2(nn.Module):
         Parameters
         ----------
         masked_kspace : torch.Tensor
-            Measured k-space of shape (batch, coil, H, W, 2), zero where not sampled; H and W from 16 up, and
-            more than two patches.
+            Measured k-space of shape (batch, coil, H, W, 2); H and W from 16 up, and more than two patches. Samples
+            outside the mask are ignored.
         sampling_mask : torch.Tensor
-            Non-zero where sampled, of shape (batch or 1, 1, H or 1, W, 1), any dtype.
+            Non-zero where sampled, of shape (batch or 1, 1, H or 1, W or 1, 1), any dtype. A height or width of 1 says
+            that all rows or columns are sampled alike; Fourier transforms along them are then saved.
         sensitivity_map : torch.Tensor
-            Sensitivity maps of shape (batch, coil, H, W, 2), their squared magnitudes adding up to 1 over coils.
+            Sensitivity maps of shape (batch, coil, H, W, 2), their squared magnitudes adding up to 1 over coils, or to
+            0 where there is no object.
 
         Returns
         -------
@@ -150,27 +155,40 @@ class HiFiMambaV2(nn.Module):
         Raises
         ------
         TypeError
-            If k-space or maps are no real floating tensors.
+            If k-space or maps are no real floating tensors, or parameters are neither float32 nor float64.
         ValueError
-            If shapes do not fit, k-space is not finite, or nothing is sampled.
+            If shapes do not fit.
         """
-        measurement = check_measurement(masked_kspace, sampling_mask, sensitivity_map, self.smallest_size)
-        image = self.operator.combine(measurement.masked_kspace, measurement.sensitivity_map)
+        measurement = Measurement(masked_kspace, sampling_mask, sensitivity_map)
+        check_shapes(measurement, self.smallest_size)
+        dtype = self.norm.weight.dtype
+        if dtype not in (torch.float32, torch.float64):
+            raise TypeError(
+                f"The network's parameters are {dtype}; expected torch.float32 or torch.float64. For mixed precision "
+                "keep them in float32 and call the network under torch.autocast."
+            )
+        acquisition = Acquisition.from_measurement(measurement, self.fourier_convention, dtype)
+        image = self._first_image(acquisition)
         if not self.config.image_normalisation:
-            return self._reconstruct(image, measurement)
+            return self._reconstruct(image, acquisition)
         scale = _largest_magnitude(image)
-        normalised = measurement._replace(masked_kspace=measurement.masked_kspace / scale.unsqueeze(1))
-        output = self._reconstruct(image / scale, normalised)
+        output = self._reconstruct(image / scale, acquisition.divide(scale[..., 0]))
         return output._replace(image=output.image * scale)
 
-    def _reconstruct(self, image: torch.Tensor, measurement: Measurement) -> HiFiMambaV2Output:
-        """Reconstruct, beginning with the zero-filled `image` (batch, H, W, 2)."""
+    def _first_image(self, acquisition: Acquisition) -> torch.Tensor:
+        """Return the image (batch, H, W, 2) that the unrolled iterations start from: zero-filled or CG-SENSE."""
+        if self.first_update is None:
+            return acquisition.leave(acquisition.adjoint(acquisition.kspace))
+        return acquisition.leave(self.first_update(torch.zeros_like(acquisition.kspace[:, 0]), acquisition))
+
+    def _reconstruct(self, image: torch.Tensor, acquisition: Acquisition) -> HiFiMambaV2Output:
+        """Reconstruct, beginning with an `image` (batch, H, W, 2)."""
         features = self.embedding(image)
         losses = []
         for stage in self.stages:
-            features, image, loss = stage(features, image, measurement)
+            features, image, loss = stage(features, image, acquisition)
             losses.append(loss)
-        image = self.update(self.norm(features), image, measurement)
+        image = self.update(self.norm(features), image, acquisition)
         # Half of the mean over stages: the reference counts its data-consistency modules, which add 0, as well.
         return HiFiMambaV2Output(image, torch.stack(losses).mean() / 2)
 

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from direct_hifimamba.nn.hifimamba.moe import Router, Routing, watch_routing
+from direct_hifimamba.nn.layers.sense import Measurement, check_values
 from direct_hifimamba.training.allocation import keep_freed_memory
 from direct_hifimamba.training.learning_rate import CosineSchedule
 from direct_hifimamba.training.weight_decay import spare_vectors
@@ -52,12 +53,15 @@ class HiFiMambaV2Engine(MRIModelEngine):
             Coil-combined image of shape (batch, height, width, 2).
         kspace : torch.Tensor
             Its k-space of shape (batch, coil, height, width, 2).
+
+        Raises
+        ------
+        ValueError
+            If k-space or maps are not finite, or nothing is sampled in a slice.
         """
-        output = self.model(
-            masked_kspace=data["masked_kspace"],
-            sampling_mask=data["sampling_mask"],
-            sensitivity_map=data["sensitivity_map"],
-        )
+        measurement = Measurement(data["masked_kspace"], data["sampling_mask"], data["sensitivity_map"])
+        check_values(measurement)
+        output = self.model(**measurement.reduce_mask()._asdict())
         self._load_balancing_loss = output.load_balancing_loss
         # DIRECT takes the magnitude, whose derivative is NaN at an exact 0, as where no coil's sensitivity is above 0.
         image = output.image.where((output.image != 0).any(dim=-1, keepdim=True), 0.0)

@@ -1,127 +1,130 @@
-"""Data consistency with measured multi-coil k-space."""
+"""Data consistency: make a predicted image agree with the measured k-space."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from collections.abc import Callable
 
 import torch
-from direct.data.transforms import expand_operator, reduce_operator
-from direct.types import FFTOperator
 from torch import nn
 
-_COIL_DIM = 1
-_SPATIAL_DIMS = (2, 3)
+from direct_hifimamba.nn.layers.sense import Acquisition
 
 
-class Measurement(NamedTuple):
-    """What the scanner measured, float32."""
+class HardDataConsistency(nn.Module):
+    """Replace predicted samples by measured ones where k-space is sampled (the authors' code).
 
-    masked_kspace: torch.Tensor  #: (batch, coil, H, W, 2), zero where not sampled
-    sampling_mask: torch.Tensor  #: (batch, 1, H, W, 1), non-zero where sampled
-    sensitivity_map: torch.Tensor  #: (batch, coil, H, W, 2)
-
-
-def check_measurement(
-    masked_kspace: torch.Tensor, sampling_mask: torch.Tensor, sensitivity_map: torch.Tensor, smallest_size: int
-) -> Measurement:
-    """Check what the host hands over; shapes as in :class:`Measurement`, the mask broadcastable to k-space.
-
-    Height and width have to be `smallest_size` at least.
-
-    Raises
-    ------
-    TypeError
-        If k-space or maps are no real floating tensors.
-    ValueError
-        If shapes do not fit, k-space or maps are not finite, or nothing is sampled in a slice.
-    """
-    for name, tensor in (("masked_kspace", masked_kspace), ("sensitivity_map", sensitivity_map)):
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} is {tensor.dtype}; expected real floating numbers, complex as a last axis of 2.")
-        if tensor.ndim != 5 or tensor.shape[-1] != 2:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected (batch, coil, height, width, 2).")
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"{name} has values that are not finite (NaN or infinity); clean the data first.")
-    if sensitivity_map.shape != masked_kspace.shape:
-        raise ValueError(
-            f"sensitivity_map has shape {tuple(sensitivity_map.shape)} and masked_kspace {tuple(masked_kspace.shape)}; "
-            "expected the same batch, coils, height and width."
-        )
-    batch, _, height, width, _ = masked_kspace.shape
-    mask_shape, full_mask_shape = tuple(sampling_mask.shape), (batch, 1, height, width, 1)
-    if min(height, width) < smallest_size:
-        raise ValueError(f"masked_kspace is {height} x {width}; expected at least {smallest_size} x {smallest_size}.")
-    if len(mask_shape) != 5 or any(
-        size not in (1, full) for size, full in zip(mask_shape, full_mask_shape, strict=True)
-    ):
-        raise ValueError(
-            f"sampling_mask has shape {mask_shape}; expected (batch, 1, height, width, 1) = {full_mask_shape}, where "
-            "batch, height and width may be 1."
-        )
-    if not (sampling_mask != 0).flatten(1).any(dim=1).all():
-        raise ValueError("sampling_mask samples nothing in at least one slice; expected at least one sample in each.")
-    return Measurement(masked_kspace.float(), sampling_mask, sensitivity_map.float())
-
-
-class SenseOperator(nn.Module):
-    """Image to multi-coil k-space and back, in float32 also under autocast.
+    Of several coils, their combination undoes a part of it, so that it can be repeated: every repetition is a step of
+    projection onto convex sets (POCS).
 
     Parameters
     ----------
-    forward_operator, backward_operator : FFTOperator
-        Fourier transform of DIRECT and its inverse, called with `dim=(2, 3)`.
-    """
-
-    def __init__(self, forward_operator: FFTOperator, backward_operator: FFTOperator) -> None:
-        super().__init__()
-        self.forward_operator = forward_operator
-        self.backward_operator = backward_operator
-
-    def forward(self, image: torch.Tensor, sensitivity_map: torch.Tensor) -> torch.Tensor:
-        """Map an image (batch, H, W, 2) to k-space (batch, coil, H, W, 2)."""
-        with torch.autocast(image.device.type, enabled=False):
-            return self.forward_operator(
-                expand_operator(image.float(), sensitivity_map, dim=_COIL_DIM), dim=_SPATIAL_DIMS
-            )
-
-    def combine(self, kspace: torch.Tensor, sensitivity_map: torch.Tensor) -> torch.Tensor:
-        """Map k-space (batch, coil, H, W, 2) to the coil-combined image (batch, H, W, 2)."""
-        with torch.autocast(kspace.device.type, enabled=False):
-            return reduce_operator(
-                self.backward_operator(kspace.float(), dim=_SPATIAL_DIMS), sensitivity_map, dim=_COIL_DIM
-            )
-
-
-class DataConsistency(nn.Module):
-    """Put the measured samples back into the k-space of a predicted image.
-
-    Parameters
-    ----------
-    operator : SenseOperator
-        The measurement model.
-    soft : bool
-        Blend measured and predicted samples by a learned weight, sigmoid(weight_logit), instead of replacing them.
-        It starts at 0.98 for the measured ones.
     steps : int
-        How often. A step is one of gradient descent, of length 1, on the squared distance to the measurement.
+        Number of repetitions.
     """
 
-    def __init__(self, operator: SenseOperator, soft: bool, steps: int = 1) -> None:
+    def __init__(self, steps: int = 1) -> None:
         super().__init__()
-        self.operator = operator
         self.steps = steps
-        self.weight_logit = nn.Parameter(torch.tensor(4.0)) if soft else None
 
-    def forward(self, image: torch.Tensor, measurement: Measurement) -> torch.Tensor:
-        """Map a predicted image (batch, H, W, 2) to a consistent one of the same shape, float32."""
+    def forward(self, image: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
+        """Map a predicted image to a consistent one, both complex of shape (batch, H, W)."""
         for _ in range(self.steps):
-            image = self._step(image, measurement)
+            predicted = acquisition.forward(image)
+            image = acquisition.adjoint(torch.where(acquisition.sampled, acquisition.kspace, predicted))
         return image
 
-    def _step(self, image: torch.Tensor, measurement: Measurement) -> torch.Tensor:
-        masked_kspace, sampling_mask, sensitivity_map = measurement
-        predicted = self.operator(image, sensitivity_map)
-        measured = masked_kspace
-        if self.weight_logit is not None:
-            measured = torch.lerp(predicted, masked_kspace, torch.sigmoid(self.weight_logit.float()))
-        return self.operator.combine(torch.where(sampling_mask == 0, predicted, measured), sensitivity_map)
+
+class ProximalDataConsistency(nn.Module):
+    r"""Balance measurement and prediction: solve (A^H A + lambda) x = A^H y + lambda z by conjugate gradients.
+
+    This is the data-consistency layer of MoDL [1]_, here with a weight that follows the noise and the prediction's own
+    residual: lambda = exp(a) (sigma^2 / rho)^b, where sigma^2 is the variance of the noise that is estimated from the
+    samples, rho the mean squared residual of the prediction z at the measured samples, and a and b are learned. A
+    prediction that contradicts the measurement by more than the noise is trusted less, also on data unlike those of
+    the training.
+
+    Parameters
+    ----------
+    iterations : int
+        Conjugate-gradient iterations, started at the prediction.
+    initial_weight : float
+        Initial exp(a).
+    initial_exponent : float
+        Initial b.
+
+    References
+    ----------
+    .. [1] Aggarwal, Mani, Jacob. MoDL: Model-Based Deep Learning Architecture for Inverse Problems. IEEE Transactions
+       on Medical Imaging 38(2), 2019.
+    """
+
+    def __init__(self, iterations: int, initial_weight: float = 0.05, initial_exponent: float = 0.25) -> None:
+        super().__init__()
+        self.iterations = iterations
+        self.log_weight = nn.Parameter(torch.tensor(math.log(initial_weight)))
+        self.noise_exponent = nn.Parameter(torch.tensor(float(initial_exponent)))
+
+    def forward(self, image: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
+        """Map a predicted image to a consistent one, both complex of shape (batch, H, W)."""
+        residual = acquisition.kspace - acquisition.forward(image) * acquisition.sampled
+        weight = self.weight(residual, acquisition)
+        # Written for the correction x - z, the right-hand side is A^H (y - A z), free of lambda.
+        correction = conjugate_gradient(
+            lambda x: torch.addcmul(acquisition.normal(x), weight, x), acquisition.adjoint(residual), self.iterations
+        )
+        return image + correction
+
+    def weight(self, residual: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
+        """Return lambda, shape (batch, 1, 1), for a residual (batch, coil, H, W) that is zero where not sampled."""
+        batch, coils, height, width = residual.shape
+        share = acquisition.sampled.expand(batch, 1, height, width).to(residual.real.dtype).mean(dim=(1, 2, 3))
+        mean_squared = _energy(residual.flatten(1)) / (coils * height * width * share)
+        # Both are zero for k-space of zeros; the bounds keep the ratio and its derivative finite.
+        tiny = torch.finfo(mean_squared.dtype).tiny ** 0.5
+        ratio = (acquisition.noise_variance.flatten() + tiny) / (mean_squared + tiny)
+        log_ratio = ratio.log().clamp(min=-20.0, max=5.0)
+        return torch.exp(self.log_weight + self.noise_exponent * log_ratio)[:, None, None].to(residual.dtype)
+
+
+def conjugate_gradient(
+    operator: Callable[[torch.Tensor], torch.Tensor], right_hand_side: torch.Tensor, iterations: int
+) -> torch.Tensor:
+    """Solve operator(x) = right_hand_side by a fixed number of conjugate-gradient iterations from zero.
+
+    Every image of the batch is a system of its own. Iterations of an image end when its residual has reached the
+    rounding error.
+
+    Parameters
+    ----------
+    operator : Callable
+        Linear, Hermitian and positive definite; maps (batch, H, W) to (batch, H, W), complex.
+    right_hand_side : torch.Tensor
+        Complex images (batch, H, W).
+    iterations : int
+
+    Returns
+    -------
+    torch.Tensor
+        Complex images (batch, H, W).
+    """
+    solution = torch.zeros_like(right_hand_side)
+    residual = direction = right_hand_side
+    energy = _energy(residual)
+    converged = energy.detach() * torch.finfo(energy.dtype).eps ** 2
+    for _ in range(iterations):
+        applied = operator(direction)
+        curvature = (direction.conj() * applied).real.sum(dim=(1, 2))
+        active = energy > converged
+        step = torch.where(active, energy, 0.0) / torch.where(active, curvature, 1.0)
+        solution = solution + step[:, None, None] * direction
+        residual = residual - step[:, None, None] * applied
+        previous, energy = energy, _energy(residual)
+        ratio = torch.where(active, energy, 0.0) / torch.where(active, previous, 1.0)
+        direction = residual + ratio[:, None, None] * direction
+    return solution
+
+
+def _energy(values: torch.Tensor) -> torch.Tensor:
+    """Return the sum of squared magnitudes of every element of the batch, shape (batch,)."""
+    return torch.view_as_real(values).square().flatten(1).sum(dim=1)

@@ -26,7 +26,7 @@ CHOICES = {
     "pyramid_expand": ["bilinear", "binomial"],
     "moe": ["shared_routed", "shared", "routed", "none"],
     "expert_sharing": ["block", "stage", "network"],
-    "data_consistency": ["hard", "soft"],
+    "data_consistency": ["hard", "proximal"],
     "data_consistency_activation": ["silu", "none"],
     "initialisation": ["reference", "balanced"],
     "learning_rate_schedule": ["steps", "cosine"],

@@ -4,95 +4,141 @@ from itertools import pairwise
 
 import pytest
 import torch
-from direct.data.transforms import complex_multiplication, conjugate, fft2, ifft2
 
-from direct_hifimamba.nn.layers.data_consistency import DataConsistency, SenseOperator
+from direct_hifimamba.nn.layers.data_consistency import (
+    HardDataConsistency,
+    ProximalDataConsistency,
+    conjugate_gradient,
+)
+from direct_hifimamba.nn.layers.sense import Acquisition, FourierConvention, Measurement
 from tests.helpers import measure
+from tests.nn.layers.sense_test import complex_double, double_acquisition
 
 
-def inner_product(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Sum of the conjugate of `first` times `second`, as real and imaginary part."""
-    return complex_multiplication(conjugate(first), second).flatten(0, -2).sum(dim=0)
+def dense_normal_matrix(acquisition: Acquisition) -> torch.Tensor:
+    """Matrix of A^H A for the first image of the batch."""
+    height, width = acquisition.kspace.shape[-2:]
+    pixels = torch.eye(height * width, dtype=torch.complex128).reshape(-1, height, width)
+    columns = [acquisition.normal(pixel[None]).flatten() for pixel in pixels]
+    return torch.stack(columns, dim=1)
 
 
-@pytest.mark.parametrize("coils", [1, 4])
-@pytest.mark.parametrize("size", [(16, 16), (17, 20)])
-def test_combine_is_the_adjoint(coils: int, size: tuple[int, int]) -> None:
-    operator = SenseOperator(fft2, ifft2)
-    sensitivity_map = 2 * measure(2, coils, *size).sensitivity_map  # adjointness needs no normalisation
-    image, kspace = torch.randn(2, *size, 2), torch.randn(2, coils, *size, 2)
-    forward = inner_product(operator(image, sensitivity_map), kspace)
-    adjoint = inner_product(image, operator.combine(kspace, sensitivity_map))
-    torch.testing.assert_close(forward, adjoint, rtol=1e-4, atol=1e-3)
+def test_hard_data_consistency_replaces_the_measured_samples() -> None:
+    acquisition = double_acquisition(measure(2, 1, 17, 20))
+    image = complex_double(2, 17, 20)
+    # A map of magnitude 1 makes the operator unitary, so that k-space can be compared.
+    consistent = HardDataConsistency()(image, acquisition)
+    expected = torch.where(acquisition.sampled, acquisition.kspace, acquisition.forward(image))
+    torch.testing.assert_close(acquisition.forward(consistent), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_combine_inverts_the_operator_for_normalised_maps() -> None:
-    operator, image = SenseOperator(fft2, ifft2), torch.randn(2, 17, 20, 2)
-    sensitivity_map = measure(2, 3, 17, 20).sensitivity_map
-    torch.testing.assert_close(operator.combine(operator(image, sensitivity_map), sensitivity_map), image)
-
-
-def test_coils_are_weighted_by_their_maps() -> None:
-    operator, image = SenseOperator(fft2, ifft2), torch.randn(1, 16, 16, 2)
-    sensitivity_map = measure(1, 2).sensitivity_map
-    kspace = operator(image, sensitivity_map)
-    for coil in range(2):
-        coil_image = torch.view_as_complex(image[0]) * torch.view_as_complex(sensitivity_map[0, coil])
-        expected = torch.fft.fftshift(torch.fft.fft2(torch.fft.ifftshift(coil_image), norm="ortho"))
-        torch.testing.assert_close(torch.view_as_complex(kspace[0, coil]), expected)
-
-
-def test_maps_of_a_sensitivity_model_are_taken() -> None:
-    # DIRECT moves the complex axis to the end by a permutation, which leaves the memory as it was.
-    operator, measurement = SenseOperator(fft2, ifft2), measure(1, 2)
-    permuted = measurement.sensitivity_map.permute(0, 1, 4, 2, 3).contiguous().permute(0, 1, 3, 4, 2)
-    expected = operator.combine(measurement.masked_kspace, measurement.sensitivity_map)
-    torch.testing.assert_close(operator.combine(measurement.masked_kspace, permuted), expected)
-    torch.testing.assert_close(operator(expected, permuted), operator(expected, measurement.sensitivity_map))
-
-
-@pytest.mark.parametrize("logit", [None, -2.0, 0.0, 3.0])
-def test_measured_samples_are_replaced_or_blended(logit: float | None) -> None:
-    operator, measurement, image = SenseOperator(fft2, ifft2), measure(2, 1, 17, 20), torch.randn(2, 17, 20, 2)
-    layer = DataConsistency(operator, soft=logit is not None)
-    weight = 1.0
-    if logit is not None:
-        assert layer.weight_logit is not None
-        torch.nn.init.constant_(layer.weight_logit, logit)
-        weight = torch.sigmoid(torch.tensor(logit)).item()
-    # A map of magnitude 1 makes the operator unitary, so that k-space can be looked at.
-    kspace = operator(layer(image, measurement), measurement.sensitivity_map)
-    predicted = operator(image, measurement.sensitivity_map)
-    blended = weight * measurement.masked_kspace + (1 - weight) * predicted
-    expected = torch.where(measurement.sampling_mask, blended, predicted)
-    torch.testing.assert_close(kspace, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_hard_data_consistency_of_one_coil_is_a_projection() -> None:
-    layer, measurement = DataConsistency(SenseOperator(fft2, ifft2), soft=False), measure()
-    once = layer(torch.randn(1, 16, 16, 2), measurement)
-    torch.testing.assert_close(layer(once, measurement), once)
-
-
-def test_the_learned_weight_starts_close_to_1() -> None:
-    layer = DataConsistency(SenseOperator(fft2, ifft2), soft=True)
-    assert layer.weight_logit is not None
-    assert torch.sigmoid(layer.weight_logit).item() == pytest.approx(0.98, abs=0.005)
-    assert not list(DataConsistency(SenseOperator(fft2, ifft2), soft=False).parameters())
-
-
-def test_every_step_comes_closer_to_the_measurement() -> None:
-    operator, measurement = SenseOperator(fft2, ifft2), measure(coils=3)
-    image = torch.randn_like(measurement.masked_kspace[:, 0])
+def test_every_hard_step_comes_closer_to_the_measurement() -> None:
+    acquisition = double_acquisition(measure(coils=3))
+    images = [complex_double(1, 16, 16)]
+    for _ in range(4):
+        images.append(HardDataConsistency()(images[-1], acquisition))
 
     def distance(image: torch.Tensor) -> float:
-        difference = operator(image, measurement.sensitivity_map) - measurement.masked_kspace
-        return (difference * measurement.sampling_mask).square().sum().item()
+        residual = (acquisition.forward(image) - acquisition.kspace) * acquisition.sampled
+        return residual.abs().square().sum().item()
 
-    one = DataConsistency(operator, soft=False)
-    images = [image]
-    for _ in range(4):
-        images.append(one(images[-1], measurement))
-    distances = [distance(image) for image in images]
-    assert all(after < 0.9 * before for before, after in pairwise(distances))
-    torch.testing.assert_close(DataConsistency(operator, soft=False, steps=4)(image, measurement), images[-1])
+    assert all(after < 0.9 * before for before, after in pairwise(map(distance, images)))
+    torch.testing.assert_close(HardDataConsistency(steps=4)(images[0], acquisition), images[-1])
+
+
+@pytest.mark.parametrize("coils", [1, 3])
+def test_the_proximal_step_solves_its_equation(coils: int) -> None:
+    acquisition = double_acquisition(measure(1, coils, 8, 10))
+    layer = ProximalDataConsistency(iterations=60).double()
+    prediction = complex_double(1, 8, 10)
+    residual = acquisition.kspace - acquisition.forward(prediction) * acquisition.sampled
+    weight = layer.weight(residual, acquisition).item()
+    matrix = dense_normal_matrix(acquisition) + weight * torch.eye(80, dtype=torch.complex128)
+    right_hand_side = acquisition.adjoint(acquisition.kspace) + weight * prediction
+    expected = torch.linalg.solve(matrix, right_hand_side.flatten()).reshape(1, 8, 10)
+    torch.testing.assert_close(layer(prediction, acquisition), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_the_weight_follows_noise_and_residual() -> None:
+    acquisition = double_acquisition(measure(2, 3))
+    layer = ProximalDataConsistency(iterations=1, initial_weight=0.2, initial_exponent=0.5).double()
+    # A residual of exactly the noise: lambda = exp(a).
+    residual = acquisition.sampled * acquisition.noise_variance.sqrt()[:, None] * torch.ones(2, 3, 16, 16)
+    weight = layer.weight(residual.to(torch.complex128), acquisition)
+    torch.testing.assert_close(weight.real.flatten(), torch.full((2,), 0.2, dtype=torch.float64))
+    # Ten times the residual: 0.2 times (1 / 100) ^ 0.5.
+    weight = layer.weight(10 * residual.to(torch.complex128), acquisition)
+    torch.testing.assert_close(weight.real.flatten(), torch.full((2,), 0.02, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("lines", [True, False])
+@pytest.mark.parametrize("iterations", [1, 4, 30])
+def test_gradients_of_the_proximal_step(iterations: int, lines: bool) -> None:
+    """Against finite differences, also where the iterations have converged before their end."""
+    measurement = measure(2, 2, 6, 5)
+    if lines:
+        measurement = measurement.reduce_mask()
+    layer = ProximalDataConsistency(iterations).double()
+
+    def solve(
+        image: torch.Tensor, kspace: torch.Tensor, maps: torch.Tensor, a: torch.Tensor, b: torch.Tensor
+    ) -> torch.Tensor:
+        doubles = Measurement(kspace, measurement.sampling_mask, maps)
+        acquisition = double_acquisition(doubles)
+        # The estimate of the noise is a constant to the gradient.
+        acquisition = acquisition._replace(noise_variance=torch.full((2, 1, 1), 0.3, dtype=torch.float64))
+        result: torch.Tensor = torch.func.functional_call(
+            layer, {"log_weight": a, "noise_exponent": b}, (image, acquisition)
+        )
+        return torch.view_as_real(result)
+
+    inputs = (
+        complex_double(2, 6, 5),
+        measurement.masked_kspace.double(),
+        measurement.sensitivity_map.double(),
+        torch.tensor(-1.5, dtype=torch.float64),
+        torch.tensor(0.4, dtype=torch.float64),
+    )
+    for value in inputs:
+        value.requires_grad_()
+    assert torch.autograd.gradcheck(solve, inputs, atol=1e-5)
+
+
+def test_conjugate_gradients_solve_every_image_by_itself() -> None:
+    """Systems of different condition; one is solved at once and one has a right-hand side of zeros."""
+    scales = torch.stack([torch.ones(4, 4), torch.linspace(1, 50, 16).reshape(4, 4), torch.ones(4, 4)]).double()
+    right_hand_side = complex_double(3, 4, 4)
+    right_hand_side[2] = 0
+    solution = conjugate_gradient(lambda x: scales * x, right_hand_side, 40)
+    torch.testing.assert_close(solution, right_hand_side / scales, rtol=1e-9, atol=1e-9)
+
+
+def edge_cases() -> dict[str, Measurement]:
+    usual = measure(2, 4)
+    coil_off, outside = usual.sensitivity_map.clone(), usual.sensitivity_map.clone()
+    coil_off[:, 1] = 0
+    outside[:, :, :5] = 0
+    without_coil = usual.masked_kspace.clone()
+    without_coil[:, 1] = 0
+    everything = torch.ones_like(usual.sampling_mask)
+    return {
+        "one coil": measure(2, 1),
+        "a coil without signal": usual._replace(masked_kspace=without_coil, sensitivity_map=coil_off),
+        "maps that are zero outside": usual._replace(sensitivity_map=outside),
+        "fully sampled": usual._replace(sampling_mask=everything, masked_kspace=torch.randn(2, 4, 16, 16, 2)),
+        "k-space of zeros": usual._replace(masked_kspace=torch.zeros(2, 4, 16, 16, 2)),
+    }
+
+
+@pytest.mark.parametrize("case", edge_cases())
+def test_edge_cases_of_the_proximal_step(case: str) -> None:
+    acquisition = Acquisition.from_measurement(edge_cases()[case].reduce_mask(), FourierConvention(True, True))
+    layer = ProximalDataConsistency(10)
+    prediction = torch.randn(2, 16, 16, 2).requires_grad_()
+    result = acquisition.leave(layer(acquisition.enter(prediction), acquisition))
+    result.square().sum().backward()
+    assert torch.isfinite(result).all()
+    assert prediction.grad is not None
+    assert all(torch.isfinite(g).all() for g in (prediction.grad, layer.log_weight.grad, layer.noise_exponent.grad))
+    if case == "maps that are zero outside":  # nothing was measured there: the prediction stays
+        torch.testing.assert_close(result[:, :5], prediction[:, :5])

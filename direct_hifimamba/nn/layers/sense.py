@@ -1,0 +1,206 @@
+"""SENSE measurement model A = M F C of multi-coil k-space, in complex arithmetic and without Fourier shifts.
+
+M selects the measured samples, F is the orthonormal Fourier transform, C multiplies by the coil sensitivities. The
+operators of DIRECT may centre and scale differently; which convention they follow is found out once
+(:func:`find_fourier_convention`), and one batch is brought into the uncentred orthonormal form when it enters the
+network (:meth:`Acquisition.from_measurement`), so that iterative solvers spend nothing on shifts.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from direct.types import FFTOperator
+
+COIL_DIM = 1
+_SPATIAL = (-2, -1)
+
+#: The weakest share of the non-zero samples by which the noise is estimated.
+_NOISE_QUANTILE = 0.2
+
+
+class FourierConvention(NamedTuple):
+    """How a Fourier transform of DIRECT orders and scales k-space."""
+
+    centered: bool  #: Zero frequency and image centre at index length // 2 instead of 0.
+    normalized: bool  #: Orthonormal; otherwise the forward transform is unscaled and the inverse has 1 / (H W).
+
+
+def find_fourier_convention(forward_operator: FFTOperator, backward_operator: FFTOperator) -> FourierConvention:
+    """Find the convention of a pair of DIRECT's Fourier operators by applying them to a small image.
+
+    Raises
+    ------
+    ValueError
+        If they are no two-dimensional Fourier transform and its inverse.
+    """
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    # An odd and an even length: for even lengths alone, the two directions of shifting are the same.
+    image = torch.randn(1, 1, 5, 6, 2, generator=generator, device="cpu", dtype=torch.float32)
+    kspace = forward_operator(image, dim=(2, 3))
+    if torch.allclose(backward_operator(kspace, dim=(2, 3)), image, atol=1e-4):
+        for centered in (True, False):
+            for normalized in (True, False):
+                transformed = _fft(torch.view_as_complex(image), centered, normalized)
+                if torch.allclose(torch.view_as_real(transformed), kspace, atol=1e-4):
+                    return FourierConvention(centered, normalized)
+    raise ValueError(
+        f"forward_operator is {forward_operator} and backward_operator {backward_operator}; expected DIRECT's fft2 and "
+        "ifft2 with the same values of centered and normalized."
+    )
+
+
+def _fft(image: torch.Tensor, centered: bool, normalized: bool) -> torch.Tensor:
+    norm = "ortho" if normalized else "backward"
+    if not centered:
+        return torch.fft.fft2(image, norm=norm)
+    return torch.fft.fftshift(torch.fft.fft2(torch.fft.ifftshift(image, dim=_SPATIAL), norm=norm), dim=_SPATIAL)
+
+
+class Measurement(NamedTuple):
+    """One batch as DIRECT hands it over; complex numbers have a last axis of 2."""
+
+    masked_kspace: torch.Tensor  #: (batch, coil, H, W, 2)
+    sampling_mask: torch.Tensor  #: (batch or 1, 1, H or 1, W or 1, 1), non-zero where sampled
+    sensitivity_map: torch.Tensor  #: (batch, coil, H, W, 2), squared magnitudes adding up to 1 (or 0) over coils
+
+    def reduce_mask(self) -> Measurement:
+        """Drop the mask's rows, or columns, if all of them are alike: networks then transform along one axis alone."""
+        mask = self.sampling_mask
+        for dim in (2, 3):
+            first = mask.narrow(dim, 0, 1)
+            if torch.equal(mask, first.expand_as(mask)):
+                return self._replace(sampling_mask=first)
+        return self
+
+
+def check_shapes(measurement: Measurement, smallest_size: int) -> None:
+    """Check types and shapes of a measurement; its values are checked by :func:`check_values`.
+
+    Raises
+    ------
+    TypeError
+        If k-space or maps are no float32 or float64 tensors.
+    ValueError
+        If shapes do not fit each other, or height or width is below `smallest_size`.
+    """
+    masked_kspace, sampling_mask, sensitivity_map = measurement
+    for name, tensor in (("masked_kspace", masked_kspace), ("sensitivity_map", sensitivity_map)):
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} is {tensor.dtype}; expected real floating numbers, complex as a last axis of 2.")
+        if tensor.ndim != 5 or tensor.shape[-1] != 2:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected (batch, coil, height, width, 2).")
+    if sensitivity_map.shape != masked_kspace.shape:
+        raise ValueError(
+            f"sensitivity_map has shape {tuple(sensitivity_map.shape)} and masked_kspace {tuple(masked_kspace.shape)}; "
+            "expected the same batch, coils, height and width."
+        )
+    batch, _, height, width, _ = masked_kspace.shape
+    if min(height, width) < smallest_size:
+        raise ValueError(f"masked_kspace is {height} x {width}; expected at least {smallest_size} x {smallest_size}.")
+    mask_shape, full_mask_shape = tuple(sampling_mask.shape), (batch, 1, height, width, 1)
+    if len(mask_shape) != 5 or any(
+        size not in (1, full) for size, full in zip(mask_shape, full_mask_shape, strict=True)
+    ):
+        raise ValueError(
+            f"sampling_mask has shape {mask_shape}; expected (batch, 1, height, width, 1) = {full_mask_shape}, where "
+            "batch, height and width may be 1."
+        )
+
+
+def check_values(measurement: Measurement) -> None:
+    """Check that k-space and maps are finite and that every slice has samples.
+
+    Raises
+    ------
+    ValueError
+        If a value is not finite or nothing is sampled in a slice.
+    """
+    for name, tensor in measurement._asdict().items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} has values that are not finite (NaN or infinity); clean the data first.")
+    if not (measurement.sampling_mask != 0).flatten(1).any(dim=1).all():
+        raise ValueError("sampling_mask samples nothing in at least one slice; expected at least one sample in each.")
+
+
+class Acquisition(NamedTuple):
+    """Samples and measurement model of one batch, uncentred and orthonormal, complex.
+
+    Where every slice samples whole columns (or rows), the Fourier transform along them cancels in A^H A. k-space is
+    then kept in hybrid space: transformed along `dims` alone.
+    """
+
+    kspace: torch.Tensor  #: (batch, coil, H, W), zero where not sampled
+    sampled: torch.Tensor  #: (batch or 1, 1, H or 1, W or 1), bool
+    sensitivity_map: torch.Tensor  #: (batch, coil, H, W)
+    noise_variance: torch.Tensor  #: (batch, 1, 1), an upper estimate for one complex sample of one coil
+    dims: tuple[int, ...]  #: Axes along which image and k-space differ.
+    centered: bool
+
+    @classmethod
+    def from_measurement(
+        cls, measurement: Measurement, convention: FourierConvention, dtype: torch.dtype = torch.float32
+    ) -> Acquisition:
+        """Bring a batch into this form, with real and imaginary parts of type `dtype` (float32 or float64).
+
+        A mask whose height or width is 1 means that all rows or columns are sampled alike. Samples outside the mask
+        are ignored.
+        """
+        kspace, maps = (
+            torch.view_as_complex(tensor.to(dtype).contiguous())
+            for tensor in (measurement.masked_kspace, measurement.sensitivity_map)
+        )
+        sampled = measurement.sampling_mask.squeeze(-1) != 0
+        if convention.centered:
+            kspace, maps, sampled = (torch.fft.ifftshift(tensor, dim=_SPATIAL) for tensor in (kspace, maps, sampled))
+        if not convention.normalized:
+            kspace = kspace / (kspace.shape[-2] * kspace.shape[-1]) ** 0.5
+        kspace = kspace * sampled
+        noise_variance = _estimate_noise_variance(kspace)
+        dims = tuple(dim for dim in _SPATIAL if sampled.shape[dim] > 1) or (-1,)
+        if alike := [dim for dim in _SPATIAL if dim not in dims]:
+            kspace = torch.fft.ifftn(kspace, dim=alike, norm="ortho")
+        return cls(kspace, sampled, maps, noise_variance, dims, convention.centered)
+
+    def divide(self, scale: torch.Tensor) -> Acquisition:
+        """Return the acquisition with samples divided by `scale`, shape (batch, 1, 1)."""
+        return self._replace(
+            kspace=self.kspace / scale.unsqueeze(COIL_DIM), noise_variance=self.noise_variance / scale.square()
+        )
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Map an image (batch, H, W) to k-space of all coils (batch, coil, H, W), without sampling."""
+        coil_images = self.sensitivity_map * image.unsqueeze(COIL_DIM)
+        return torch.fft.fftn(coil_images, dim=self.dims, norm="ortho")
+
+    def adjoint(self, kspace: torch.Tensor) -> torch.Tensor:
+        """Map k-space (batch, coil, H, W) to the coil-combined image (batch, H, W)."""
+        coil_images = torch.fft.ifftn(kspace, dim=self.dims, norm="ortho")
+        return (self.sensitivity_map.conj() * coil_images).sum(COIL_DIM)
+
+    def normal(self, image: torch.Tensor) -> torch.Tensor:
+        """Apply A^H A to an image (batch, H, W)."""
+        return self.adjoint(self.forward(image) * self.sampled)
+
+    def enter(self, image: torch.Tensor) -> torch.Tensor:
+        """Bring an image of the network (batch, H, W, 2) into this form (batch, H, W), complex."""
+        entered = torch.view_as_complex(image.contiguous())
+        return torch.fft.ifftshift(entered, dim=_SPATIAL) if self.centered else entered
+
+    def leave(self, image: torch.Tensor) -> torch.Tensor:
+        """Inverse of :meth:`enter`."""
+        return torch.view_as_real(torch.fft.fftshift(image, dim=_SPATIAL) if self.centered else image)
+
+
+def _estimate_noise_variance(kspace: torch.Tensor) -> torch.Tensor:
+    """Estimate the variance of complex noise by the weakest of the non-zero samples, shape (batch, 1, 1).
+
+    The squared magnitude of complex Gaussian noise is exponentially distributed, so that its quantile q lies at
+    -log(1 - q) times the variance. Signal among the weakest samples makes the estimate too large, never too small.
+    """
+    energy = kspace.detach().abs().square().flatten(1).sort(dim=1).values
+    zeros = (energy == 0).sum(dim=1, keepdim=True)
+    index = zeros + (_NOISE_QUANTILE * (energy.shape[1] - zeros)).long()
+    weakest = energy.gather(1, index.clamp(max=energy.shape[1] - 1))
+    return weakest.div(-torch.log1p(torch.tensor(-_NOISE_QUANTILE, dtype=energy.dtype))).unsqueeze(-1)
