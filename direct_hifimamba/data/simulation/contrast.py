@@ -16,7 +16,7 @@ def draw_curve(rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[n
     inner = np.sort(rng.uniform(first, 1, int(rng.integers(2, 7))))
     knots = np.concatenate([[0, first], inner, [1.3]])
     kind = rng.integers(3)
-    values = rng.uniform(0.05, 1, len(knots) - 1)
+    values = rng.uniform(0.02, 1, len(knots) - 1) ** rng.uniform(0.4, 1)
     if kind == 0:
         values = np.sort(values)
         if rng.random() < 0.5:
@@ -100,7 +100,7 @@ def draw_phase(image: Image, plane: Plane, semi_axes: tuple[float, float], rng: 
     y, x = rows / semi_axes[0], columns / semi_axes[1]
     monomials = np.stack(np.broadcast_arrays(y, x, y * x, y * y, x * x, y**3, x**3, y * y * x, y * x * x))
     weights = rng.normal(size=len(monomials)) * np.repeat((1, 0.5, 0.25), (2, 3, 4))
-    bound = np.exp(rng.uniform(np.log(0.2), np.log(12)))
+    bound = np.exp(rng.uniform(np.log(0.5), np.log(40)))
     phase = rng.uniform(-np.pi, np.pi) + bound * np.tensordot(weights / np.abs(weights).sum(), monomials, axes=1)
     for _ in range(int(rng.integers(0, 5))):  # fields of dipoles
         v, u = y - rng.uniform(-1, 1), x - rng.uniform(-1, 1)

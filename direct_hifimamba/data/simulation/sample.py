@@ -132,9 +132,8 @@ def draw_sample(seed: int | Sequence[int], options: SampleOptions) -> Sample:
     fine = tuple(_interpolation(n, FIELD_GRID) for n in plane.shape)
     coarse = tuple(_interpolation(n, FIELD_GRID) for n in shape)
     coil_images = _interpolate(fields, fine)
-    shading = np.linalg.norm(coil_images, axis=0) ** -np.float32(
-        rng.uniform(0, 0.7)
-    )  # in part corrected, as by a prescan
+    # The coils' common shading is corrected in part, as by a prescan.
+    shading = np.linalg.norm(coil_images, axis=0) ** -np.float32(rng.uniform(0.2, 1))
     coil_images *= shading * scene.image * np.exp(np.complex64(1j) * scene.phase)
     kspace = _crop_transform(_crop_transform(coil_images, -1, shape[1]), -2, shape[0])
     sensitivity_map = _interpolate(fields, coarse)
@@ -230,7 +229,7 @@ def _draw_scene(shape: tuple[int, int], options: SampleOptions, rng: np.random.G
     if name != "phantom" or rng.random() < 0.3:
         image = contrast.add_detail(image, plane, rng)
     top = np.quantile(image, 0.99)
-    image = np.clip(image / max(float(top), 1e-6), 0, 2)
+    image = np.clip(image / max(float(top), 1e-6), 0, rng.uniform(1, 2))
     phase = contrast.draw_phase(image, plane, plane_semi_axes, rng)
     record = {"anatomy": name, "orientation": orientation, "pixel_size": pixel_size}
     return _Scene(plane, image, phase, semi_axes, record)
