@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from direct_hifimamba.benchmark.classical import read_cfl, write_cfl
+from direct_hifimamba.benchmark.run.classical import read_cfl, write_cfl
 from direct_hifimamba.data.espirit import espirit, espirit_sets
 from direct_hifimamba.data.fourier import image_to_kspace, root_sum_of_squares
 from direct_hifimamba.data.simulate import (
