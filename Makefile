@@ -41,7 +41,7 @@ install: $(INSTALLED)
 
 $(INSTALLED): PACKAGES = --editable '.[benchmark,data,report,dev]'
 # Every lower bound of the dependencies as the version to install.
-$(LOWEST_INSTALLED): PACKAGES = --editable . pytest pytest-xdist \
+$(LOWEST_INSTALLED): PACKAGES = --editable '.[dev]' \
 	$$(sed -n '/^dependencies/,/^]/s/.*"\(.*\)>=\([0-9.]*\).*/\1==\2/p' pyproject.toml)
 $(LOWEST_INSTALLED): PYTHON := python3.12 "$$(pyenv root 2>/dev/null || echo ~/.pyenv)"/versions/3.12*/bin/python
 
