@@ -87,6 +87,16 @@ def test_kinds_of_sensitivities_are_mixed() -> None:
     assert 1 <= sum(exact) <= 7
 
 
+def test_espirit_takes_the_calibration_region() -> None:
+    data_set = build({"sensitivities": ["espirit"], "masks": ["equispaced"], "accelerations": [2], "snr": [100, 100]})
+    drawn = draw_sample((0, 0, 1), data_set.options)
+    maps = torch.view_as_complex(data_set[1]["sensitivity_map"]).numpy()
+    object_ = drawn.target > 0.3 * drawn.target.max()
+    cosine = np.abs((maps.conj() * drawn.sensitivity_map).sum(0))[object_]
+    assert np.quantile(cosine, 0.1) > 0.99
+    assert not np.array_equal(maps, drawn.sensitivity_map)
+
+
 def test_batches_of_one_shape_and_number_of_coils() -> None:
     data_set = build({"shape": [96, 104], "num_coils": [4, 4]})
     batch = next(iter(DataLoader(data_set, batch_size=3)))
