@@ -16,7 +16,7 @@ from direct.utils import communication
 from torch.optim import Optimizer
 from torch.utils.data import get_worker_info
 
-from direct_hifimamba.data.registration import register_data_sets
+from direct_hifimamba.plugin import register_data_sets
 from direct_hifimamba.training.learning_rate import CosineSchedule
 
 COSINE_OPTION = "--cosine-schedule"
