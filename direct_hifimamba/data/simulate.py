@@ -346,7 +346,7 @@ def simulate(source: str, output: Path, options: SimulationOptions) -> list[Path
         (entry, {"origin": SIMULATED, "source": entry.provenance(), "options": stored_options})
         for entry in find_sources(source)
     ]
-    _check_output(output, [record for _, record in records])
+    check_output(output, [record for _, record in records])
     output.mkdir(parents=True, exist_ok=True)
     versions = {name: version(name) for name in ("direct-recon", "numpy", "torch", "nibabel", "scikit-image")}
     versions["direct-hifimamba"] = direct_hifimamba.__version__
@@ -357,7 +357,14 @@ def simulate(source: str, output: Path, options: SimulationOptions) -> list[Path
     ]
 
 
-def _check_output(output: Path, records: list[dict[str, Any]]) -> None:
+def check_output(output: Path, records: list[dict[str, Any]]) -> None:
+    """Check that a folder, if it exists, holds nothing but files whose provenance has all that one of `records` has.
+
+    Raises
+    ------
+    NotADirectoryError, FileExistsError
+        If it does not.
+    """
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(f"The output {output} is a file; expected a folder.")
     for entry in output.iterdir() if output.exists() else ():

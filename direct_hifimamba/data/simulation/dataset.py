@@ -41,8 +41,8 @@ class SimulatedMultiCoilDataset(Dataset[dict[str, Any]]):
         Number of slices.
     seed : int
     heads : str, optional
-        Folder of NIfTI files, see :class:`SampleOptions`; `python -m direct_hifimamba.data.simulation.heads FOLDER`
-        downloads six. None: random tissues and phantoms alone.
+        Folder of NIfTI files, see :class:`SampleOptions`; `direct-hifimamba heads FOLDER` downloads six. None: random
+        tissues and phantoms alone.
     head_fraction, num_coils, size, shape, pixel_size, snr, noiseless_fraction, accelerations, masks, whitened_fraction
         As in :class:`SampleOptions`. Batches of several slices need one `shape` and one number of coils.
     clean_target : bool

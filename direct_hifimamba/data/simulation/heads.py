@@ -208,11 +208,6 @@ def find_heads(folder: Path) -> list[Path]:
     )
     if not paths:
         raise FileNotFoundError(
-            f"The folder of heads {folder} has no NIfTI file; `python -m {__name__} {folder}` downloads some."
+            f"The folder of heads {folder} has no NIfTI file; `direct-hifimamba heads {folder}` downloads some."
         )
     return paths
-
-
-if __name__ == "__main__":
-    for path in download_heads(Path(sys.argv[1])):
-        print(path)

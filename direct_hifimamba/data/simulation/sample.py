@@ -157,7 +157,7 @@ def draw_sample(seed: int | Sequence[int], options: SampleOptions) -> Sample:
     mask, calibration_mask, sampling = draw_sampling(shape, options.masks, options.accelerations, rng)
     record |= {
         "num_coils": len(kspace),
-        "snr": snr,
+        "snr": None if noiseless else snr,
         "acquired": float(support.mean()),
         **sampling,
     }

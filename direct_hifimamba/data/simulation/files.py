@@ -1,0 +1,110 @@
+"""Random slices as files that DIRECT's `FastMRI` data set reads, for validation and tests of a fixed set."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+import direct_hifimamba
+from direct_hifimamba.data.hdf5 import write_volume
+from direct_hifimamba.data.masks import MaskOptions, draw_line_mask
+from direct_hifimamba.data.simulate import check_output
+from direct_hifimamba.data.simulation.sample import SampleOptions, draw_sample
+
+ORIGIN = "simulated"
+
+LINE_MASKS = ("equispaced", "random")
+"""Those that the `FastMRI` data set can read."""
+
+
+def write_samples(
+    output: Path, number: int, options: SampleOptions, seed: int = 0, mask: MaskOptions | None = None
+) -> list[Path]:
+    """Write random slices, one a file. An interrupted run is completed by the same call.
+
+    Beside `kspace` (1, coil, height, width) and `mask` (width,) a file holds `sensitivity_map`, of the same shape as
+    `kspace`, `target` (1, height, width) without noise, and `noise_covariance` (coil, coil); see
+    :class:`direct_hifimamba.data.simulation.sample.Sample`.
+
+    Parameters
+    ----------
+    output : Path
+        New or empty folder, or that of the same slices.
+    number : int
+    options : SampleOptions
+        Its masks have to be of whole columns.
+    seed : int
+        File `simulated_SEED_NUMBER.h5` is the slice (seed, 0, number) of :func:`draw_sample`.
+    mask : MaskOptions, optional
+        Instead of the masks of `options`.
+
+    Returns
+    -------
+    list of Path
+
+    Raises
+    ------
+    ValueError
+        If `number` is below 1 or a mask is not made of whole columns.
+    FileExistsError
+        If the folder holds anything else.
+    """
+    if number < 1:
+        raise ValueError(f"The number of slices is {number}; expected at least 1.")
+    if not set(options.masks) <= set(LINE_MASKS):
+        raise ValueError(f"masks are {tuple(options.masks)}; files can only hold {' and '.join(LINE_MASKS)} ones.")
+    settings = json.loads(json.dumps({"options": asdict(options), "mask": mask and asdict(mask)}, default=_head_name))
+    record: dict[str, Any] = {"origin": ORIGIN, "seed": seed, **settings}
+    check_output(output, [record])
+    output.mkdir(parents=True, exist_ok=True)
+    record["versions"] = {name: version(name) for name in ("direct-recon", "numpy", "scipy", "torch")}
+    record["versions"]["direct-hifimamba"] = direct_hifimamba.__version__
+
+    paths = [output / f"simulated_{seed}_{index:05d}.h5" for index in range(number)]
+    for index, path in enumerate(tqdm(paths, desc=ORIGIN, unit="slice")):
+        if path.exists():
+            continue
+        sample = draw_sample((seed, 0, index), options)
+        lines: NDArray[np.bool_] = sample.mask[0]
+        drawn = dict(sample.record)
+        if mask is not None:
+            line_mask = draw_line_mask(mask, sample.mask.shape, path.name, seed)
+            lines = line_mask.samples
+            drawn |= {"mask": mask.name, "acceleration": line_mask.acceleration}
+        arrays: dict[str, NDArray[Any]] = {
+            "sensitivity_map": sample.sensitivity_map[None],
+            "target": sample.target[None],
+            "noise_covariance": sample.noise_covariance,
+        }
+        provenance = {**record, "subject": drawn.pop("anatomy"), "drawn": drawn}
+        write_volume(path, [sample.kspace], provenance, lines, arrays=arrays)
+    return paths
+
+
+def _head_name(path: Path) -> str:
+    return path.name
+
+
+def sample_options(
+    heads: Sequence[Path],
+    num_coils: int | None,
+    snr: float | None,
+    size: Sequence[int] | None,
+    pixel_size: float | None,
+) -> SampleOptions:
+    """Return the usual ranges, for files, but for what is given."""
+    given: dict[str, Any] = {
+        "num_coils": num_coils and (num_coils, num_coils),
+        "snr": snr and (snr, snr),
+        "noiseless_fraction": None if snr is None else 0.0,
+        "shape": size,
+        "pixel_size": pixel_size and (pixel_size, pixel_size),
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    return SampleOptions(heads=tuple(heads), masks=LINE_MASKS, **given)
