@@ -1,19 +1,21 @@
-"""Sum of two-layer experts, each on pixels of its own: nothing as wide as their hidden layers is kept, or even made."""
+"""Sum of two-layer experts, each on pixels of its own: its definition, and a compiled kernel for CPUs.
+
+The kernel never makes the hidden values of all pixels at once; its backward pass computes them again.
+"""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from direct_hifimamba.ops import pixels as kernels
-
-#: Pixels at a time on a CPU: the hidden values of so many fit the cache of a core.
-_PIXELS = 1024
-_DTYPES = (torch.float32, torch.float64)
+from direct_hifimamba.ops import library
+from direct_hifimamba.ops.derivatives import gradients_of_definition
+from direct_hifimamba.ops.library import checked, pointer
 
 
 class ExpertWeights(NamedTuple):
@@ -32,7 +34,7 @@ class Assignment(NamedTuple):
     weight: torch.Tensor | None = None  #: weight of the expert's output, (n,); None: 1
 
 
-def sum_of_experts_plain(
+def sum_of_experts_definition(
     features: torch.Tensor, experts: Sequence[ExpertWeights], assignments: Sequence[Assignment]
 ) -> torch.Tensor:
     """The sum as it is defined, on any device, under autocast too; see :func:`sum_of_experts`."""
@@ -48,107 +50,10 @@ def sum_of_experts_plain(
     return torch.zeros_like(features) if total is None else total
 
 
-def _pieces(features: torch.Tensor, assignment: Assignment) -> Iterator[tuple[slice | torch.Tensor, slice]]:
-    """Rows of `features`, and their places in the assignment, some at a time."""
-    count = len(features) if assignment.pixels is None else len(assignment.pixels)
-    for start in range(0, count, _PIXELS):
-        places = slice(start, min(start + _PIXELS, count))
-        yield places if assignment.pixels is None else assignment.pixels[places], places
-
-
-def _add_rows(total: torch.Tensor, rows: slice | torch.Tensor, values: torch.Tensor) -> None:
-    if isinstance(rows, slice):
-        total[rows] += values
-    else:
-        total.index_add_(0, rows, values)
-
-
-def _add_expert(total: torch.Tensor, features: torch.Tensor, expert: ExpertWeights, assignment: Assignment) -> None:
-    for rows, places in _pieces(features, assignment):
-        hidden = torch.ops.aten.gelu_(F.linear(features[rows], *expert[:2]))
-        output = F.linear(hidden, *expert[2:])
-        if assignment.weight is not None:
-            output *= assignment.weight[places, None]
-        _add_rows(total, rows, output)
-
-
-def _add_gradients(
-    grad: torch.Tensor,
-    features: torch.Tensor,
-    expert: ExpertWeights,
-    assignment: Assignment,
-    grad_features: torch.Tensor,
-) -> tuple[torch.Tensor | None, ...]:
-    """Gradients of the weights and of the assignment's; that of the features is added to `grad_features`."""
-    if kernels.computes(features, *expert.project.shape):
-        *found, grad_weight = kernels.add_expert_gradients(grad_features, grad, features, *assignment, *expert)
-        return *found, None, None if assignment.weight is None else grad_weight
-    grads = ExpertWeights(*(torch.zeros_like(weight) for weight in expert))
-    weight = assignment.weight
-    grad_weight = None if weight is None else torch.empty_like(weight)
-    for rows, places in _pieces(features, assignment):
-        chosen, grad_output = features[rows], grad[rows]
-        expanded = F.linear(chosen, *expert[:2])
-        hidden = F.gelu(expanded)
-        if weight is not None and grad_weight is not None:
-            grad_hidden = grad_output @ expert.project
-            grad_weight[places] = (grad_hidden * hidden).sum(1) + grad_output @ expert.project_bias
-            grad_output = grad_output * weight[places, None]
-        grads.project.addmm_(grad_output.t(), hidden)
-        grads.project_bias.add_(grad_output.sum(0))
-        grad_expanded = torch.ops.aten.gelu_backward(torch.mm(grad_output, expert.project, out=hidden), expanded)
-        grads.expand.addmm_(grad_expanded.t(), chosen)
-        grads.expand_bias.add_(grad_expanded.sum(0))
-        _add_rows(grad_features, rows, grad_expanded @ expert.expand)
-    return *grads, None, grad_weight
-
-
-_PER_EXPERT = len(ExpertWeights._fields) + len(Assignment._fields)
-
-
-def _unpack(tensors: Sequence[Any]) -> Iterator[tuple[ExpertWeights, Assignment]]:
-    for start in range(0, len(tensors), _PER_EXPERT):
-        expert = tensors[start : start + _PER_EXPERT]
-        yield ExpertWeights(*expert[:4]), Assignment(*expert[4:])
-
-
-def _sum(features: torch.Tensor, experts: Sequence[ExpertWeights], assignments: Sequence[Assignment]) -> torch.Tensor:
-    if experts and all(kernels.computes(features, *expert.project.shape) for expert in experts):
-        weights = [weight for expert in experts for weight in expert]
-        return kernels.sum_of_experts(features, weights, *map(list, zip(*assignments, strict=True)))
-    total = torch.zeros_like(features)
-    for expert, assignment in zip(experts, assignments, strict=True):
-        _add_expert(total, features, expert, assignment)
-    return total
-
-
-class _SumOfExperts(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, features: torch.Tensor, *tensors: torch.Tensor | None) -> torch.Tensor:
-        ctx.save_for_backward(features, *tensors)
-        experts, assignments = zip(*_unpack(tensors), strict=True) if tensors else ((), ())
-        return _sum(features, experts, assignments)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        features, *tensors = ctx.saved_tensors
-        grad = grad.contiguous()
-        grad_features = torch.zeros_like(features)
-        grads: list[torch.Tensor | None] = []
-        with torch.autocast("cpu", enabled=False):  # as it was in the forward pass
-            for expert, assignment in _unpack(tensors):
-                grads += _add_gradients(grad, features, expert, assignment, grad_features)
-        return grad_features, *grads
-
-
 def sum_of_experts(
     features: torch.Tensor, experts: Sequence[ExpertWeights], assignments: Sequence[Assignment]
 ) -> torch.Tensor:
     """Sum over experts of what each makes of the pixels that are assigned to it.
-
-    On a CPU (float32 or float64, without autocast) in pieces, for which the hidden values are computed again in the
-    backward pass; as it is defined elsewhere.
 
     Parameters
     ----------
@@ -162,12 +67,147 @@ def sum_of_experts(
     Returns
     -------
     torch.Tensor
-        Of shape (pixels, c); 0 for pixels that no expert has. Can be differentiated once on a CPU.
+        Of shape (pixels, c); 0 for pixels that no expert has.
     """
-    if features.device.type != "cpu" or torch.is_autocast_enabled("cpu") or features.dtype not in _DTYPES:
-        return sum_of_experts_plain(features, experts, assignments)
-    features = features.contiguous()
-    if not torch.is_grad_enabled():  # nothing to keep for a backward pass
-        return _sum(features, experts, assignments)
-    tensors = [tensor for pair in zip(experts, assignments, strict=True) for part in pair for tensor in part]
-    return _SumOfExperts.apply(features, *tensors)
+    weights = [assignment.weight for assignment in assignments if assignment.weight is not None]
+    tensors = [features, *weights, *(weight for expert in experts for weight in expert)]
+    channels = [count for expert in experts for count in expert.project.shape]
+    if not experts or not library.native_kernel_applies(tensors, channels):
+        return sum_of_experts_definition(features, experts, assignments)
+    parts = [part for pair in zip(experts, assignments, strict=True) for part in pair]
+    return _SumOfExperts.apply(features, *(tensor for part in parts for tensor in part))
+
+
+_Expert = library.struct("Expert", "all_pixels pixels channels hidden add", "x index weight U a V b out next")
+_ExpertBackward = library.struct(
+    "ExpertBackward",
+    "all_pixels pixels channels hidden parts",
+    "x grad index weight U a Ut Vt b grad_x grad_weight sums",
+)
+
+
+def _checked(
+    x: torch.Tensor, expert: ExpertWeights, index: torch.Tensor | None, weight: torch.Tensor | None
+) -> tuple[int, ExpertWeights, torch.Tensor | None, torch.Tensor | None]:
+    """The number of an expert's pixels, and its tensors, contiguous and checked to belong together."""
+    channels, hidden = x.shape[-1], len(expert.expand)
+    library.check_channels(channels=channels, hidden_channels=hidden)
+    if x.ndim != 2:
+        raise ValueError(f"x has shape {tuple(x.shape)}; expected (pixels, channels).")
+    pixels = len(x) if index is None else len(index)
+    shapes = ((hidden, channels), (hidden,), (channels, hidden), (channels,))
+    named = zip(ExpertWeights._fields, expert, shapes, strict=True)
+    return (
+        pixels,
+        ExpertWeights(*(checked(*arguments) for arguments in named)),
+        None if index is None else checked("index", index, (pixels,), torch.int64),
+        None if weight is None else checked("weight", weight, (pixels,)),
+    )
+
+
+@torch.library.custom_op("direct_hifimamba::sum_of_experts", mutates_args=(), device_types="cpu")
+def _forward(
+    x: torch.Tensor,
+    experts: Sequence[torch.Tensor],
+    indices: Sequence[torch.Tensor | None],
+    weights: Sequence[torch.Tensor | None],
+) -> torch.Tensor:
+    """The sum for x (pixels, c), of experts that are given as U, a, V and b one after another."""
+    x, out = checked("x", x, tuple(x.shape)), torch.empty_like(x, memory_format=torch.contiguous_format)
+    # Where the first expert has all pixels, it fills the sum that the others are added to.
+    add = not indices or indices[0] is not None
+    if add:
+        out.zero_()
+    alive: list[Any] = []  # what the structs point to
+    structs: list[ctypes.Structure] = []
+    work = 0
+    for i, (index, weight) in enumerate(zip(indices, weights, strict=True)):
+        pixels, expert, index, weight = _checked(x, ExpertWeights(*experts[4 * i : 4 * i + 4]), index, weight)
+        hidden, channels = expert.expand.shape
+        alive += [expert, index, weight]
+        tensors = (x, index, weight, *expert, out)
+        structs.append(_Expert(len(x), pixels, channels, hidden, add or i > 0, *map(pointer, tensors)))
+        work += 2 * pixels * channels * hidden
+    for arguments, following in pairwise(structs):
+        arguments.next = ctypes.addressof(following)
+    if structs:
+        library.call("experts", structs[0], work)
+    return out
+
+
+@_forward.register_fake
+def _forward_fake(x, *_):  # type: ignore[no-untyped-def]
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("direct_hifimamba::add_expert_gradients", mutates_args=("grad_x",), device_types="cpu")
+def _add_gradients(
+    grad_x: torch.Tensor,
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    expand: torch.Tensor,
+    expand_bias: torch.Tensor,
+    project: torch.Tensor,
+    project_bias: torch.Tensor,
+    index: torch.Tensor | None,
+    weight: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of one expert's parameters and of `weight`, empty if it is None; that of x is added to `grad_x`."""
+    expert = ExpertWeights(expand, expand_bias, project, project_bias)
+    x, grad = checked("x", x, tuple(x.shape)), checked("grad", grad, tuple(x.shape))
+    pixels, expert, index, weight = _checked(x, expert, index, weight)
+    if checked("grad_x", grad_x, tuple(x.shape)) is not grad_x:
+        raise ValueError(f"grad_x has strides {grad_x.stride()}; expected a contiguous tensor.")
+    hidden, channels = expert.expand.shape
+    grad_weight = x.new_empty(0 if weight is None else pixels)
+    sums = library.new_sums(x, pixels, 2 * hidden * channels + hidden + channels)
+    transposed = [matrix.t().contiguous() for matrix in (expert.expand, expert.project)]
+    tensors = (x, grad, index, weight, expert.expand, expert.expand_bias, *transposed, expert.project_bias)
+    addresses = map(pointer, (*tensors, grad_x, None if weight is None else grad_weight, sums))
+    arguments = _ExpertBackward(len(x), pixels, channels, hidden, len(sums), *addresses)
+    library.call("expert_backward", arguments, 5 * pixels * channels * hidden)
+    shapes = ((hidden, channels), (hidden, channels), (hidden,), (channels,))
+    grad_expand, grad_project, grad_expand_bias, grad_project_bias = library.add_up(sums, *shapes)
+    return grad_expand, grad_expand_bias, grad_project.t().contiguous(), grad_project_bias, grad_weight
+
+
+@_add_gradients.register_fake
+def _add_gradients_fake(grad_x, grad, x, *tensors):  # type: ignore[no-untyped-def]
+    *expert, index, weight = tensors
+    pixels = len(x) if index is None else len(index)
+    return (*map(torch.empty_like, expert), x.new_empty(0 if weight is None else pixels))
+
+
+_PER_EXPERT = len(ExpertWeights._fields) + len(Assignment._fields)
+
+
+def _unpack(tensors: Sequence[Any]) -> Iterator[tuple[ExpertWeights, Assignment]]:
+    for start in range(0, len(tensors), _PER_EXPERT):
+        expert = tensors[start : start + _PER_EXPERT]
+        yield ExpertWeights(*expert[:4]), Assignment(*expert[4:])
+
+
+class _SumOfExperts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, features: torch.Tensor, *tensors: torch.Tensor | None) -> torch.Tensor:
+        ctx.save_for_backward(features, *tensors)
+        experts, assignments = zip(*_unpack(tensors), strict=True)
+        weights = [weight for expert in experts for weight in expert]
+        return _forward(features, weights, *map(list, zip(*assignments, strict=True)))
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return tuple(
+                gradients_of_definition(
+                    lambda x, *tensors: sum_of_experts_definition(x, *zip(*_unpack(tensors), strict=True)), saved, grad
+                )
+            )
+        features, *tensors = saved
+        grad_features = torch.zeros_like(features, memory_format=torch.contiguous_format)
+        grads: list[torch.Tensor | None] = []
+        for expert, (pixels, weight) in _unpack(tensors):
+            *found, grad_weight = _add_gradients(grad_features, grad, features, *expert, pixels, weight)
+            grads += [*found, None, None if weight is None else grad_weight]
+        return grad_features, *grads

@@ -1,13 +1,19 @@
-"""The compiled kernels for CPUs: how Python reaches the library that `csrc` is built into."""
+"""The compiled kernels for CPUs: when they apply, and how Python calls the library that `csrc` is built into."""
 
 from __future__ import annotations
 
 import ctypes
 import importlib.util
 import logging
+import math
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
+
+from direct_hifimamba.ops.derivatives import are_transformed
 
 logger = logging.getLogger(__name__)
 
@@ -15,10 +21,13 @@ logger = logging.getLogger(__name__)
 ISA_VARIABLE = "DIRECT_HIFIMAMBA_ISA"
 
 _FUNCTIONS = (
-    *("scan_forward", "scan_backward"),
-    *("bottleneck", "experts", "depthwise", "sequence", "routing", "join"),
+    *("scan_forward", "scan_backward", "bottleneck", "experts"),
     *("expand_backward", "project_backward", "expert_backward"),
 )
+#: Multiply-accumulates below which starting another thread does not pay.
+_WORK_PER_THREAD = 500_000
+#: Backward passes sum over pixels in at most so many parts, of at least so many pixels, whatever the number of threads.
+_PARTS, _PIXELS_PER_PART = 8, 256
 
 
 def _load() -> tuple[ctypes.CDLL | None, str]:
@@ -50,6 +59,30 @@ LANES, STEPS, CHANNELS = (
     (_LIBRARY.native_scan_lanes(), _LIBRARY.native_scan_steps(), _LIBRARY.native_channels()) if _LIBRARY else (0, 0, 0)
 )
 
+_definitions_only: ContextVar[bool] = ContextVar("definitions_only", default=False)
+
+
+@contextmanager
+def definitions_only() -> Iterator[None]:
+    """Let bottlenecks and experts be computed as they are defined within this context, without compiled kernels."""
+    token = _definitions_only.set(True)
+    try:
+        yield
+    finally:
+        _definitions_only.reset(token)
+
+
+def native_kernel_applies(tensors: Sequence[torch.Tensor], channels: Sequence[int]) -> bool:
+    """Whether the kernels of bottlenecks and experts take `tensors` and these numbers of channels, here and now."""
+    return (
+        CHANNELS > 0
+        and all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
+        and all(count > 0 and count % CHANNELS == 0 for count in channels)
+        and not torch.is_autocast_enabled("cpu")
+        and not _definitions_only.get()
+        and not are_transformed(tensors)
+    )
+
 
 def instruction_set() -> str:
     """The instruction set that the next call uses: the fastest one, or that of `ISA_VARIABLE`.
@@ -70,7 +103,65 @@ def number_of_threads(work: int, work_per_thread: int) -> int:
     return max(1, min(torch.get_num_threads(), work // work_per_thread))
 
 
-def call(function: str, arguments: ctypes.Structure, work: int, work_per_thread: int) -> None:
+def struct(name: str, integers: str, pointers: str) -> type[ctypes.Structure]:
+    """The C++ struct `name` of integers and then pointers, whose names are separated by spaces."""
+    fields = [
+        *((field, ctypes.c_int64) for field in integers.split()),
+        *((field, ctypes.c_void_p) for field in pointers.split()),
+    ]
+    return type(name, (ctypes.Structure,), {"_fields_": fields})
+
+
+def pointer(tensor: torch.Tensor | None) -> int | None:
+    """The address of a contiguous tensor's values, which have to live until the kernel is done."""
+    if tensor is None:
+        return None
+    if not tensor.is_contiguous():
+        raise ValueError(f"A tensor of strides {tensor.stride()} was given to a kernel; expected a contiguous one.")
+    return tensor.data_ptr()
+
+
+def checked(
+    name: str, tensor: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """A contiguous tensor, copied if need be.
+
+    Raises
+    ------
+    TypeError
+        If it has another dtype.
+    ValueError
+        If it has another shape or is not on a CPU.
+    """
+    if tensor.dtype != dtype:
+        raise TypeError(f"{name} is {tensor.dtype}; expected {dtype}.")
+    if tuple(tensor.shape) != shape or tensor.device.type != "cpu":
+        raise ValueError(f"{name} is {tuple(tensor.shape)} on {tensor.device}; expected {shape} on a CPU.")
+    return tensor.contiguous()
+
+
+def check_channels(**channels: int) -> None:
+    """Raise a ValueError unless these are multiples of `CHANNELS`."""
+    for name, count in channels.items():
+        if CHANNELS == 0 or count == 0 or count % CHANNELS:
+            raise ValueError(f"There are {count} {name}; the compiled kernels take multiples of {CHANNELS or 16} only.")
+
+
+def new_sums(like: torch.Tensor, pixels: int, floats: int) -> torch.Tensor:
+    """Memory for the sums of every part of the pixels, (parts, floats), of the dtype of `like`."""
+    return like.new_empty(max(1, min(_PARTS, pixels // _PIXELS_PER_PART)), floats)
+
+
+def add_up(sums: torch.Tensor, *shapes: tuple[int, ...]) -> Iterator[torch.Tensor]:
+    """Sums over the parts in their order, cut into tensors of these shapes."""
+    for parts, shape in zip(sums.split([math.prod(shape) for shape in shapes], dim=1), shapes, strict=True):
+        total = parts[0].clone()
+        for part in parts[1:]:
+            total += part
+        yield total.view(shape)
+
+
+def call(function: str, arguments: ctypes.Structure, work: int, work_per_thread: int = _WORK_PER_THREAD) -> None:
     """Call `native_<function>` on :func:`number_of_threads`.
 
     Parameters

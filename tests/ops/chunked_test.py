@@ -79,14 +79,6 @@ def test_no_graph_without_gradients() -> None:
         assert not selective_scan_torch(*make_inputs(requires_grad=True), True).requires_grad
 
 
-def test_second_derivative_is_refused() -> None:
-    inputs = make_inputs(requires_grad=True)
-    y = selective_scan_torch(*inputs, True)
-    (gradient,) = torch.autograd.grad(y.square().sum(), inputs.u, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
-
-
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
 def test_output_and_gradients_have_the_strides_of_the_inputs(layout: str) -> None:
     inputs = make_inputs(layout=layout, requires_grad=True)

@@ -1,112 +1,170 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from direct_hifimamba.ops import inverted_bottleneck as module
+from direct_hifimamba.ops import library
 from direct_hifimamba.ops.inverted_bottleneck import (
     BottleneckWeights,
     inverted_bottleneck,
-    inverted_bottleneck_plain,
+    inverted_bottleneck_definition,
 )
 
+Function = Callable[[torch.Tensor, BottleneckWeights], torch.Tensor]
 
-def make_weights(channels: int, expansion: int, dtype: torch.dtype, generator: torch.Generator) -> BottleneckWeights:
-    wide = channels * expansion
 
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
+
+def draw_weights(channels: int, inner: int) -> BottleneckWeights:
+    vectors = [draw(inner, seed=seed) for seed in range(4)]
     return BottleneckWeights(
-        draw(wide, channels), draw(wide), draw(wide), draw(wide, 1, 3, 3), draw(wide), draw(wide), draw(channels, wide)
+        draw(inner, channels), *vectors[:2], draw(inner, 1, 3, 3), *vectors[2:], draw(channels, inner) / inner**0.5
     )
 
 
-@pytest.fixture
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
+def double(weights: BottleneckWeights) -> BottleneckWeights:
+    return BottleneckWeights(*(weight.double() for weight in weights))
 
 
-@pytest.mark.parametrize("band_elements", [1, 200, 2**19])
-@pytest.mark.parametrize("size", [(1, 1), (1, 5), (2, 3), (3, 1), (7, 4), (8, 5)])
-def test_bands_equal_the_definition(size, band_elements, generator, monkeypatch):
-    monkeypatch.setattr(module, "_BAND_ELEMENTS", band_elements)
-    weights = make_weights(4, 3, torch.float64, generator)
-    # A mean far from zero and a scale far from one: statistics must not cancel.
-    features = torch.randn(2, *size, 4, generator=generator, dtype=torch.float64) * 3 + 20
-    features.requires_grad_()
-    grad = torch.randn(features.shape, generator=generator, dtype=torch.float64)
+def with_gradients(function: Function, x: torch.Tensor, weights: BottleneckWeights) -> list[torch.Tensor]:
+    """The branch beside the skip connection, and all gradients."""
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in (x, *weights)]
+    branch = function(leaves[0], BottleneckWeights(*leaves[1:])) - leaves[0]
+    grad = draw(*x.shape, seed=9).to(x.dtype)
+    return [branch.detach(), *torch.autograd.grad(branch, leaves, grad)]
 
-    banded, plain = inverted_bottleneck(features, weights), inverted_bottleneck_plain(features, weights)
-    torch.testing.assert_close(banded, plain, rtol=1e-9, atol=1e-9)
-    actual = torch.autograd.grad(banded, [features, *weights], grad)
-    expected = torch.autograd.grad(plain, [features, *weights], grad)
-    for a, e in zip(actual, expected, strict=True):
-        torch.testing.assert_close(a, e, rtol=1e-7, atol=1e-9 * max(1.0, e.abs().max().item()))
+
+# More than one part of the pixels, a last chunk and a last tile that are not full, and more than one group of channels.
+SIZES = [(2, 1, 1, 16, 16), (1, 1, 5, 16, 48), (2, 7, 13, 48, 80), (1, 9, 24, 64, 320), (1, 47, 61, 16, 32)]
+
+
+@pytest.mark.usefixtures("instruction_set")
+@pytest.mark.parametrize("level", [0.0, 20.0])
+@pytest.mark.parametrize(("batch", "height", "width", "channels", "inner"), SIZES)
+def test_the_kernel_is_as_accurate_as_the_definition(
+    batch: int, height: int, width: int, channels: int, inner: int, level: float
+) -> None:
+    x, weights = draw(batch, height, width, channels) * 2 + level, draw_weights(channels, inner)
+    exact = with_gradients(inverted_bottleneck_definition, x.double(), double(weights))
+    defined = with_gradients(inverted_bottleneck_definition, x, weights)
+    actual = with_gradients(inverted_bottleneck, x, weights)
+    for a, d, e in zip(actual, defined, exact, strict=True):
+        assert (a - e).abs().max() <= 4 * (d - e).abs().max() + 1e-5 * e.abs().max()
+    assert torch.equal(inverted_bottleneck(x, weights) - x, actual[0])  # without gradients
+
+
+@pytest.mark.usefixtures("instruction_set")
+@pytest.mark.parametrize(
+    "odd", [(0, 1), (slice(None), 0), (slice(None), -1), (0, slice(None))], ids=["pixel", "first", "last", "row"]
+)
+def test_statistics_of_features_of_which_some_are_far_from_the_rest(odd: tuple[int | slice, ...]) -> None:
+    """The mean of some pixels is taken off before products are added up; it must not be that of the odd ones."""
+    x = draw(256, 256, 16)
+    x[odd] += 100
+    *_, mean, covariance = module._forward(x.unsqueeze(0), *draw_weights(16, 16), False)
+    flat = x.double().flatten(0, 1)
+    exact = flat.t().cov(correction=0)
+    assert (mean[0] - flat.mean(0)).abs().max() <= 1e-6 * flat.std()
+    assert (covariance[0] - exact).abs().max() <= 1e-6 * exact.abs().max()
+
+
+@pytest.mark.usefixtures("instruction_set")
+@pytest.mark.parametrize(("scale", "level"), [(0.0, 0.0), (0.0, 3.0), (1e-3, 0.0), (1e-5, 0.0)])
+def test_images_with_little_or_no_contrast(scale: float, level: float) -> None:
+    x, weights = draw(1, 9, 7, 16) * scale + level, draw_weights(16, 32)
+    exact = inverted_bottleneck_definition(x.double(), double(weights))
+    assert (inverted_bottleneck(x, weights) - exact).abs().max() <= 1e-5 * exact.abs().max()
+
+
+@pytest.mark.usefixtures("instruction_set")
+def test_one_expanded_tensor_is_kept() -> None:
+    x, weights, kept = draw(1, 32, 32, 16).requires_grad_(), draw_weights(16, 80), dict[int, int]()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.update({t.data_ptr(): t.numel()}) or t, lambda t: t):
+        inverted_bottleneck(x, weights)
+    moments = 2 + 16 + 16 * 16
+    assert sum(kept.values()) <= (5 + 2) * x.numel() + sum(weight.numel() for weight in weights) + moments
+
+
+@pytest.mark.usefixtures("instruction_set")
+def test_bitwise_the_same_for_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weights, results = draw(1, 61, 47, 16), draw_weights(16, 48), []
+    for threads in (1, 2, 3, 7):
+        torch.set_num_threads(threads)
+        monkeypatch.setattr(library, "number_of_threads", lambda *_, threads=threads: threads)
+        results.append(with_gradients(inverted_bottleneck, x, weights))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
+
+
+@pytest.mark.usefixtures("instruction_set")
+def test_operators_are_registered_correctly() -> None:
+    x, weights = draw(2, 4, 5, 16), draw_weights(16, 32)
+    leaves = [tensor.requires_grad_() for tensor in (x, *weights)]
+    torch.library.opcheck(module._forward, (*leaves, True), test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(module._forward, (*leaves, False), test_utils=("test_schema", "test_faketensor"))
     with torch.no_grad():
-        torch.testing.assert_close(inverted_bottleneck(features, weights), banded, rtol=0, atol=0)
+        saved = module._forward(*leaves, True)[1:]
+    arguments = (draw(2, 4, 5, 16), *(tensor.detach() for tensor in (x, *weights)), *saved)
+    torch.library.opcheck(module._backward, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
-def test_gradcheck(generator, monkeypatch):
-    monkeypatch.setattr(module, "_BAND_ELEMENTS", 50)
-    weights = make_weights(2, 2, torch.float64, generator)
-    features = torch.randn(2, 5, 3, 2, generator=generator, dtype=torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x, *w: inverted_bottleneck(x, BottleneckWeights(*w)), [features, *weights])
+@pytest.mark.usefixtures("instruction_set")
+def test_arguments_need_not_be_contiguous() -> None:
+    x, weights = draw(1, 6, 16, 5).mT, draw_weights(16, 32)
+    kernel = weights.depthwise.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
+    strided = weights._replace(expand=weights.expand.t().contiguous().t(), depthwise=kernel)
+    assert not any(tensor.is_contiguous() for tensor in (x, strided.expand, strided.depthwise))
+    assert torch.equal(inverted_bottleneck(x, strided), inverted_bottleneck(x.contiguous(), weights))
 
 
-@pytest.mark.parametrize("offset", [0.0, 100.0])
-def test_float32_is_as_accurate_as_the_definition(offset, generator):
-    weights = make_weights(8, 5, torch.float32, generator)
-    exact_weights = BottleneckWeights(*(weight.double() for weight in weights))
-    features = torch.randn(1, 40, 24, 8, generator=generator) + offset
-    with torch.no_grad():
-        exact = inverted_bottleneck_plain(features.double(), exact_weights) - features
-        error = (inverted_bottleneck(features, weights) - features - exact).abs().max()
-        plain_error = (inverted_bottleneck_plain(features, weights) - features - exact).abs().max()
-    # Adding to the large features rounds; beyond that the two may differ by their order of summation.
-    assert error < 4 * plain_error + 1e-6 * exact.abs().max()
+@pytest.mark.usefixtures("instruction_set")
+@pytest.mark.parametrize("index", range(8))
+def test_sizes_that_do_not_fit_are_refused(index: int) -> None:
+    tensors = [draw(2, 4, 5, 16), *draw_weights(16, 32)]
+    for wrong in (tensors[index][:1], tensors[index].flatten()[:8], tensors[index].double()):
+        given = tensors.copy()
+        given[index] = wrong
+        if index == 0 and wrong.shape == (1, 4, 5, 16):
+            continue  # another batch
+        with pytest.raises((ValueError, TypeError), match=r"expected|multiples of 16"):
+            module._forward(*given, False)
+    saved = module._forward(*tensors, True)[1:]
+    for place in range(5):
+        wrong = [*saved[:place], saved[place].flatten()[:1], *saved[place + 1 :]]
+        with pytest.raises(ValueError, match="expected"):
+            module._backward(tensors[0], *tensors, *wrong)
+    with pytest.raises(ValueError, match="grad is"):
+        module._backward(tensors[0][:1], *tensors, *saved)
 
 
-@pytest.mark.parametrize("offset", [0.0, 20.0])
-def test_float32_gradients_are_as_accurate_as_those_of_the_definition(offset, generator):
-    """Channels that the compiled kernels take."""
-    weights = make_weights(32, 5, torch.float32, generator)
-    features = torch.randn(2, 24, 37, 32, generator=generator) + offset
-    grad = torch.randn(features.shape, generator=generator)
-
-    def gradients(function, dtype):
-        leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in (features, *weights)]
-        return torch.autograd.grad(function(leaves[0], BottleneckWeights(*leaves[1:])), leaves, grad.to(dtype))
-
-    exact = gradients(inverted_bottleneck_plain, torch.float64)
-    for a, p, e in zip(
-        gradients(inverted_bottleneck, torch.float32),
-        gradients(inverted_bottleneck_plain, torch.float32),
-        exact,
-        strict=True,
-    ):
-        assert (a - e).abs().max() < 4 * (p - e).abs().max() + 1e-6 * e.abs().max()
+@pytest.mark.parametrize("channels", [8, 24])
+def test_channels_that_the_kernel_does_not_take(channels: int) -> None:
+    x, weights = draw(2, 4, 5, channels), draw_weights(channels, 2 * channels)
+    assert torch.equal(inverted_bottleneck(x, weights), inverted_bottleneck_definition(x, weights))
+    with pytest.raises(ValueError, match=r"the compiled kernels take multiples of 16 only"):
+        module._forward(x, *weights, False)
 
 
-def test_keeps_one_wide_tensor(generator):
-    weights = make_weights(4, 5, torch.float32, generator)
-    features = torch.randn(1, 32, 32, 4, generator=generator).requires_grad_()
-    kept = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.data_ptr()] = tensor.numel()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        inverted_bottleneck(features, weights)
-    weight_elements = sum(weight.numel() for weight in weights)
-    moments = 2 + 4 + 4 * 4
-    assert sum(kept.values()) <= (5 + 2) * features.numel() + weight_elements + moments
-
-
-def test_autocast_takes_the_definition(generator):
-    weights = make_weights(4, 3, torch.float32, generator)
-    features = torch.randn(1, 8, 8, 4, generator=generator)
+def test_autocast_takes_the_definition() -> None:
+    weights, x = draw_weights(16, 32), draw(1, 8, 8, 16)
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = inverted_bottleneck(features, weights)
-        assert torch.equal(mixed, inverted_bottleneck_plain(features, weights))
-    full = inverted_bottleneck(features, weights)
+        mixed = inverted_bottleneck(x, weights)
+        assert torch.equal(mixed, inverted_bottleneck_definition(x, weights))
+    full = inverted_bottleneck(x, weights)
     torch.testing.assert_close(mixed.float(), full, rtol=0.1, atol=0.1 * full.abs().max().item())
+
+
+def test_a_backward_pass_under_autocast_is_that_without() -> None:
+    x, weights = draw(1, 8, 8, 16).requires_grad_(), draw_weights(16, 32)
+    output = inverted_bottleneck(x, weights)
+    expected = torch.autograd.grad(output.sum(), x, retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(torch.autograd.grad(output.sum(), x)[0], expected[0])
+
+
+def test_no_images() -> None:
+    x = torch.empty(0, 3, 4, 16, requires_grad=True)
+    assert inverted_bottleneck(x, draw_weights(16, 32)).shape == x.shape

@@ -33,12 +33,9 @@ from direct.train import build_transforms_from_environment
 from direct_hifimamba.benchmark.run.memory import extra_resident_bytes
 from direct_hifimamba.benchmark.run.processes import THREADS, start_process
 from direct_hifimamba.benchmark.score.results import Spread
-from direct_hifimamba.nn.hifimamba import bottleneck, moe
 from direct_hifimamba.nn.hifimamba.moe import RoutedExperts
 from direct_hifimamba.nn.layers import selective_scan_2d
-from direct_hifimamba.ops import pixels
-from direct_hifimamba.ops.experts import sum_of_experts_plain
-from direct_hifimamba.ops.inverted_bottleneck import inverted_bottleneck_plain
+from direct_hifimamba.ops.library import definitions_only
 from direct_hifimamba.ops.selective_scan import selective_scan
 
 _STEPS_TO_PEAK = 2
@@ -348,8 +345,7 @@ def count_macs(call: Callable[[], object]) -> int:
 def _as_defined() -> Iterator[list[int]]:
     """Yield a list of the multiply-accumulates of all selective scans, the rest being computed as defined.
 
-    PyTorch does not see what compiled kernels do, and bands spend products on statistics to save passes over memory,
-    which is no cost of the model.
+    PyTorch does not see what compiled kernels do.
     """
     scans: list[int] = []
 
@@ -359,12 +355,7 @@ def _as_defined() -> Iterator[list[int]]:
         scans.append(u.numel() * (4 * A.shape[1] + 1 + (D is not None) + (z is not None)))
         return selective_scan(u, delta, A, *args, **kwargs)
 
-    with (
-        mock.patch.object(selective_scan_2d, "selective_scan", counted_scan),
-        mock.patch.object(bottleneck, "inverted_bottleneck", inverted_bottleneck_plain),
-        mock.patch.object(moe, "sum_of_experts", sum_of_experts_plain),
-        mock.patch.object(pixels, "computes", return_value=False),
-    ):
+    with mock.patch.object(selective_scan_2d, "selective_scan", counted_scan), definitions_only():
         yield scans
 
 

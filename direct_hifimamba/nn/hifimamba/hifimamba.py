@@ -118,7 +118,8 @@ class HiFiMambaV2(nn.Module):
         # SF-Lap reflects two of at least three feature pixels, of a patch each.
         self.smallest_size = max(16, 2 * config.patch_size + 1)
 
-        rates = torch.linspace(0, config.stochastic_depth, sum(config.blocks_per_stage)).tolist()
+        last = sum(config.blocks_per_stage) - 1
+        rates = [config.stochastic_depth * index / max(last, 1) for index in range(last + 1)]
         blocks = (HiFiMambaBlock(config, moe, rate) for moe, rate in zip(build_mixtures(config), rates, strict=True))
         self.first_update = None
         if config.data_consistency == "proximal":

@@ -52,12 +52,12 @@ class Routing(NamedTuple):
     """What a router decided for P pixels and E experts."""
 
     experts: torch.Tensor  #: the chosen expert of every pixel, (P,) int64
-    weights: torch.Tensor  #: its probability, which weighs its output, (P,) float32
-    probabilities: torch.Tensor  #: softmax over all experts, (P, E) float32
+    weights: torch.Tensor  #: its probability, which weighs its output, (P,)
+    probabilities: torch.Tensor  #: softmax over all experts, (P, E)
 
 
 class Router(nn.Module):
-    """Linear router that chooses the most probable expert, in float32 also under autocast: ties must not depend on it.
+    """Linear router that chooses the most probable expert, in the precision of its weights also under autocast.
 
     Parameters
     ----------
@@ -72,10 +72,10 @@ class Router(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> Routing:
         """Choose an expert for each of the pixels (P, channels)."""
+        weight, bias = self.projection.weight, self.projection.bias
         with torch.autocast(pixels.device.type, enabled=False):
             # Experts by pixels: softmax over so short a last axis takes a CPU 20 times as long.
-            weight, bias = self.projection.weight.float(), self.projection.bias.float()
-            probabilities = torch.addmm(bias.unsqueeze(1), weight, pixels.float().t()).softmax(dim=0)
+            probabilities = torch.addmm(bias.unsqueeze(1), weight, pixels.to(weight.dtype).t()).softmax(dim=0)
             weights, experts = probabilities.max(dim=0)
         return Routing(experts, weights, probabilities.t())
 

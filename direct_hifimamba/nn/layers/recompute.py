@@ -7,18 +7,21 @@ from collections.abc import Callable
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from direct_hifimamba.ops.derivatives import are_transformed
+
 #: Pixels at a time without gradients on a CPU: a few hundred channels of them fit the cache of a core.
 _PIXELS = 2048
 
 
-def recompute[Result](function: Callable[..., Result], *inputs: torch.Tensor) -> Result:
+def recompute[Result](function: Callable[..., Result], *inputs: torch.Tensor, is_random: bool = True) -> Result:
     """Call `function`; for the backward pass, keep `inputs` alone and compute what lies between once more.
 
     The recomputation stops at the last value that the backward pass needs, so that a matrix product at the end of
-    `function` is not repeated.
+    `function` is not repeated. If `function` is random, it draws the same numbers again. The transforms of `torch.func`
+    cannot recompute: there, everything is kept.
     """
-    if torch.is_grad_enabled():
-        return checkpoint(function, *inputs, use_reentrant=False)
+    if torch.is_grad_enabled() and not are_transformed(inputs):
+        return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=is_random)
     return function(*inputs)
 
 
@@ -30,7 +33,7 @@ def pixelwise(function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> t
     Parameters
     ----------
     function : Callable
-        Maps tensors of shape (pixels, channels) to one of shape (pixels, channels).
+        Maps tensors of shape (pixels, channels) to one of shape (pixels, channels), without random numbers.
     *inputs : torch.Tensor
         Of shape (..., channels), the leading axes the same.
 
@@ -41,7 +44,7 @@ def pixelwise(function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> t
     """
     flat = [tensor.reshape(-1, tensor.shape[-1]) for tensor in inputs]
     if torch.is_grad_enabled() or inputs[0].device.type != "cpu":
-        result = recompute(function, *flat)
+        result = recompute(function, *flat, is_random=False)
     else:
         pieces = zip(*(tensor.split(_PIXELS) for tensor in flat), strict=True)
         result = torch.cat([function(*piece) for piece in pieces])

@@ -108,7 +108,7 @@ class SelectiveScan2D(nn.Module):
         )
         self.step_size_projection = nn.Parameter(torch.empty(directions, inner, rank))
         self.step_size_bias = nn.Parameter(torch.empty(directions, inner))
-        self.A_log = nn.Parameter(torch.arange(1, state_size + 1).float().log().repeat(directions * inner, 1))
+        self.A_log = nn.Parameter(torch.arange(1.0, state_size + 1).log().repeat(directions * inner, 1))
         self.D = nn.Parameter(torch.ones(directions * inner))
         self.output_projection = nn.Linear(inner, channels, bias=False)
         self.dropout = nn.Dropout(dropout)

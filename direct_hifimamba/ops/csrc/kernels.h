@@ -26,12 +26,6 @@ struct Kernels {
     void (*project)(const Project&, int64_t first, int64_t end, float* scratch);
     int64_t (*expert_scratch_floats)(const Expert&);
     void (*expert)(const Expert&, int64_t first, int64_t end, float* scratch);
-    void (*depthwise)(const Depthwise&, int64_t first_row, int64_t end_row);
-    int64_t (*sequence_scratch_floats)(const Sequence&);
-    void (*sequence)(const Sequence&, int64_t first, int64_t end, float* scratch);
-    void (*routing)(const Routing&, int64_t first, int64_t end);
-    int64_t (*join_scratch_floats)(const Join&);
-    void (*join)(const Join&, int64_t first, int64_t end, float* scratch);
     int64_t (*project_backward_scratch_floats)(const ProjectBackward&);
     void (*project_backward)(const ProjectBackward&, int64_t part, float* scratch);
     int64_t (*expand_backward_scratch_floats)(const ExpandBackward&);

@@ -23,18 +23,14 @@
 #include "kernels.h"
 
 using native::Bottleneck;
-using native::Depthwise;
 using native::Expand;
 using native::ExpandBackward;
 using native::Expert;
 using native::ExpertBackward;
-using native::Join;
 using native::Kernels;
 using native::Project;
 using native::ProjectBackward;
-using native::Routing;
 using native::Scan;
-using native::Sequence;
 using native::Strip;
 using native::Turns;
 
@@ -342,13 +338,11 @@ void experts(const Kernels& kernels, const Expert* first, int64_t threads) {
     std::vector<Weight> weights;
     int64_t floats = 0;
     const auto add = [&](const float** data, int64_t outputs, int64_t depth) {
-        if (!*data) return;
         weights.push_back({data, outputs, depth, floats});
         floats += whole_lines(kernels.packed_floats(outputs, depth));
     };
     for (Expert& e : all) {
         add(&e.U, e.hidden, e.channels);
-        add(&e.G, e.hidden, e.channels);
         add(&e.V, e.channels, e.hidden);
     }
     const Floats memory(floats);
@@ -420,44 +414,6 @@ EXPORT int native_bottleneck(const Bottleneck* g, int64_t bytes, int instruction
 
 EXPORT int native_experts(const Expert* first, int64_t bytes, int instruction_set, int64_t threads) {
     return guard(first, bytes, [&] { experts(*instruction_sets()[instruction_set].kernels, first, threads); });
-}
-
-EXPORT int native_depthwise(const Depthwise* d, int64_t bytes, int instruction_set, int64_t threads) {
-    const Kernels& kernels = *instruction_sets()[instruction_set].kernels;
-    return guard(d, bytes, [&] {
-        prefer_large_pages(d->y, d->height * d->width * d->channels);
-        for_each_part(d->height, 1, 8 * threads, threads, 0,
-                      [&](int64_t first, int64_t end, float*) { kernels.depthwise(*d, first, end); });
-    });
-}
-
-EXPORT int native_sequence(const Sequence* s, int64_t bytes, int instruction_set, int64_t threads) {
-    const Kernels& kernels = *instruction_sets()[instruction_set].kernels;
-    return guard(s, bytes, [&] {
-        for_each_part(s->length, native::kSequence, 4 * threads, threads, kernels.sequence_scratch_floats(*s),
-                      [&](int64_t first, int64_t end, float* scratch) { kernels.sequence(*s, first, end, scratch); });
-    });
-}
-
-EXPORT int native_routing(const Routing* r, int64_t bytes, int instruction_set, int64_t threads) {
-    const Kernels& kernels = *instruction_sets()[instruction_set].kernels;
-    return guard(r, bytes, [&] {
-        constexpr int64_t pixels = 16;  // whole vectors of any instruction set
-        for_each_part(r->pixels, pixels, 8 * threads, threads, 0,
-                      [&](int64_t first, int64_t end, float*) { kernels.routing(*r, first, end); });
-    });
-}
-
-EXPORT int native_join(const Join* given, int64_t bytes, int instruction_set, int64_t threads) {
-    const Kernels& kernels = *instruction_sets()[instruction_set].kernels;
-    return guard(given, bytes, [&] {
-        const auto W = packed(kernels, given->W, given->outputs, given->channels());
-        Join j = *given;
-        j.W = W.data();
-        prefer_large_pages(j.y, j.pixels * j.outputs);
-        for_each_part(j.pixels, kernels.tile, 8 * threads, threads, kernels.join_scratch_floats(j),
-                      [&](int64_t first, int64_t end, float* scratch) { kernels.join(j, first, end, scratch); });
-    });
 }
 
 EXPORT int native_project_backward(const ProjectBackward* given, int64_t bytes, int instruction_set, int64_t threads) {

@@ -1,6 +1,5 @@
-// Arguments of the kernels for pixels and sequences; pixels.py mirrors those that it hands over field by field. Tensors
-// are contiguous, channels last, but for pixels that are `..._row` apart, and channel counts multiples of kChannels
-// where nothing else is said.
+// Arguments of the kernels for pixels; inverted_bottleneck.py and experts.py mirror those that they hand over field by
+// field. Tensors are contiguous, channels last, and channel counts are multiples of kChannels.
 #pragma once
 
 #include <cstdint>
@@ -45,59 +44,18 @@ struct Project {
     float *projected, *y;
 };
 
-// out[i] = weight[i] (V h + b) with h = gelu(U x[i] + a), or times G x[i] where there is a gate G, for the pixels i of
-// `index`, each of which stands in it once. Several of them are a list, in whose order they run.
+// out[i] = weight[i] (V gelu(U x[i] + a) + b) for the pixels i of `index`, each of which stands in it once. Several of
+// them are a list, in whose order they run.
 struct Expert {
     int64_t all_pixels, pixels, channels, hidden;
-    int64_t x_row, out_row;  // floats from one pixel to the next
-    int64_t add;             // to what is in `out`, instead of replacing it
-    const float* x;          // (all pixels, channels)
-    const int64_t* index;    // (pixels), or null for all in order
-    const float* weight;     // (pixels), or null for 1
-    const float *U, *a;      // (hidden, channels), (hidden) or null for 0; U is replaced by its packed form
-    const float* G;          // (hidden, channels), replaced by its packed form, or null
-    const float *V, *b;      // (channels, hidden), (channels) or null for 0; V is replaced by its packed form
-    float* out;              // (all pixels, channels)
-    const Expert* next;      // whose turn is after this one, or null
-};
-
-// y = silu(K * x + b), K being 3 x 3 and per channel, zeros around the image.
-struct Depthwise {
-    int64_t height, width, channels;
-    int64_t x_row;               // floats from one pixel of x to the next
-    const float* x;              // (height, width, channels)
-    const float *weight, *bias;  // (channels, 3, 3), (channels)
-    float* y;                    // (height, width, channels)
-};
-
-constexpr int64_t kSequence = 256;  // steps of a sequence that are convolved at a time
-
-// Every channel of a sequence, any number of them, convolved with taps of its own, the middle one at the place of the
-// output; zeros beyond the ends.
-struct Sequence {
-    int64_t length, channels, taps, dilation;
-    const float* x;       // (length, channels)
-    const float* weight;  // (channels, taps)
-    float* y;             // (length, channels)
-};
-
-// y = detail + (1 - w) high with w = sigmoid(gamma s) and s the cosine similarity of high + detail and detail.
-struct Routing {
-    int64_t pixels, channels;
-    int64_t high_row;  // floats from one pixel of `high` to the next
-    const float *high, *detail;  // (pixels, channels)
-    const float* gamma;          // scalar
-    float* y;                    // (pixels, channels)
-};
-
-// y = W x + b of pixels x whose channels lie in up to three tensors.
-struct Join {
-    int64_t pixels, outputs, first_channels, second_channels, third_channels;
-    const float *first, *second, *third;  // (pixels, its channels)
-    const float *W, *b;  // (outputs, all channels), (outputs); W is replaced by its packed form
-    float* y;            // (pixels, outputs)
-
-    int64_t channels() const { return first_channels + second_channels + third_channels; }
+    int64_t add;           // to what is in `out`, instead of replacing it
+    const float* x;        // (all pixels, channels)
+    const int64_t* index;  // (pixels), or null for all in order
+    const float* weight;   // (pixels), or null for 1
+    const float *U, *a;    // (hidden, channels), (hidden); U is replaced by its packed form
+    const float *V, *b;    // (channels, hidden), (channels); V is replaced by its packed form
+    float* out;            // (all pixels, channels)
+    const Expert* next;    // whose turn is after this one, or null
 };
 
 // Backward passes cut their pixels into `parts`, each with `sums` of its own, (parts, ...): what adds these up in order

@@ -1,4 +1,4 @@
-// Kernels for the pixels of images and the steps of sequences, compiled once per instruction set.
+// Kernels for the pixels of images, compiled once per instruction set.
 //
 // In matrix products a tile of kRows pixels is multiplied by a panel of kPanel output channels in registers. The tile
 // stays in the nearest cache, the packed weights in the next one, and activations, biases and sums are applied where
@@ -13,15 +13,10 @@
 
 namespace {
 
-using native::Depthwise;
 using native::Expand;
 using native::Expert;
-using native::Join;
 using native::kChannels;
 using native::Project;
-using native::Routing;
-using native::kSequence;
-using native::Sequence;
 
 // Accumulators and operands of a product fill the registers: 32 of 16 floats, else 16.
 constexpr int kRows = kWidth == 16 ? 12 : 6;
@@ -311,125 +306,14 @@ void expert(const Expert& e, int64_t first, int64_t end, float* scratch) {
         const int rows = tile_rows(first, end);
         const auto pixel = [&](int r) { return e.index ? e.index[first + r] : first + r; };
         for (int r = 0; r < rows; ++r)
-            memcpy(tile + r * e.channels, e.x + pixel(r) * e.x_row, e.channels * sizeof(float));
-        map_tile(tile, e.channels, e.U, e.hidden, e.channels, rows, [&](int r, int64_t n, Vec sum) {
-            store(hidden + r * e.hidden + n, gelu(e.a ? sum + load(e.a + n) : sum));
-        });
-        if (e.G)
-            map_tile(tile, e.channels, e.G, e.hidden, e.channels, rows, [&](int r, int64_t n, Vec sum) {
-                store(hidden + r * e.hidden + n, load(hidden + r * e.hidden + n) * sum);
-            });
+            memcpy(tile + r * e.channels, e.x + pixel(r) * e.channels, e.channels * sizeof(float));
+        map_tile(tile, e.channels, e.U, e.hidden, e.channels, rows,
+                 [&](int r, int64_t n, Vec sum) { store(hidden + r * e.hidden + n, gelu(sum + load(e.a + n))); });
         map_tile(hidden, e.hidden, e.V, e.channels, e.hidden, rows, [&](int r, int64_t n, Vec sum) {
-            float* out = e.out + pixel(r) * e.out_row + n;
-            const Vec value = e.b ? sum + load(e.b + n) : sum;
+            float* out = e.out + pixel(r) * e.channels + n;
+            const Vec value = sum + load(e.b + n);
             const Vec weighted = e.weight ? value * e.weight[first + r] : value;
             store(out, e.add ? load(out) + weighted : weighted);
-        });
-    }
-}
-
-void depthwise(const Depthwise& d, int64_t first_row, int64_t end_row) {
-    const float zeros[kWidth] = {};  // a row beyond the image, read with steps of 0
-    for (int64_t y = first_row; y < end_row; ++y)
-        for (int64_t n = 0; n < d.channels; n += kWidth) {
-            float taps[9][kWidth];
-            for (int lane = 0; lane < kWidth; ++lane)
-                for (int i = 0; i < 9; ++i) taps[i][lane] = d.weight[(n + lane) * 9 + i];
-            Vec kernel[9];
-            UNROLL for (int i = 0; i < 9; ++i) kernel[i] = load(taps[i]);
-            const bool above = y > 0, below = y + 1 < d.height;
-            const int64_t steps[3] = {above ? d.x_row : 0, d.x_row, below ? d.x_row : 0};
-            const float* row = d.x + y * d.width * d.x_row + n;
-            const float* const rows[3] = {above ? row - d.width * d.x_row : zeros, row,
-                                          below ? row + d.width * d.x_row : zeros};
-            const Vec bias = load(d.bias + n);
-            float* out = d.y + y * d.width * d.channels + n;
-            convolve_row(rows, steps, d.width, kernel, [&](int64_t x, Vec sum) {
-                const Vec value = sum + bias;
-                stream(out + x * d.channels, value * sigmoid(value));
-            });
-        }
-    finish_streams();
-}
-
-int64_t sequence_scratch_floats(const Sequence& s) {
-    return (s.taps * kWidth + kSequence + (s.taps - 1) * s.dilation + kWidth) * s.channels;
-}
-
-void sequence(const Sequence& s, int64_t first, int64_t end, float* scratch) {
-    // Steps follow one another without a gap, so that a vector may hold the end of one and the start of the next. After
-    // kWidth steps the channels of the vectors repeat themselves.
-    const int64_t period = kWidth * s.channels, around = (s.taps - 1) * s.dilation;
-    float *weights = scratch, *window = scratch + s.taps * period;
-    for (int64_t tap = 0; tap < s.taps; ++tap)
-        for (int64_t step = 0; step < kWidth; ++step)
-            for (int64_t n = 0; n < s.channels; ++n)
-                weights[tap * period + step * s.channels + n] = s.weight[n * s.taps + tap];
-    memset(window, 0, (kSequence + around + kWidth) * s.channels * sizeof(float));
-
-    for (; first < end; first += kSequence) {
-        const int64_t count = min(kSequence, end - first), floats = count * s.channels;
-        const int64_t begin = first - around / 2, stop = min(begin + count + around, s.length);
-        const int64_t missing = begin < 0 ? -begin : 0, present = stop - begin - missing;
-        memset(window, 0, missing * s.channels * sizeof(float));
-        memcpy(window + missing * s.channels, s.x + (begin + missing) * s.channels,
-               present * s.channels * sizeof(float));
-        memset(window + (missing + present) * s.channels, 0,
-               (count + around - missing - present) * s.channels * sizeof(float));
-        for (int64_t start = 0; start < floats; start += period)
-            for (int64_t v = 0; v < period && start + v < floats; v += kWidth) {
-                Vec sum{};
-                for (int64_t tap = 0; tap < s.taps; ++tap)
-                    sum += load(weights + tap * period + v) * load(window + tap * s.dilation * s.channels + start + v);
-                float* to = s.y + first * s.channels + start + v;
-                const int64_t rest = floats - start - v;
-                if (rest >= kWidth) store(to, sum);
-                else memcpy(to, &sum, rest * sizeof(float));
-            }
-    }
-}
-
-void routing(const Routing& r, int64_t first, int64_t end) {
-    for (; first < end; first += kWidth) {
-        const int count = end - first < kWidth ? int(end - first) : kWidth;
-        const float *high = r.high + first * r.high_row, *detail = r.detail + first * r.channels;
-        Vec products[3][kWidth] = {};
-        for (int i = 0; i < count; ++i)
-            for (int64_t n = 0; n < r.channels; n += kWidth) {
-                const Vec d = load(detail + i * r.channels + n), sum = load(high + i * r.high_row + n) + d;
-                products[0][i] += sum * d;
-                products[1][i] += sum * sum;
-                products[2][i] += d * d;
-            }
-        float sums[3][kWidth] = {};
-        for (int k = 0; k < 3; ++k) add_lane_sums<kWidth>(products[k], splat(1.0f), sums[k]);
-        float exponents[kWidth], rest[kWidth];
-        for (int i = 0; i < kWidth; ++i)
-            exponents[i] = *r.gamma * sums[0][i] / (std::sqrt(sums[1][i]) * std::sqrt(sums[2][i]) + 1e-6f);
-        store(rest, sigmoid(-load(exponents)));
-        for (int i = 0; i < count; ++i)
-            for (int64_t n = 0; n < r.channels; n += kWidth)
-                store(r.y + (first + i) * r.channels + n,
-                      load(detail + i * r.channels + n) + rest[i] * load(high + i * r.high_row + n));
-    }
-}
-
-int64_t join_scratch_floats(const Join& j) { return kRows * j.channels(); }
-
-void join(const Join& j, int64_t first, int64_t end, float* tile) {
-    const int64_t channels = j.channels();
-    memset(tile, 0, kRows * channels * sizeof(float));
-    for (; first < end; first += kRows) {
-        const int rows = tile_rows(first, end);
-        const auto gather = [&](const float* part, int64_t count, float* to) {
-            for (int r = 0; r < rows; ++r)
-                memcpy(to + r * channels, part + (first + r) * count, count * sizeof(float));
-            return to + count;
-        };
-        float* to = gather(j.first, j.first_channels, tile);
-        gather(j.third, j.third_channels, gather(j.second, j.second_channels, to));
-        map_tile(tile, channels, j.W, j.outputs, channels, rows, [&](int r, int64_t n, Vec sum) {
-            store(j.y + (first + r) * j.outputs + n, sum + load(j.b + n));
         });
     }
 }

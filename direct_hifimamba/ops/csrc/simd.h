@@ -189,8 +189,10 @@ struct Power {
 inline Power power(Vec x, Vec y) {
     constexpr float rounder = 0x1.8p23f;  // adding it rounds to an integer, in the last bits of the sum
 #ifdef SCALEF
-    const Vec whole = x * y + rounder - rounder;
-    const Vec f = x * y - whole;
+    // Bounds that only infinities need, of which the difference below would be NaN.
+    const Vec product = min(max(x * y, splat(-160.0f)), splat(160.0f));
+    const Vec whole = product + rounder - rounder;
+    const Vec f = product - whole;
 #else
     // At -127 the exponent field becomes 0, at 128 that of infinity, the fraction being 0 in both.
     const Vec product = min(max(x * y, splat(-127.0f)), splat(128.0f));

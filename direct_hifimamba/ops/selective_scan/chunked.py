@@ -17,11 +17,14 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch.autograd.function import once_differentiable
+
+from direct_hifimamba.ops.derivatives import gradients_of_definition
+from direct_hifimamba.ops.selective_scan.reference import selective_scan_reference
 
 #: Steps per chunk. Kept states are 1 / CHUNK of all states; recomputed ones take CHUNK steps of a block.
 CHUNK = 32
@@ -285,9 +288,11 @@ class _ChunkedScan(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         saved = ctx.saved_tensors  # checkpointing allows to ask for them once
+        if torch.is_grad_enabled():
+            definition = partial(selective_scan_reference, delta_softplus=ctx.delta_softplus)
+            return *gradients_of_definition(definition, saved[:8], grad), None
         u, delta, A, B, C, D, z, delta_bias, *entering = saved
         grads = [
             torch.zeros_like(tensor) if needed else None
@@ -359,8 +364,8 @@ def selective_scan_torch(
     """Selective scan in chunks, on any device, in float32 or float64; the output has the strides of `u`.
 
     Shapes are those of :func:`direct_hifimamba.ops.selective_scan.selective_scan` with `B` and `C` of shape
-    (batch, groups, state, length). It can be differentiated once; beside its arguments it keeps 1 / `CHUNK` of the
-    states for that.
+    (batch, groups, state, length). Beside its arguments it keeps 1 / `CHUNK` of the states for the backward pass;
+    second derivatives are those of the sequential scan.
     """
     arguments = (u, delta, A, B, C, D, z, delta_bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments):

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import torch
 
+from direct_hifimamba.ops.derivatives import are_transformed
+
 Backend = Callable[..., torch.Tensor]
 
 
@@ -85,7 +87,7 @@ def _check_shape(name: str, tensor: torch.Tensor, expected: tuple[int, ...], mea
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {meaning} = {expected}.")
 
 
-def _check_arguments(
+def check_arguments(
     u: torch.Tensor,
     delta: torch.Tensor,
     A: torch.Tensor,
@@ -173,7 +175,9 @@ def selective_scan(
     Returns
     -------
     torch.Tensor
-        Shape and dtype of `u`. Computed in float32, or in float64 where an argument is; autocast has no effect.
+        Shape and dtype of `u`. Computed in float32, or in float64 where an argument is; autocast has no effect. Can be
+        differentiated any number of times, in reverse and forward mode; beyond the first gradient the sequential
+        definition is computed, which is slow, and mamba-ssm raises an error.
 
     Raises
     ------
@@ -190,11 +194,12 @@ def selective_scan(
         B = B.unsqueeze(1)
     if C.ndim == 3:
         C = C.unsqueeze(1)
-    _check_arguments(u, delta, A, B, C, D, z, delta_bias)
+    check_arguments(u, delta, A, B, C, D, z, delta_bias)
 
     arguments = (u, delta, A, B, C, D, z, delta_bias)
     dtype = torch.float64 if any(t is not None and t.dtype == torch.float64 for t in arguments) else torch.float32
-    function = _load(resolve_backend(backend, u.device, dtype))
+    name = resolve_backend(backend, u.device, dtype)
+    function = _load("reference" if are_transformed(arguments) else name)
     with torch.autocast(u.device.type, enabled=False):
         y = function(*(None if t is None else t.to(dtype) for t in arguments), delta_softplus)
     return y.to(u.dtype)

@@ -37,4 +37,13 @@ def selective_scan_mamba_ssm(
             f"mamba_ssm supports state dimensions up to {MAX_STATE}, got {A.shape[1]}. Use the backend 'torch'."
         )
     bias = None if delta_bias is None else delta_bias.contiguous()
-    return selective_scan_fn(u, delta, A, B, C, D, z, bias, delta_softplus)
+    y = selective_scan_fn(u, delta, A, B, C, D, z, bias, delta_softplus)
+    if y.requires_grad:
+        y.register_hook(_refuse_second_derivatives)
+    return y
+
+
+def _refuse_second_derivatives(grad: torch.Tensor) -> None:
+    # Those kernels take their gradients for constants. Gradients are enabled here under create_graph=True alone.
+    if torch.is_grad_enabled():
+        raise RuntimeError("mamba-ssm's selective scan has no second derivatives. Use the backend 'torch'.")

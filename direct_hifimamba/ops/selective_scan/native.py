@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+from functools import partial
 
 import torch
 
 from direct_hifimamba.ops import library
+from direct_hifimamba.ops.derivatives import gradients_of_definition
+from direct_hifimamba.ops.selective_scan.interface import check_arguments
+from direct_hifimamba.ops.selective_scan.reference import selective_scan_reference
 
 if library.UNAVAILABLE_BECAUSE:
     raise ImportError(library.UNAVAILABLE_BECAUSE)
@@ -53,8 +57,13 @@ def _run(
     function: str, delta_softplus: bool, views: dict[str, torch.Tensor | None], vectors: dict[str, torch.Tensor | None]
 ) -> None:
     """Call the library with the tensors as the fields of `Scan` of these names."""
+    tensors = views | vectors
     u, B = views["u"], views["B"]
     assert u is not None and B is not None
+    check_arguments(*(tensors[name] for name in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")))  # type: ignore[arg-type]
+    for name, tensor in tensors.items():
+        if tensor is not None and (tensor.dtype != torch.float32 or tensor.device.type != "cpu"):
+            raise TypeError(f"{name} is {tensor.dtype} on {tensor.device}; expected float32 on a CPU.")
     vectors = {name: None if tensor is None else tensor.contiguous() for name, tensor in vectors.items()}
     batch, groups, state, length = B.shape
     channels = u.shape[1]
@@ -112,6 +121,9 @@ def _backward(
     torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
 ]:
     """Gradients of `u` to `delta_bias`; those of arguments that are None are empty."""
+    for name, tensor, shape in (("grad_y", grad_y, u.shape), ("states", states, _states_shape(u, B))):
+        if tensor.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {tuple(shape)}.")
     grads = _backward_fake(grad_y, u, delta, A, B, C, D, z, delta_bias, states, delta_softplus)
     grad_u, grad_delta, _, grad_B, grad_C, _, grad_z, _ = grads
     for shared in (grad_B, grad_C):  # sums over channels
@@ -149,6 +161,10 @@ def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 
 def _autograd_backward(ctx, grad_y, grad_states):  # type: ignore[no-untyped-def]
+    if torch.is_grad_enabled():
+        *tensors, _ = ctx.saved_tensors
+        definition = partial(selective_scan_reference, delta_softplus=ctx.delta_softplus)
+        return *gradients_of_definition(definition, tensors, grad_y), None, None
     if not ctx.keep_states:
         raise RuntimeError("The selective scan ran without keep_states and so has no backward.")
     tensors = ctx.saved_tensors

@@ -24,7 +24,9 @@ import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
-from torch.autograd.function import once_differentiable
+
+from direct_hifimamba.ops.derivatives import gradients_of_definition
+from direct_hifimamba.ops.selective_scan.reference import selective_scan_reference
 
 _CHUNK = 64
 #: Larger tiles need more registers or shared memory than there are; smaller ones more memory for the partial sums.
@@ -319,6 +321,11 @@ class _Launch:
         return ends
 
 
+def _definition(*tensors: torch.Tensor) -> torch.Tensor:
+    u, step, A, B, C = tensors
+    return selective_scan_reference(u, step, A, B, C, None, None, None, False)
+
+
 class _TritonScan(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -346,9 +353,10 @@ class _TritonScan(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         u, step, A, B, C, entering = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return tuple(gradients_of_definition(_definition, (u, step, A, B, C), dy))
         needed = ctx.needs_input_grad
         launch = _Launch(u, B)
         partial_shape = (launch.blocks, *B.shape)
@@ -403,7 +411,7 @@ def selective_scan_triton(
     """Selective scan in float32 on CUDA tensors of any strides; the output has the strides of `u`.
 
     Shapes are those of :func:`direct_hifimamba.ops.selective_scan.selective_scan` with `B` and `C` of shape
-    (batch, groups, state, length). It can be differentiated once.
+    (batch, groups, state, length). Second derivatives are those of the sequential scan.
     """
     if delta_bias is not None:
         delta = delta + delta_bias[:, None]

@@ -65,7 +65,7 @@ def force_first_experts(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, Router):
             nn.init.zeros_(module.projection.weight)
-            module.projection.bias.data.copy_(-10.0 * torch.arange(module.num_experts))
+            module.projection.bias.data.copy_(-100.0 * torch.arange(module.num_experts))
 
 
 # Sizes
