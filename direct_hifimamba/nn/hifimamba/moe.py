@@ -90,8 +90,8 @@ def load_balancing_loss(routing: Routing) -> torch.Tensor:
     ----------
     .. [1] Fedus, Zoph, Shazeer. Switch Transformers. JMLR 23, 2022, equation 4.
     """
-    num_experts = routing.probabilities.shape[-1]
-    fractions = torch.bincount(routing.experts, minlength=num_experts) / routing.experts.numel()
+    num_pixels, num_experts = routing.probabilities.shape
+    fractions = torch.bincount(routing.experts, minlength=num_experts).to(routing.probabilities.dtype) / num_pixels
     return num_experts * (routing.probabilities.mean(dim=0) * fractions).sum()
 
 

@@ -65,7 +65,7 @@ def force_first_experts(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, Router):
             nn.init.zeros_(module.projection.weight)
-            module.projection.bias.data.copy_(-100.0 * torch.arange(module.num_experts))
+            module.projection.bias.data.copy_(-30.0 * torch.arange(module.num_experts))
 
 
 # Sizes
@@ -768,3 +768,96 @@ def test_further_directions_are_added(directions: int) -> None:
 def test_the_network_takes_positional_arguments_as_the_host_gives_them() -> None:
     assert list(inspect.signature(HiFiMambaV2).parameters)[:2] == ["forward_operator", "backward_operator"]
     assert list(inspect.signature(HiFiMambaV2.forward).parameters)[1:] == list(Measurement._fields)
+
+
+# Derivatives and precision
+
+
+def _fourier(transform: Callable[..., torch.Tensor], data: torch.Tensor, dim: tuple[int, ...]) -> torch.Tensor:
+    return torch.view_as_real(transform(torch.view_as_complex(data.contiguous()), dim=dim, norm="ortho"))
+
+
+#: A pair of Fourier transforms of any precision; DIRECT's take float32 only.
+ANY_PRECISION = partial(_fourier, torch.fft.fft2), partial(_fourier, torch.fft.ifft2)
+
+
+def network_of_kspace(dtype: torch.dtype, **options: Any) -> tuple[Callable[..., torch.Tensor], torch.Tensor]:
+    """What a small network makes of k-space, and k-space of that precision."""
+    network = tiny_network(**options).to(dtype)
+    network.operator.forward_operator, network.operator.backward_operator = ANY_PRECISION
+    kspace, mask, maps = (value.to(dtype) for value in measure(1, 2))
+    return lambda kspace: network(kspace, mask, maps).image, kspace
+
+
+DERIVATIVES = [{}, {"activation_checkpointing": True}, KERNEL_SIZES, {"image_normalisation": True}]
+
+
+@pytest.mark.parametrize("options", DERIVATIVES, ids=name_of)
+def test_gradients_in_float64_are_those_of_finite_differences(options: dict[str, Any]) -> None:
+    network, kspace = network_of_kspace(torch.float64, **options)
+    assert network(kspace).dtype == torch.float64
+    assert torch.autograd.gradcheck(network, kspace.requires_grad_(), fast_mode=True)
+
+
+@pytest.mark.parametrize("options", DERIVATIVES, ids=name_of)
+def test_derivatives_of_the_network_in_float32_are_those_in_float64(options: dict[str, Any]) -> None:
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        network, kspace = network_of_kspace(dtype, **options)
+        direction = measure(1, 2, seed=1).masked_kspace.to(dtype)
+        _, tangent = torch.func.jvp(network, (kspace,), (direction,))
+        leaf = kspace.requires_grad_()
+        (gradient,) = torch.autograd.grad(network(leaf).square().sum(), leaf, create_graph=True)
+        (second,) = torch.autograd.grad((gradient * direction).sum(), leaf)
+        functional = torch.func.grad(lambda kspace, network=network: network(kspace).square().sum())(kspace.detach())
+        assert_close(functional, gradient.detach(), 1e-3)
+        results.append((tangent, gradient, second))
+    for actual, expected in zip(*results, strict=True):
+        assert_close(actual.detach().double(), expected.detach(), 1e-3)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference", "torch"])
+def test_second_derivatives_are_those_of_finite_differences(backend: str) -> None:
+    network, kspace = network_of_kspace(torch.float64, scan_backend=backend)
+    direction = measure(1, 2, seed=1).masked_kspace.double()
+
+    def gradient(kspace: torch.Tensor) -> torch.Tensor:
+        leaf = kspace.detach().requires_grad_()
+        return torch.autograd.grad(network(leaf).square().sum(), leaf)[0]
+
+    _, product = torch.autograd.functional.hvp(lambda kspace: network(kspace).square().sum(), kspace, direction)
+    step = 1e-7
+    difference = (gradient(kspace + step * direction) - gradient(kspace - step * direction)) / (2 * step)
+    assert_close(difference, product, 1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_of_half_precision_are_one_clear_error(dtype: torch.dtype) -> None:
+    with pytest.raises(TypeError, match=rf"The weights are {dtype}; expected float32 or float64.*autocast"):
+        tiny_network().to(dtype)(*measure())
+
+
+def test_a_network_without_memory_can_be_filled() -> None:
+    with torch.device("meta"):
+        network = HiFiMambaV2(fft2, ifft2, **TINY)
+    expected = tiny_network()
+    network.to_empty(device="cpu").eval().load_state_dict(expected.state_dict())
+    for module, like in zip(network.modules(), expected.modules(), strict=True):
+        for name, buffer in like.named_buffers(recurse=False):
+            getattr(module, name).copy_(buffer)
+    assert torch.equal(network(*measure()).image, expected(*measure()).image)
+
+
+def test_a_default_dtype_of_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It makes new networks precise, and leaves a network of float32 as it is."""
+    network = tiny_network(**KERNEL_SIZES)
+    loss_of(network, measure()).backward()
+    expected = gradients(network)
+    network.zero_grad()
+    torch.set_default_dtype(torch.float64)
+    try:
+        loss_of(network, measure()).backward()
+        assert {parameter.dtype for parameter in HiFiMambaV2(*ANY_PRECISION, **TINY).parameters()} == {torch.float64}
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(gradient, expected[name]) for name, gradient in gradients(network).items())
