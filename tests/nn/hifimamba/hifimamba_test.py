@@ -179,7 +179,8 @@ def test_two_processes_stay_equal(tmp_path: Path) -> None:
         for name, initial in start.state_dict().items():
             assert torch.equal(first[name], second[name]), name
             idle_expert = re.search(r"experts\.[1-3]\.", name)
-            assert torch.equal(first[name], initial) == bool(idle_expert), name
+            if "router" not in name:  # it is sure of its choice
+                assert torch.equal(first[name], initial) == bool(idle_expert), name
 
 
 RATES = {"stochastic_depth": 0.5, "scan_dropout": 0.5}
@@ -773,23 +774,14 @@ def test_the_network_takes_positional_arguments_as_the_host_gives_them() -> None
 # Derivatives and precision
 
 
-def _fourier(transform: Callable[..., torch.Tensor], data: torch.Tensor, dim: tuple[int, ...]) -> torch.Tensor:
-    return torch.view_as_real(transform(torch.view_as_complex(data.contiguous()), dim=dim, norm="ortho"))
-
-
-#: A pair of Fourier transforms of any precision; DIRECT's take float32 only.
-ANY_PRECISION = partial(_fourier, torch.fft.fft2), partial(_fourier, torch.fft.ifft2)
-
-
 def network_of_kspace(dtype: torch.dtype, **options: Any) -> tuple[Callable[..., torch.Tensor], torch.Tensor]:
     """What a small network makes of k-space, and k-space of that precision."""
     network = tiny_network(**options).to(dtype)
-    network.operator.forward_operator, network.operator.backward_operator = ANY_PRECISION
     kspace, mask, maps = (value.to(dtype) for value in measure(1, 2))
     return lambda kspace: network(kspace, mask, maps).image, kspace
 
 
-DERIVATIVES = [{}, {"activation_checkpointing": True}, KERNEL_SIZES, {"image_normalisation": True}]
+DERIVATIVES = [{}, {"activation_checkpointing": True}, KERNEL_SIZES, {"data_consistency": "proximal"}]
 
 
 @pytest.mark.parametrize("options", DERIVATIVES, ids=name_of)
@@ -831,12 +823,6 @@ def test_second_derivatives_are_those_of_finite_differences(backend: str) -> Non
     assert_close(difference, product, 1e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_weights_of_half_precision_are_one_clear_error(dtype: torch.dtype) -> None:
-    with pytest.raises(TypeError, match=rf"The weights are {dtype}; expected float32 or float64.*autocast"):
-        tiny_network().to(dtype)(*measure())
-
-
 def test_a_network_without_memory_can_be_filled() -> None:
     with torch.device("meta"):
         network = HiFiMambaV2(fft2, ifft2, **TINY)
@@ -848,16 +834,16 @@ def test_a_network_without_memory_can_be_filled() -> None:
     assert torch.equal(network(*measure()).image, expected(*measure()).image)
 
 
-def test_a_default_dtype_of_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_default_dtype_of_float64() -> None:
     """It makes new networks precise, and leaves a network of float32 as it is."""
-    network = tiny_network(**KERNEL_SIZES)
-    loss_of(network, measure()).backward()
+    network, measurement = tiny_network(**KERNEL_SIZES), measure()
+    loss_of(network, measurement).backward()
     expected = gradients(network)
     network.zero_grad()
     torch.set_default_dtype(torch.float64)
     try:
-        loss_of(network, measure()).backward()
-        assert {parameter.dtype for parameter in HiFiMambaV2(*ANY_PRECISION, **TINY).parameters()} == {torch.float64}
+        loss_of(network, measurement).backward()
+        assert {parameter.dtype for parameter in HiFiMambaV2(fft2, ifft2, **TINY).parameters()} == {torch.float64}
     finally:
         torch.set_default_dtype(torch.float32)
     assert all(torch.equal(gradient, expected[name]) for name, gradient in gradients(network).items())
