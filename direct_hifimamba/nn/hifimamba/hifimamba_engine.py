@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from direct.data.transforms import expand_operator
+from direct.engine import DoIterationOutput
 from direct.nn.loss_keys import KeyedLossFn
 from direct.nn.mri_models import MRIModelEngine
 from direct.utils import communication
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader
 from direct_hifimamba.nn.hifimamba.moe import Router, Routing, watch_routing
 from direct_hifimamba.nn.layers.sense import Measurement, check_values
 from direct_hifimamba.training.allocation import keep_freed_memory
+from direct_hifimamba.training.distributed import average_gradients, broadcast_weights
 from direct_hifimamba.training.learning_rate import CosineSchedule
 from direct_hifimamba.training.weight_decay import spare_vectors
 
@@ -27,8 +29,9 @@ class HiFiMambaV2Engine(MRIModelEngine):
 
     Adds the load-balancing loss to the configured losses, weighted by `model.load_balancing_weight`, logs at validation
     which share of the pixels each expert got, and trains with `model.learning_rate_schedule` and
-    `model.decayed_parameters`. On a CPU, the process keeps memory that it frees
-    (:mod:`direct_hifimamba.training.allocation`).
+    `model.decayed_parameters`. Additional models, such as `additional_models.sensitivity_model`, stay equal in all
+    processes (:mod:`direct_hifimamba.training.distributed`), which they do not with other engines of DIRECT. On a CPU,
+    the process keeps memory that it frees (:mod:`direct_hifimamba.training.allocation`).
     """
 
     _load_balancing_loss: torch.Tensor
@@ -75,6 +78,18 @@ class HiFiMambaV2Engine(MRIModelEngine):
         if self.cfg.model.learning_rate_schedule == "cosine":
             lr_scheduler = CosineSchedule(optimizer, self.cfg.training)
         super().train(optimizer, lr_scheduler, *args, **kwargs)
+
+    def training_loop(self, *args: Any, **kwargs: Any) -> None:
+        """Train as DIRECT does; in every process, additional models start from the weights of the first one."""
+        broadcast_weights(self.models.values())
+        super().training_loop(*args, **kwargs)
+
+    def _do_iteration(self, *args: Any, **kwargs: Any) -> DoIterationOutput:
+        """Run one iteration as DIRECT does, and average the gradients of additional models over the processes."""
+        output = super()._do_iteration(*args, **kwargs)
+        if self.model.training:
+            average_gradients(self.models.values())
+        return output
 
     def build_loss(self) -> dict[str, Callable[..., torch.Tensor]]:
         """Add `load_balancing_loss` to the losses of the configuration, if the model routes."""

@@ -59,7 +59,7 @@ class ProximalDataConsistency(nn.Module):
        on Medical Imaging 38(2), 2019.
     """
 
-    def __init__(self, iterations: int, initial_weight: float = 0.05, initial_exponent: float = 0.25) -> None:
+    def __init__(self, iterations: int, initial_weight: float = 0.05, initial_exponent: float = 0.1) -> None:
         super().__init__()
         self.iterations = iterations
         self.log_weight = nn.Parameter(torch.tensor(math.log(initial_weight)))

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing
 from direct.config.defaults import DefaultConfig, LossConfig, TrainingConfig, ValidationConfig
 from direct.data.transforms import fft2, ifft2, modulus, root_sum_of_squares
 from direct.environment import setup_engine
@@ -24,12 +25,15 @@ from direct_hifimamba.data.hdf5 import write_volume
 from direct_hifimamba.nn.hifimamba.config import HiFiMambaV2Config
 from direct_hifimamba.nn.hifimamba.hifimamba import HiFiMambaV2, HiFiMambaV2Output
 from direct_hifimamba.nn.hifimamba.hifimamba_engine import HiFiMambaV2Engine
+from direct_hifimamba.nn.sensitivity.sensitivity import SensitivityRefinement
 from tests.helpers import TINY, assert_close, measure, tiny_network
 
 ROOT = Path(__file__).parents[3]
 
 
-def build_engine(*losses: str, **options: Any) -> HiFiMambaV2Engine:
+def build_engine(
+    *losses: str, additional_models: dict[str, nn.Module] | None = None, **options: Any
+) -> HiFiMambaV2Engine:
     """The engine of a tiny network, made by DIRECT, with `losses` of DIRECT."""
     network = tiny_network(**options)
     model_config = HiFiMambaV2Config(model_name="hifimamba.hifimamba.HiFiMambaV2", **(TINY | options))
@@ -42,7 +46,7 @@ def build_engine(*losses: str, **options: Any) -> HiFiMambaV2Engine:
             validation=ValidationConfig(datasets=[], metrics=["fastmri_psnr"], crop=None),
         )
     )
-    engine = setup_engine(cfg, "cpu", network, {}, forward_operator=fft2, backward_operator=ifft2)
+    engine = setup_engine(cfg, "cpu", network, additional_models or {}, forward_operator=fft2, backward_operator=ifft2)
     assert type(engine) is HiFiMambaV2Engine
     engine.ndim = 2
     return engine
@@ -303,3 +307,37 @@ def test_direct_trains_validates_and_predicts(folder: Path) -> None:
     with h5py.File(folder / "out" / "first.h5") as file:
         assert file["reconstruction"].shape[-2:] == (33, 32)
         assert np.isfinite(file["reconstruction"]).all()
+
+
+def _train_rank_with_sensitivity_model(rank: int, directory: Path) -> None:
+    """Train in one of two processes, on other data and from other weights; the second has a single coil at times."""
+    torch.set_num_threads(1)
+    torch.manual_seed(rank)
+    torch.distributed.init_process_group("gloo", f"file://{directory / 'rendezvous'}", rank=rank, world_size=2)
+    sensitivity_model = SensitivityRefinement(fft2, ifft2, num_filters=4, num_pool_layers=1)
+    engine = build_engine("l1_loss", additional_models={"sensitivity_model": sensitivity_model})
+    parameters = [*engine.model.parameters(), *sensitivity_model.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=1e-2)
+
+    def loop(engine: Any, datasets: Any, start_iter: int) -> None:
+        engine.model = nn.parallel.DistributedDataParallel(engine.model, broadcast_buffers=False)
+        engine.models_training_mode()
+        for step in range(3):
+            coils = 1 if (rank, step) == (1, 1) else 2
+            engine._do_iteration(batch(1, coils, seed=10 * step + rank), engine.build_loss())
+            optimizer.step()
+            optimizer.zero_grad()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("direct.engine.Engine.training_loop", loop)
+        engine.training_loop([], 0)
+    torch.save(sensitivity_model.state_dict(), directory / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_sensitivity_model_stays_equal_in_two_processes(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_train_rank_with_sensitivity_model, (tmp_path,), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert first["scale"] != 0  # it has been trained
