@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 import direct_hifimamba
-from direct_hifimamba.data.acquisition import check_acquisition, read_acquisition
+from direct_hifimamba.data.acquisition import check_acquisition, read_acquisition, read_sensitivity_map
 from direct_hifimamba.data.nifti import save_slices
 from direct_hifimamba.reconstruction.reconstructor import (
     CONFIG_NAME,
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "input",
         type=Path,
         help="HDF5 or .npz file with kspace (slices[, coils], height, width) and mask (width) or (height, width); "
-        "or .npy file with k-space",
+        "or .npy file with k-space; sensitivity_map as well, if the configuration takes stored sensitivities",
     )
     parser.add_argument(
         "output", type=Path, help="existing folder, or stem of the files: .h5, .nii.gz and .png are appended"
@@ -55,7 +55,8 @@ def main(args: argparse.Namespace) -> None:
     kspace, mask = read_acquisition(args.input, args.mask)
     check_acquisition(kspace, mask)
     reconstructor = Reconstructor.from_checkpoint(args.checkpoint, args.cfg, args.device)
-    images = reconstructor(kspace, mask, complex_images=args.complex or args.phase, progress=True)
+    maps = read_sensitivity_map(args.input) if reconstructor.needs_sensitivity_map else None
+    images = reconstructor(kspace, mask, args.complex or args.phase, progress=True, sensitivity_map=maps)
     magnitude = np.abs(images)
     provenance = {
         "checkpoint": args.checkpoint.name,

@@ -45,6 +45,23 @@ def read_acquisition(path: Path, mask_path: Path | None = None) -> tuple[NDArray
     return kspace, mask
 
 
+def read_sensitivity_map(path: Path) -> NDArray[Any]:
+    """Read the coil sensitivities `sensitivity_map` of an HDF5 or NumPy (`.npz`) file, as they are stored.
+
+    Raises
+    ------
+    ValueError
+        If the file has none.
+    """
+    sensitivity_map = None if path.suffix == ".npy" else _read_array(path, "sensitivity_map")
+    if sensitivity_map is None:
+        raise ValueError(
+            f"{path} has no coil sensitivities, which the configuration takes as given (sensitivity_maps: stored); "
+            "expected a data set named 'sensitivity_map' of the shape of k-space."
+        )
+    return sensitivity_map
+
+
 def _read_array(path: Path, name: str) -> NDArray[Any] | None:
     try:
         if path.suffix in (".npy", ".npz"):

@@ -138,7 +138,7 @@ def _calibrate(
             f"k-space has the shape {kspace.shape} and type {kspace.dtype}; expected complex numbers of shape (coil, "
             "height, width)."
         )
-    rows, columns = _calibration_slices(kspace.shape[1:], calibration)
+    rows, columns = calibration_region(kspace.shape[1:], calibration)
     block = torch.from_numpy(kspace[:, rows, columns].astype(np.complex64))
     largest = block.abs().max()
     if not largest.isfinite() or largest == 0:
@@ -160,10 +160,25 @@ def _calibrate(
     return block, _pixel_operator(_signal_kernels(block, kernel, threshold))
 
 
-def _calibration_slices(
-    shape: tuple[int, int], calibration: tuple[int, int] | NDArray[np.bool_]
-) -> tuple[slice, slice]:
-    """Rows and columns of the calibration region, cut to `MAX_CALIBRATION` about the zero frequency."""
+def calibration_region(shape: tuple[int, ...], calibration: tuple[int, int] | NDArray[np.bool_]) -> tuple[slice, slice]:
+    """Rows and columns of k-space from which :func:`espirit` estimates, cut to `MAX_CALIBRATION` about the centre.
+
+    Parameters
+    ----------
+    shape : tuple of two ints
+        Height and width of k-space.
+    calibration
+        As in :func:`espirit`.
+
+    Returns
+    -------
+    tuple of two slices
+
+    Raises
+    ------
+    ValueError
+        If the region does not fit the shape, or if the mask samples no centre.
+    """
     if isinstance(calibration, np.ndarray):
         if calibration.shape not in (shape, shape[1:]):
             raise ValueError(

@@ -6,9 +6,13 @@ of ours, or running `direct-hifimamba train`, puts them there.
 
 from direct.data import datasets, datasets_config
 
+from direct_hifimamba.data.sensitivity import FastMRIWithMapsConfig, FastMRIWithMapsDataset
 from direct_hifimamba.data.simulation.dataset import SimulatedMultiCoilConfig, SimulatedMultiCoilDataset
 
-DATA_SETS = {"SimulatedMultiCoil": (SimulatedMultiCoilDataset, SimulatedMultiCoilConfig)}
+DATA_SETS = {
+    "FastMRIWithMaps": (FastMRIWithMapsDataset, FastMRIWithMapsConfig),
+    "SimulatedMultiCoil": (SimulatedMultiCoilDataset, SimulatedMultiCoilConfig),
+}
 
 
 def register_data_sets() -> None:

@@ -42,6 +42,8 @@ from direct.data.transforms import modulus
 from direct.inference import build_inference_transforms
 
 from direct_hifimamba.data.acquisition import center_block, check_acquisition
+from direct_hifimamba.data.registration import register_data_sets
+from direct_hifimamba.data.sensitivity import STORED, add_maps
 from direct_hifimamba.files import replace_when_complete
 from direct_hifimamba.training.compose import compose
 
@@ -63,6 +65,11 @@ class Reconstructor:
     dataset : DictConfig
         `inference.dataset` of the configuration. Only its transforms are used, without their masking.
 
+    Attributes
+    ----------
+    needs_sensitivity_map : bool
+        Whether the configuration takes coil sensitivities as given instead of estimating them.
+
     Examples
     --------
     >>> reconstructor = Reconstructor.from_checkpoint("runs/small/model_99999.pt")
@@ -74,9 +81,13 @@ class Reconstructor:
         self._engine.ndim = 2
         self._engine.models_to_device()
         self._engine.models_validation_mode()
-        self._transform = build_inference_transforms(SimpleNamespace(engine=engine), None, dataset)
+        transform = build_inference_transforms(SimpleNamespace(engine=engine), None, dataset)
+        self._transform = add_maps(transform, dict(dataset) | {"map_cache": None})  # a cache is for epochs
+        self.needs_sensitivity_map = dataset.get("sensitivity_maps") == STORED
         estimation = dataset.transforms.sensitivity_map_estimation
-        self._needs_center = estimation.sensitivity_maps_type != SensitivityMapType.UNIT
+        self._needs_center = (
+            estimation.estimate_sensitivity_maps and estimation.sensitivity_maps_type != SensitivityMapType.UNIT
+        )
 
     @classmethod
     def from_checkpoint(cls, path: Path | str, config_path: Path | str | None = None, device: str = "cpu") -> Self:
@@ -125,7 +136,12 @@ class Reconstructor:
 
     @torch.no_grad()
     def __call__(
-        self, kspace: NDArray[Any], mask: NDArray[Any], complex_images: bool = False, progress: bool = False
+        self,
+        kspace: NDArray[Any],
+        mask: NDArray[Any],
+        complex_images: bool = False,
+        progress: bool = False,
+        sensitivity_map: NDArray[Any] | None = None,
     ) -> NDArray[Any]:
         """Reconstruct slice by slice.
 
@@ -138,6 +154,8 @@ class Reconstructor:
             Return complex images, if the model makes them, rather than magnitudes.
         progress : bool
             Show a progress bar.
+        sensitivity_map : complex array of the shape of `kspace`, optional
+            Coil sensitivities, if `needs_sensitivity_map`.
 
         Returns
         -------
@@ -148,18 +166,40 @@ class Reconstructor:
         ------
         ValueError
             If k-space or mask are not as they should be, see
-            :func:`direct_hifimamba.data.acquisition.check_acquisition`; or if the model makes no complex images.
+            :func:`direct_hifimamba.data.acquisition.check_acquisition`; if the model makes no complex images; or if
+            sensitivities are missing or given without need.
         """
         sampled = check_acquisition(kspace, mask)
+        self._check_sensitivity_map(sensitivity_map, kspace)
         center = center_block(sampled) if self._needs_center else sampled
         images: list[NDArray[Any] | None] = []
         for index, kspace_slice in enumerate(tqdm(kspace, "reconstruct", unit="slice", disable=not progress)):
             sample = _make_sample(kspace_slice, sampled, center, index)
+            if sensitivity_map is not None:
+                sample["sensitivity_map"] = np.array(sensitivity_map[index], np.complex64)
             # DIRECT cannot scale a slice without signal.
             has_signal = (kspace_slice[..., sampled] != 0).any()
             images.append(self._reconstruct(sample, complex_images) if has_signal else None)
         blank = np.zeros_like(next(image for image in images if image is not None))
         return np.stack([blank if image is None else image for image in images])
+
+    def _check_sensitivity_map(self, sensitivity_map: NDArray[Any] | None, kspace: NDArray[Any]) -> None:
+        if (sensitivity_map is not None) != self.needs_sensitivity_map:
+            raise ValueError(
+                "The configuration takes coil sensitivities as given (sensitivity_maps: stored), and there are none."
+                if self.needs_sensitivity_map
+                else "Coil sensitivities are given, and the configuration estimates its own; expected "
+                "sensitivity_maps: stored in inference.dataset."
+            )
+        if sensitivity_map is None:
+            return
+        if sensitivity_map.shape != kspace.shape or not np.iscomplexobj(sensitivity_map):
+            raise ValueError(
+                f"The coil sensitivities have the shape {sensitivity_map.shape} and type {sensitivity_map.dtype}; "
+                f"expected complex numbers of the shape of k-space, {kspace.shape}."
+            )
+        if not np.isfinite(sensitivity_map).all():
+            raise ValueError("The coil sensitivities have values that are NaN or infinite; expected finite ones.")
 
     def _reconstruct(self, sample: dict[str, Any], complex_images: bool) -> NDArray[Any]:
         batch = default_collate([self._transform(sample)])
@@ -222,6 +262,7 @@ def _make_sample(
 
 def _load_config(path: Path) -> DictConfig:
     """Load and check a configuration; its `inference.dataset` is filled up with DIRECT's defaults."""
+    register_data_sets()
     config = compose([path], ["training=null", "validation=null"])  # no part in this
     if config.get("inference") is None:
         raise ValueError(

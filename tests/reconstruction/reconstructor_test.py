@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 import signal
@@ -21,7 +22,7 @@ from PIL import Image
 
 from direct_hifimamba import cli
 from direct_hifimamba.data.acquisition import center_block, check_acquisition
-from direct_hifimamba.data.fourier import image_to_kspace
+from direct_hifimamba.data.fourier import image_to_kspace, kspace_to_image
 from direct_hifimamba.data.hdf5 import write_volume
 from direct_hifimamba.data.nifti import load_magnitude
 from direct_hifimamba.reconstruction.reconstructor import CONFIG_NAME, Reconstructor
@@ -127,23 +128,84 @@ def reconstruct(*arguments: Any) -> None:
     cli.main(["reconstruct", *map(str, arguments)])
 
 
+def predict(checkpoint: Path, config: Path, data: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The images that `direct predict` writes."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # DIRECT sets it
+    monkeypatch.setattr("sys.argv", ["direct"])
+    command = f"predict {output} --data-root {data.parent} --cfg {config} --checkpoint {checkpoint}"
+    cli.main(f"{command} --num-gpus 0 --num-workers 0 --device cpu".split())
+    with h5py.File(output / data.name) as file:
+        return file["reconstruction"][()]
+
+
 @pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")  # DIRECT's
 @pytest.mark.parametrize("model_name", MODELS)
 def test_results_are_those_of_direct_predict(
     experiments: dict[str, Path], volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_name: str
 ) -> None:
     checkpoint = experiments[model_name]
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # DIRECT sets it
-    predict = f"predict {tmp_path / 'theirs'} --data-root {volume.parent} --cfg {checkpoint.parent / CONFIG_NAME}"
-    monkeypatch.setattr("sys.argv", ["direct"])
-    cli.main(f"{predict} --checkpoint {checkpoint} --num-gpus 0 --num-workers 0 --device cpu".split())
+    theirs = predict(checkpoint, checkpoint.parent / CONFIG_NAME, volume, tmp_path / "theirs", monkeypatch)
     reconstruct(checkpoint, volume, tmp_path / "ours")
-    with h5py.File(tmp_path / "theirs" / volume.name) as file:
-        theirs = file["reconstruction"][()]
     with h5py.File(tmp_path / "ours.h5") as file:
         images = file["reconstruction"][()]
     assert images.shape == (SLICES, HEIGHT, WIDTH) and images.dtype == np.float32
     np.testing.assert_allclose(images, theirs, rtol=0, atol=1e-5 * theirs.max())
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")  # DIRECT's
+@pytest.mark.parametrize("model_name", [OURS, VARNET])
+def test_sensitivities_of_our_data_set_are_those_of_direct_predict(
+    experiments: dict[str, Path], volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_name: str
+) -> None:
+    checkpoint = experiments[model_name]
+    (tmp_path / "data").mkdir()
+    data = Path(shutil.copy(volume, tmp_path / "data"))
+    with h5py.File(data, "r+") as file:
+        file["sensitivity_map"] = np.roll(kspace_to_image(simulate()), 3, axis=-1)
+    config = OmegaConf.load(checkpoint.parent / CONFIG_NAME)
+    dataset = config.inference.dataset
+    dataset.name = "FastMRIWithMaps"
+    dataset.transforms.sensitivity_map_estimation.estimate_sensitivity_maps = False
+    results = []
+    for kind in ("espirit", "stored"):
+        dataset.sensitivity_maps = kind
+        OmegaConf.save(config, tmp_path / f"{kind}.yaml")
+        theirs = predict(checkpoint, tmp_path / f"{kind}.yaml", data, tmp_path / f"theirs_{kind}", monkeypatch)
+        reconstruct(checkpoint, data, tmp_path / kind, "--cfg", tmp_path / f"{kind}.yaml")
+        with h5py.File(tmp_path / f"{kind}.h5") as file:
+            results.append(file["reconstruction"][()])
+        np.testing.assert_allclose(results[-1], theirs, rtol=0, atol=1e-5 * theirs.max())
+    reconstruct(checkpoint, data, tmp_path / "estimated")
+    with h5py.File(tmp_path / "estimated.h5") as file:
+        results.append(file["reconstruction"][()])
+    for first, second in itertools.combinations(results, 2):
+        assert np.abs(first - second).max() > 0.01 * first.max()
+
+
+def test_sensitivities_are_given_if_and_only_if_they_are_needed(
+    experiments: dict[str, Path], volume: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = experiments[OURS]
+    kspace, mask = simulate(), line_mask()
+    with pytest.raises(ValueError, match="configuration estimates its own"):
+        Reconstructor.from_checkpoint(checkpoint)(kspace, mask, sensitivity_map=kspace)
+    config = OmegaConf.load(checkpoint.parent / CONFIG_NAME)
+    dataset = config.inference.dataset
+    dataset.name, dataset.sensitivity_maps = "FastMRIWithMaps", "stored"
+    dataset.transforms.sensitivity_map_estimation.estimate_sensitivity_maps = False
+    OmegaConf.save(config, tmp_path / "stored.yaml")
+    assert "no coil sensitivities" in run_fails(
+        capsys, checkpoint, volume, tmp_path / "out", "--cfg", tmp_path / "stored.yaml"
+    )
+    reconstructor = Reconstructor.from_checkpoint(checkpoint, tmp_path / "stored.yaml")
+    for maps, message in (
+        (None, "there are none"),
+        (kspace[:, :2], re.escape("shape (3, 2, 24, 32)")),
+        (np.abs(kspace), "expected complex numbers"),
+        (kspace * np.nan, "NaN or infinite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            reconstructor(kspace, mask, sensitivity_map=maps)
 
 
 def test_everything_is_written_and_never_overwritten(
