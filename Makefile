@@ -13,27 +13,39 @@ PYTEST_ARGS :=
 DEMO_ARGS :=
 BENCH_ARGS :=
 
+PYTEST := pytest --numprocesses auto --dist loadfile
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+LOWEST_INSTALLED := .venv-lowest/.installed
 EXTENSION := $(wildcard setup.py direct_hifimamba/ops/csrc/*)
 
-.PHONY: help install peers demo test lint typecheck bench clean
+.PHONY: help install peers demo test test-without-kernels test-lowest lint typecheck bench clean
 
 help:
 	@cat <<- 'END'
 		make install    package, DIRECT, PyTorch and the developers' tools into .venv
 		make demo       train and evaluate on simulated data, on a CPU
 		make test       all tests
+		make test-without-kernels
+		                tests marked core, in a copy of the sources in which no kernels are compiled
+		make test-lowest
+		                tests marked core, with Python 3.12 and the lowest versions in pyproject.toml, without extras
 		make lint       ruff: rules and format
 		make typecheck  mypy
 		make peers      others' selective scans, which benchmarks and tests compare ours with
 		make bench      time the network and its parts
-		make clean      remove what make and the tools wrote, .venv included
+		make clean      remove what make and the tools wrote, the environments included
 	END
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml $(EXTENSION)
+$(INSTALLED): PACKAGES = --editable '.[benchmark,data,report,dev]'
+# Every lower bound of the dependencies as the version to install.
+$(LOWEST_INSTALLED): PACKAGES = --editable '.[dev]' \
+	$$(sed -n '/^dependencies/,/^]/s/.*"\(.*\)>=\([0-9.]*\).*/\1==\2/p' pyproject.toml)
+$(LOWEST_INSTALLED): PYTHON := python3.12 "$$(pyenv root 2>/dev/null || echo ~/.pyenv)"/versions/3.12*/bin/python
+
+$(INSTALLED) $(LOWEST_INSTALLED): pyproject.toml $(EXTENSION)
 	@for candidate in $(PYTHON); do
 		if "$$candidate" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; then
 			python=$$candidate
@@ -45,17 +57,30 @@ $(INSTALLED): pyproject.toml $(EXTENSION)
 		echo "    make $(or $(MAKECMDGOALS),install) PYTHON=/path/to/python3.12" >&2
 		exit 1
 	fi
-	echo "Making .venv with $$("$$python" --version): PyTorch, DIRECT and tools, several GB, takes minutes ..."
-	"$$python" -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[benchmark,data,report,dev]'
+	echo "Making $(@D) with $$("$$python" --version): PyTorch, DIRECT and tools, several GB, takes minutes ..."
+	"$$python" -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(PACKAGES)
 	touch $@
-	echo "Installed. Activate with: source .venv/bin/activate"
+	echo "Installed. Activate with: source $(@D)/bin/activate"
 
 demo: $(INSTALLED)
 	$(BIN)/python projects/hifimamba_demo/demo.py $(DEMO_ARGS)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m $(PYTEST) $(PYTEST_ARGS)
+
+test-without-kernels: $(INSTALLED)
+	@copy=$$(mktemp -d)
+	trap 'rm -rf "$$copy"' EXIT
+	git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t "$$copy"
+	cd "$$copy"
+	export PYTHONPATH=$$PWD  # before the editable installation, in subprocesses too
+	python=$(CURDIR)/$(BIN)/python
+	"$$python" -c 'from direct_hifimamba.ops import library; assert not library.INSTRUCTION_SETS'
+	"$$python" -m $(PYTEST) -m 'core and not slow' $(PYTEST_ARGS)
+
+test-lowest: $(LOWEST_INSTALLED)
+	$(<D)/bin/python -m $(PYTEST) -m 'core and not slow' $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -77,5 +102,5 @@ bench: peers
 	$(BIN)/python performance/allocation.py $(BENCH_ARGS)
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-lowest build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -21,6 +21,14 @@ def _original_name(alias: str) -> str:
     return ORIGINAL + alias.removeprefix(ALIAS)
 
 
+def register_data_sets() -> None:
+    """Make our data sets known to DIRECT in this process. Calling it again changes nothing.
+
+    DIRECT takes them from its own modules and has imported the model before, so loading a model of ours suffices.
+    """
+    importlib.import_module(f"{__package__}.data.registration").register_data_sets()
+
+
 class _AliasLoader(Loader):
     def create_module(self, spec: ModuleSpec) -> None:
         """Let the import system make an empty module."""
@@ -32,7 +40,7 @@ class _AliasLoader(Loader):
         """
         try:
             original = importlib.import_module(_original_name(module.__name__))
-            importlib.import_module(f"{__package__}.data.registration").register_data_sets()
+            register_data_sets()
         except (AttributeError, ModuleNotFoundError) as error:
             # DIRECT takes these two for a misspelt model_name and exits with "Path ... does not exist".
             raise ImportError(f"{module.__name__} cannot be loaded: {error}.") from error

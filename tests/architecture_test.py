@@ -8,5 +8,7 @@ from importlinter.cli import lint_imports
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 
 
-def test_imports_run_downwards(capsys: pytest.CaptureFixture[str]) -> None:
+def test_imports_run_downwards(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    # It would disable the loggers that exist, in the tests that follow too.
+    monkeypatch.setattr("logging.config.dictConfig", lambda _: None)
     assert lint_imports(str(PYPROJECT), no_cache=True) == 0, capsys.readouterr().out

@@ -9,6 +9,7 @@ from direct.cli import cli as direct_cli
 
 import direct_hifimamba
 from direct_hifimamba import cli
+from tests.extras import missing_packages
 
 
 def install_command(
@@ -22,6 +23,9 @@ def install_command(
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_command_follows_the_convention(name: str) -> None:
+    extra = cli.COMMANDS[name].extra
+    if extra and (missing := missing_packages(extra)):
+        pytest.skip(f"the extra {extra} is not installed: {', '.join(missing)}")
     module = importlib.import_module(f"direct_hifimamba.commands.{name.replace('-', '_')}")
     module.add_arguments(argparse.ArgumentParser())
     assert callable(module.main)

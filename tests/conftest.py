@@ -1,7 +1,30 @@
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+from tests.extras import missing_packages
+
+TESTS = Path(__file__).parent
+#: Tests that need the extras `benchmark` and `data`. All others are marked `core`.
+NEED_EXTRAS = [
+    TESTS / name for name in ("benchmark", "data", "projects", "reconstruction", "training/direct_command_test.py")
+]
+MISSING = [*missing_packages("benchmark"), *missing_packages("data")]
+
+collect_ignore = NEED_EXTRAS if MISSING else []
+
+
+def pytest_report_header() -> str | None:
+    names = ", ".join(str(path.relative_to(TESTS)) for path in collect_ignore)
+    return f"without extras ({', '.join(MISSING)} not installed), so not collected: {names}" if MISSING else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if not any(item.path.is_relative_to(path) for path in NEED_EXTRAS):
+            item.add_marker("core")
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ from direct.utils import communication
 from torch.optim import Optimizer
 from torch.utils.data import get_worker_info
 
+from direct_hifimamba.plugin import register_data_sets
 from direct_hifimamba.training.learning_rate import CosineSchedule
 
 COSINE_OPTION = "--cosine-schedule"
@@ -56,6 +57,7 @@ def setup_train(takes_cosine: bool, *arguments: Any) -> None:
 
     Of several ranks every one would draw the same masks: they keep DIRECT's unseeded ones.
     """
+    register_data_sets()  # other models than ours do not
     with ExitStack() as patches:
         if takes_cosine:
             patches.enter_context(mock.patch.object(Engine, "train", _train_with_cosine))
@@ -67,6 +69,7 @@ def setup_train(takes_cosine: bool, *arguments: Any) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Run `direct` with `arguments`, the first of which is the subcommand."""
+    register_data_sets()
     takes_cosine = arguments[0] == "train" and COSINE_OPTION in arguments
     # DIRECT's parser takes its arguments from nowhere else.
     sys.argv[1:] = [argument for argument in arguments if not (takes_cosine and argument == COSINE_OPTION)]

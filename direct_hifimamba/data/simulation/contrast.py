@@ -75,8 +75,9 @@ def _add_lesion(image: Image, plane: Plane, rng: np.random.Generator) -> Image:
     extent = min(plane.shape) * plane.pixel_size
     y, x = rows - rng.uniform(-0.3, 0.3) * extent, columns - rng.uniform(-0.3, 0.3) * extent
     radius = rng.uniform(1.5, 14)
-    angle = np.arctan2(y, x)
-    wavy = 1 + sum(rng.normal(0, 0.2 / n) * np.cos(n * angle + rng.uniform(0, 6)) for n in range(1, 5))
+    direction = (x + 1j * y) / (np.hypot(y, x) + 1e-9)
+    weights = [rng.normal(0, 0.2 / n) * np.exp(1j * rng.uniform(0, 6)) for n in range(4, 0, -1)]
+    wavy = 1 + np.polyval([*weights, 0], direction).real
     inside = 1 / (
         1 + np.exp(np.clip((np.hypot(y * rng.uniform(0.7, 1.4), x) / wavy - radius) * rng.uniform(1, 5), -40, 40))
     )

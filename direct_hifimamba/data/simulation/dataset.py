@@ -12,7 +12,7 @@ import torch
 from direct.data.datasets_config import DatasetConfig
 from torch.utils.data import Dataset
 
-from direct_hifimamba.data.sensitivity import EspiritTransform
+from direct_hifimamba.data.espirit import espirit
 from direct_hifimamba.data.simulation.heads import find_heads
 from direct_hifimamba.data.simulation.sample import SampleOptions, draw_sample
 
@@ -48,8 +48,8 @@ class SimulatedMultiCoilDataset(Dataset[dict[str, Any]]):
     clean_target : bool
         Whether the target is free of noise, or DIRECT's: the root sum of squares of the noisy k-space.
     sensitivities : sequence of str
-        Of `estimated` (what the transforms are configured to estimate), `espirit` (see
-        :class:`direct_hifimamba.data.sensitivity.EspiritTransform`) and `exact`; one is drawn for every slice.
+        Of `estimated` (what the transforms are configured to estimate), `espirit` (from the calibration region of the
+        noisy k-space) and `exact`; one is drawn for every slice.
     text_description : str, optional
         Name in logs.
     """
@@ -118,14 +118,16 @@ class SimulatedMultiCoilDataset(Dataset[dict[str, Any]]):
         }
         if self.transform is None:
             return sample | {"target": drawn.target, "sensitivity_map": drawn.sensitivity_map}
-        choice = self.sensitivities[int(np.random.default_rng((*seed, 1)).integers(len(self.sensitivities)))]
-        sample = (EspiritTransform(self.transform) if choice == "espirit" else self.transform)(sample)
+        sample = self.transform(sample)
         if self.clean_target:
             # DIRECT divides k-space by this factor before it computes its own target.
             scaling_factor = sample.get("scaling_factor", torch.ones(1)).reshape(-1)
             sample["target"] = torch.from_numpy(drawn.target) / scaling_factor
-        if choice == "exact":
-            sample["sensitivity_map"] = torch.view_as_real(torch.from_numpy(drawn.sensitivity_map))
+        choice = int(np.random.default_rng((*seed, 1)).integers(len(self.sensitivities)))
+        if self.sensitivities[choice] != "estimated":
+            exact = self.sensitivities[choice] == "exact"
+            maps = drawn.sensitivity_map if exact else espirit(drawn.kspace, drawn.calibration_mask)
+            sample["sensitivity_map"] = torch.view_as_real(torch.from_numpy(maps))
         return sample
 
 
