@@ -5,9 +5,11 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from xml.etree.ElementTree import ParseError
 
 import h5py
 import numpy as np
+from direct.data.datasets import _parse_fastmri_header
 from numpy.typing import NDArray
 
 from direct_hifimamba.data.fourier import root_sum_of_squares
@@ -101,11 +103,32 @@ def _is_cmrxrecon(kspace: h5py.Dataset) -> bool:
 
 
 def read_mask(file: h5py.File) -> NDArray[np.bool_] | None:
-    """The sampling mask of a volume, of shape (width,) or (height, width), or None if there is none."""
+    """Return the sampling mask of a volume, of shape (width,) or (height, width), or None if there is none.
+
+    It is False in the padding of the header, as in DIRECT's `FastMRI` data set, even where the file says otherwise:
+    fastMRI's own masks were drawn over the whole width.
+    """
     if "mask" not in file:
         return None
     mask = file["mask"][()] != 0
-    return mask.T if _is_cmrxrecon(file["kspace"]) else mask
+    if _is_cmrxrecon(file["kspace"]):
+        return mask.T
+    acquired = np.zeros_like(mask)
+    acquired[..., acquired_columns(file)] = True
+    return mask & acquired
+
+
+def acquired_columns(file: h5py.File) -> slice:
+    """Return the columns of k-space that were acquired; the others are zero-padding.
+
+    DIRECT's `FastMRI` data set clears k-space and mask outside of them. Files without a header, or with one that is no
+    ISMRMRD document, have no padding.
+    """
+    try:
+        header = _parse_fastmri_header(file[HEADER][()])
+    except (KeyError, ParseError, RuntimeError, ValueError):
+        return slice(None)
+    return slice(header["padding_left"], header["padding_right"])
 
 
 def read_slices(file: h5py.File) -> Iterator[NDArray[np.complex64]]:

@@ -59,7 +59,7 @@ class SamplingMask:
     samples : bool array of shape (width,) or (height, width)
         True where k-space is sampled: one value per column if the mask takes whole columns (a line mask).
     acceleration : float
-        Samples of k-space divided by those that are taken.
+        Samples of k-space divided by those that are taken; zero-padding does not count.
     num_center : int
         Columns, or samples if it is no line mask, that the mask function sets apart for autocalibration. DIRECT's
         reader of stored line masks takes the whole sampled run of columns around the centre instead, which can be
@@ -81,7 +81,9 @@ class SamplingMask:
         return {"acceleration": self.acceleration, center: self.num_center}
 
 
-def draw_mask(options: MaskOptions, shape: tuple[int, int], file_name: str, seed: int) -> SamplingMask:
+def draw_mask(
+    options: MaskOptions, shape: tuple[int, int], file_name: str, seed: int, acquired: slice = slice(None)
+) -> SamplingMask:
     """Draw the mask of one file.
 
     Parameters
@@ -92,6 +94,8 @@ def draw_mask(options: MaskOptions, shape: tuple[int, int], file_name: str, seed
     file_name : str
         The mask depends on it and on `seed`, not on the folder.
     seed : int
+    acquired : slice
+        Columns that were acquired. The mask is drawn over the whole width, as DIRECT does, and cleared elsewhere.
 
     Returns
     -------
@@ -108,16 +112,20 @@ def draw_mask(options: MaskOptions, shape: tuple[int, int], file_name: str, seed
         mask_func(shape=(*shape, 1), seed=seed_material, return_acs=return_acs).numpy().reshape(-1, shape[1])
         for return_acs in (False, True)
     )
+    inside = np.zeros(shape[1], bool)
+    inside[acquired] = True
+    mask, center = mask & inside, center & inside
+    num_acquired = int(inside.sum())
     if not (mask == mask[0]).all():
-        return SamplingMask(mask, mask.size / int(mask.sum()), int(center.sum()))
+        return SamplingMask(mask, shape[0] * num_acquired / int(mask.sum()), int(center.sum()))
     lines = mask[0]
     middle = shape[1] // 2
     if not lines[middle] or lines[:middle].all() or lines[middle:].all():
         raise ValueError(
-            f"{options} samples {lines.sum()} of {shape[1]} columns; DIRECT's FastMRI data set needs the centre column "
+            f"{options} samples {lines.sum()} of {num_acquired} columns; DIRECT's FastMRI data set needs the centre column "
             "and a gap on either side of it. Choose another acceleration or center fraction."
         )
-    return SamplingMask(lines, shape[1] / int(lines.sum()), int(center[0].sum()))
+    return SamplingMask(lines, num_acquired / int(lines.sum()), int(center[0].sum()))
 
 
 def draw_line_mask(options: MaskOptions, shape: tuple[int, int], file_name: str, seed: int) -> SamplingMask:

@@ -32,6 +32,7 @@ from direct_hifimamba.data.fit import crop_or_pad, resample
 from direct_hifimamba.data.fourier import image_to_kspace, root_sum_of_squares
 from direct_hifimamba.data.hdf5 import (
     CMRXRECON_SUFFIX,
+    acquired_columns,
     kspace_shape,
     read_provenance,
     write_cmrxrecon,
@@ -189,19 +190,20 @@ def _record(task: Task) -> dict[str, Any]:
 
 def _store_mask(task: Task, record: dict[str, Any], folder: str, options: MaskOptions) -> dict[str, Any]:
     height, width = record["shape"][-2:]
-    mask = draw_mask(options, (height, width), task.name, task.settings.seed)
-    provenance = {
-        "mask": {"options": asdict(options), **mask.provenance()},
-        "seed": task.settings.seed,
-        "volume_sha256": record["sha256"],
-    }
+    with h5py.File(task.path) as file:
+        acquired = acquired_columns(file)
+    mask = draw_mask(options, (height, width), task.name, task.settings.seed, acquired)
+    identity = {"seed": task.settings.seed, "volume_sha256": record["sha256"]}
+    provenance = {"mask": {"options": asdict(options), **mask.provenance()}, **identity}
     write, suffix = (write_view, ".h5") if mask.is_line_mask else (write_cmrxrecon, CMRXRECON_SUFFIX)
     path = (task.dest / folder / task.name).with_suffix(suffix)
-    if not path.exists():
+    if path.exists():
+        stored = read_provenance(path) or {}
+        if stored.get("mask", {}).get("options") != asdict(options) or not identity.items() <= stored.items():
+            raise FileExistsError(f"{path} is not of this preparation; remove it, or choose another folder.")
+    if not path.exists() or stored != provenance:  # an earlier version kept the mask in the padding
         path.parent.mkdir(exist_ok=True)
         write(path, task.path, mask.samples, provenance)
-    elif read_provenance(path) != provenance:
-        raise FileExistsError(f"{path} is not of this preparation; remove it, or choose another folder.")
     return {"file": path.name, **mask.provenance()}
 
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,9 +23,11 @@ from direct_hifimamba import cli
 from direct_hifimamba.data import prepare as module
 from direct_hifimamba.data.data_sets import SIMULATED
 from direct_hifimamba.data.fourier import kspace_to_image, root_sum_of_squares
-from direct_hifimamba.data.masks import MaskOptions
+from direct_hifimamba.data.hdf5 import read_mask
+from direct_hifimamba.data.masks import MaskOptions, draw_mask
 from direct_hifimamba.data.prepare import prepare
-from direct_hifimamba.data.protocol import Settings, read_protocol
+from direct_hifimamba.data.protocol import Settings, read_protocol, write_protocol
+from direct_hifimamba.data.verify import verify
 from tests.data import lookalikes
 
 SIZE = (24, 24)
@@ -155,9 +158,13 @@ def test_direct_reads_the_masks(prepared, name):
             assert mask.shape == sample["kspace"].shape[-2:]
             file_name = Path(sample["filename"]).with_suffix(".h5").name
             np.testing.assert_array_equal(mask, masks.setdefault(file_name, mask))
-            if name != "fastmri":  # there, DIRECT clears the columns that were not acquired
-                figures = protocol["splits"][split]["files"][file_name]["masks"][folder]
-                assert mask.size / mask.sum() == pytest.approx(figures["acceleration"])
+            with h5py.File(dest / folder / Path(sample["filename"]).name) as file:
+                stored = file["mask"][()].T if Path(sample["filename"]).suffix == ".mat" else file["mask"][()]
+            np.testing.assert_array_equal(mask, np.broadcast_to(stored, mask.shape), "DIRECT cleared its padding")
+            figures = protocol["splits"][split]["files"][file_name]["masks"][folder]
+            padding = 2 * lookalikes.NUM_PADDED if name == "fastmri" else 0
+            acquired = mask.shape[0] * (mask.shape[1] - padding)
+            assert acquired / mask.sum() == pytest.approx(figures["acceleration"])
         if "equispaced" not in folder:  # of which there are few
             assert len({mask.tobytes() for mask in masks.values()}) == len(masks), "every file has its own mask"
 
@@ -353,6 +360,51 @@ def test_interrupted_preparation_is_completed(prepared, tmp_path, monkeypatch, n
     assert (tmp_path / "protocol.json").read_bytes() == (whole / "protocol.json").read_bytes()
     assert all(path.stat().st_mtime_ns == time for path, time in finished.items())
     assert not list(tmp_path.rglob(".*"))
+
+
+def _as_before_padding_was_cleared(dest: Path) -> None:
+    """Turn the masks of a preparation into those of an earlier version: without origin, sampled in the padding."""
+    protocol = read_protocol(dest)
+    for split, part in protocol["splits"].items():
+        for name, record in part["files"].items():
+            for folder, options in Settings.from_json(protocol["settings"]).mask_folders(split).items():
+                whole = draw_mask(options, record["shape"][-2:], name, 0)
+                with h5py.File(dest / folder / name, "r+") as file:
+                    file["mask"][...] = whole.samples
+                    provenance = {"options": asdict(options), **whole.provenance()}
+                    stored = {"mask": provenance, "seed": 0, "volume_sha256": record["sha256"]}
+                    file.attrs["provenance"] = json.dumps(stored)
+                record["masks"][folder] |= whole.provenance()
+    write_protocol(dest, protocol)
+
+
+def test_masks_of_earlier_versions_are_accepted_and_completed(prepared, tmp_path):
+    raw, whole, _, _ = prepared("fastmri")
+    shutil.copytree(raw, tmp_path / "raw")
+    shutil.copytree(whole, tmp_path / "out")
+    _as_before_padding_was_cleared(tmp_path / "out")
+    num_cleared = 0
+    for path in whole.glob("val_*/*.h5"):
+        with h5py.File(path) as now, h5py.File(tmp_path / "out" / path.relative_to(whole)) as before:
+            num_cleared += before["mask"][()].sum() - now["mask"][()].sum()
+            np.testing.assert_array_equal(read_mask(before), read_mask(now))
+    assert num_cleared > 0
+    assert verify(tmp_path / "out") == []
+    prepare(tmp_path / "raw", tmp_path / "out", Settings.of("fastmri", **CASES["fastmri"].options))
+    assert _hashes(tmp_path / "out") == _hashes(whole)
+    assert verify(tmp_path / "out") == []
+
+
+def test_radial_masks_are_cleared_in_the_padding(tmp_path):
+    lookalikes.fastmri(tmp_path / "raw", num_slices=3)
+    settings = Settings.of("fastmri", slices="all", masks=(MaskOptions("Radial", 4),))
+    prepare(tmp_path / "raw", tmp_path / "out", settings, ["val"])
+    with h5py.File(tmp_path / "out" / "val_radial_4x" / "file1000000.mat") as file:
+        mask = read_mask(file)
+    assert mask.any()
+    assert not mask[:, : lookalikes.NUM_PADDED].any()
+    assert not mask[:, -lookalikes.NUM_PADDED :].any()
+    assert verify(tmp_path / "out") == []
 
 
 def test_second_run_does_nothing_and_splits_can_be_prepared_one_by_one(prepared, tmp_path, monkeypatch):
