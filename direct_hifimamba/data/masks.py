@@ -122,8 +122,8 @@ def draw_mask(
     middle = shape[1] // 2
     if not lines[middle] or lines[:middle].all() or lines[middle:].all():
         raise ValueError(
-            f"{options} samples {lines.sum()} of {num_acquired} columns; DIRECT's FastMRI data set needs the centre column "
-            "and a gap on either side of it. Choose another acceleration or center fraction."
+            f"{options} samples {lines.sum()} of {num_acquired} columns; DIRECT's FastMRI data set needs the centre "
+            "column and a gap on either side of it. Choose another acceleration or center fraction."
         )
     return SamplingMask(lines, num_acquired / int(lines.sum()), int(center[0].sum()))
 
