@@ -100,6 +100,7 @@ bench: peers
 	$(BIN)/python performance/scan.py $(BENCH_ARGS)
 	$(BIN)/python performance/network.py $(BENCH_ARGS)
 	$(BIN)/python performance/allocation.py $(BENCH_ARGS)
+	$(BIN)/python performance/kernels.py
 
 clean:
 	rm -rf .venv .venv-lowest build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
