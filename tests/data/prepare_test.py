@@ -169,8 +169,6 @@ def test_direct_reads_the_masks(prepared, name):
             assert len({mask.tobytes() for mask in masks.values()}) == len(masks), "every file has its own mask"
 
 
-@pytest.mark.filterwarnings("ignore:Estimation of sensitivity map of Single-coil")  # which `unit` does not do
-@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")  # of DIRECT's own broadcast mask
 @pytest.mark.parametrize(("name", "folder"), [("acdc", "test_radial_16x"), ("m4raw", "test_random_4x")])
 def test_stored_masks_pass_through_the_transforms_of_direct(prepared, name, folder):
     transform = build_mri_transforms(

@@ -196,7 +196,6 @@ def test_states_are_kept_for_backward_only() -> None:
 
 
 @pytest.mark.parametrize("optional", [True, False])
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own doing
 def test_operator_registration(optional: bool) -> None:
     inputs = make_inputs(1, 6, 70, 3, 2, optional=optional, layout="channels_last", requires_grad=True)
     operators = torch.ops.direct_hifimamba
@@ -229,7 +228,6 @@ class Scans(Dataset[torch.Tensor]):
         return torch.cat([result.flatten() for result in (y, *grads)])
 
 
-@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # a fork after threads ran is the point
 def test_forked_workers_may_use_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     # Not by torch.set_num_threads: PyTorch's own threads do not survive a fork.
     monkeypatch.setattr(library, "number_of_threads", lambda *_: 3)

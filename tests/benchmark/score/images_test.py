@@ -87,7 +87,6 @@ def predict(folder: Path, physics: str, padding_eps: float, crop: str | None) ->
     return output
 
 
-@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")  # DIRECT's
 @pytest.mark.parametrize("case", ["centred", "not centred", "crop"])
 def test_scores_are_those_of_metrics_inference(case: str, tmp_path: Path, in_process: None) -> None:
     images, centered, shape = coil_images(3), case != "not centred", (HEIGHT, WIDTH)
