@@ -13,7 +13,7 @@ A module is imported only when its own subcommand is called, so its heavy import
 
 Subcommands of DIRECT get their arguments as they are and behave as in `direct`. They are here because this command
 registers the model by itself, even where TORCH_DEVICE_BACKEND_AUTOLOAD=0 keeps `direct` from finding it. Only `train`
-takes one option more, and its training masks follow `--seed`.
+differs, see `direct_hifimamba.training.direct_command`.
 """
 
 import argparse
@@ -47,7 +47,7 @@ COMMANDS = {
 }
 
 DIRECT_COMMANDS = {
-    "train": "DIRECT's own: train any model; masks follow --seed, and --cosine-schedule replaces the steps of the rate",
+    "train": "as DIRECT's: train any model; deterministic, with options for learning-rate schedule and weight decay",
     "predict": "DIRECT's own: reconstruct with a trained model",
     "upload-to-bucket": "DIRECT's own: upload a file to an S3 bucket",
 }

@@ -1,77 +1,186 @@
-"""The command `direct`, for any model; masks of `train` follow `--seed`, and it takes `--cosine-schedule`."""
+"""The command `direct`, for any model; its `train` is deterministic and has two options more.
 
-import sys
+DIRECT's own `setup_train` always trains with steps of the learning rate and with weight decay of all parameters, and
+draws masks that no seed determines. The one here is made of the same functions of DIRECT.
+"""
+
+import argparse
+import os
 from collections.abc import Sequence
-from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import Any
-from unittest import mock
 
+import numpy as np
 import torch
-from direct import train as direct_train
-from direct.cli import cli as direct_cli
-from direct.common import subsample
-from direct.engine import Engine
-from direct.utils import communication
+from direct.cli.predict import register_parser as register_predict
+from direct.cli.train import register_parser as register_train
+from direct.cli.upload import register_parser as register_upload
+from direct.cli.utils import check_train_val
+from direct.data.lr_scheduler import WarmupMultiStepLR
+from direct.environment import setup_training_environment
+from direct.launch import launch
+from direct.train import build_training_datasets_from_environment, get_root_of_file, parse_noise_dict
+from direct.utils import communication, set_all_seeds, str_to_class
+from direct.utils.io import read_json
+from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
-from torch.utils.data import get_worker_info
+from torch.optim.lr_scheduler import LRScheduler
 
 from direct_hifimamba.plugin import register_data_sets
 from direct_hifimamba.training.learning_rate import CosineSchedule
+from direct_hifimamba.training.seeded_data import SeededBatchSampler, SeededDataset
+from direct_hifimamba.training.weight_decay import exclude_from_weight_decay
 
 COSINE_OPTION = "--cosine-schedule"
-
-_direct_setup_train = direct_train.setup_train
-_direct_train = Engine.train
-_direct_training_loop = Engine.training_loop
-_direct_draw_mask = subsample.BaseMaskFunc.__call__
-
-# Apart from PyTorch's own, which dropout uses too: models that are trained with one seed see the same masks.
-_mask_generator = torch.Generator()
-
-
-def _train_with_cosine(engine: Engine, optimizer: Optimizer, _: Any, *args: Any, **kwargs: Any) -> None:
-    _direct_train(engine, optimizer, CosineSchedule(optimizer, engine.cfg.training), *args, **kwargs)
-
-
-def _seeded_training_loop(engine: Engine, datasets: Any, start_iter: int, *args: Any, **kwargs: Any) -> None:
-    # Neither does the initialisation of the model matter, nor does a resumed training repeat what it has seen.
-    torch.manual_seed(torch.initial_seed() + start_iter)
-    _mask_generator.manual_seed(torch.initial_seed())
-    _direct_training_loop(engine, datasets, start_iter, *args, **kwargs)
-
-
-def draw_seeded_mask(mask_function: subsample.BaseMaskFunc, *args: Any, seed: Any = None, **kwargs: Any) -> Any:
-    """DIRECT's call of a mask function, with a seed where it has none; DIRECT asks the system for one then.
-
-    Workers of a DataLoader, which it seeds itself, take theirs from PyTorch's generator. Those that are not forked
-    (macOS; Python 3.14) draw as DIRECT does.
-    """
-    if seed is None:
-        seed = int(torch.randint(2**31, (), generator=_mask_generator if get_worker_info() is None else None))
-    return _direct_draw_mask(mask_function, *args, seed=seed, **kwargs)
-
-
-def setup_train(takes_cosine: bool, *arguments: Any) -> None:
-    """DIRECT's `setup_train`, which every rank runs for itself, with seeded masks, and a cosine schedule if wanted.
-
-    Of several ranks every one would draw the same masks: they keep DIRECT's unseeded ones.
-    """
-    register_data_sets()  # other models than ours do not
-    with ExitStack() as patches:
-        if takes_cosine:
-            patches.enter_context(mock.patch.object(Engine, "train", _train_with_cosine))
-        if communication.get_world_size() == 1:
-            patches.enter_context(mock.patch.object(Engine, "training_loop", _seeded_training_loop))
-            patches.enter_context(mock.patch.object(subsample.BaseMaskFunc, "__call__", draw_seeded_mask))
-        _direct_setup_train(*arguments)
+MATRICES_OPTION = "--decay-matrices"
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run `direct` with `arguments`, the first of which is the subcommand."""
     register_data_sets()
-    takes_cosine = arguments[0] == "train" and COSINE_OPTION in arguments
-    # DIRECT's parser takes its arguments from nowhere else.
-    sys.argv[1:] = [argument for argument in arguments if not (takes_cosine and argument == COSINE_OPTION)]
-    direct_train.setup_train = partial(setup_train, takes_cosine)
-    direct_cli.main()
+    parser = argparse.ArgumentParser(prog="direct-hifimamba")
+    subparsers = parser.add_subparsers(dest="subcommand", required=True)
+    for register in (register_train, register_predict, register_upload):
+        register(subparsers)
+    train_parser = subparsers.choices["train"]
+    train_parser.add_argument(
+        COSINE_OPTION, action="store_true", help="Half a cosine instead of steps of the learning rate."
+    )
+    train_parser.add_argument(
+        MATRICES_OPTION, action="store_true", help="Weight decay of matrices and kernels alone, not of vectors."
+    )
+    train_parser.set_defaults(subcommand=train)
+    args = parser.parse_args(arguments)
+    if args.subcommand is train:
+        if args.seed < 0:
+            train_parser.error(f"--seed is {args.seed}; expected 0 or more.")
+        if args.initialization_images is not None and args.initialization_kspace is not None:
+            train_parser.error("--initialization-images and --initialization-kspace are mutually exclusive.")
+        for option in ("initialization_images", "initialization_kspace", "noise"):
+            check_train_val(getattr(args, option), option.replace("_", "-"))
+    args.subcommand(args)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train in one process or in one for every GPU, as DIRECT's `train_from_argparse`."""
+    torch.set_num_threads(1)  # Fourier transforms in workers of the DataLoader would get in each other's way.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"  # no warnings of TensorBoard
+    launch(setup_train, args.num_machines, args.num_gpus, args.machine_rank, args.dist_url, args)
+
+
+def setup_train(args: argparse.Namespace) -> None:
+    """Train in this process, which may be one of several ranks, as DIRECT's `setup_train`.
+
+    Parameters
+    ----------
+    args : argparse.Namespace
+        Of `direct-hifimamba train`.
+    """
+    register_data_sets()  # other models than ours do not
+    set_all_seeds(args.seed)
+    run_name = args.name or Path(str(args.cfg_file)).stem
+    env = setup_training_environment(
+        run_name,
+        args.experiment_dir,
+        args.cfg_file,
+        args.device,
+        args.machine_rank,
+        args.mixed_precision,
+        debug=args.debug,
+    )
+    torch.backends.cudnn.benchmark = True
+    training = env.cfg.training
+
+    configs = training.datasets
+    datasets = _build_datasets(env, [_with_seed(config) for config in configs], args, split=0)
+    seeds = [None if config.transforms.get("use_seed", True) else args.seed for config in configs]
+    training_data = [SeededDataset(*pair) for pair in zip(datasets, seeds, strict=True)]
+    validation_data = None
+    if "validation" in env.cfg:
+        validation_data = _build_datasets(env, env.cfg.validation.datasets, args, split=1)
+
+    optimizer, lr_scheduler = _build_optimizer(env, args)
+
+    start = _first_iteration(env.experiment_dir) if args.resume else 0
+    rank, world_size = communication.get_rank(), communication.get_world_size()
+    sampler = SeededBatchSampler(training_data, training.batch_size, args.seed, start, rank, world_size)
+    env.engine.build_batch_sampler = partial(_batch_sampler, env.engine.build_batch_sampler, sampler)
+    # Of dropout and of the workers: neither does the initialisation matter, nor does a resumed training repeat them.
+    torch.manual_seed(int(np.random.SeedSequence((args.seed, start, rank)).generate_state(1)[0]))
+
+    env.engine.train(
+        optimizer,
+        lr_scheduler,
+        training_data,
+        env.experiment_dir,
+        validation_datasets=validation_data,
+        resume=args.resume,
+        initialization=args.initialization_checkpoint or training.model_checkpoint,
+        start_with_validation=args.force_validation,
+        num_workers=args.num_workers,
+    )
+
+
+def _build_datasets(env: Any, configs: Sequence[DictConfig], args: argparse.Namespace, split: int) -> list[Any]:
+    """The data sets of training (split 0) or validation (split 1)."""
+    options: dict[str, Any] = {}
+    root = (args.training_root, args.validation_root)[split]
+    if root is not None:
+        options |= {"data_root": root, "lists_root": get_root_of_file(args.cfg_file)}
+    if args.initialization_images is not None:
+        options["initial_images"] = args.initialization_images[split]
+    if args.initialization_kspace is not None:
+        options["initial_kspaces"] = args.initialization_kspace[split]
+    if args.noise is not None and split == 0:
+        physics = env.cfg.physics
+        if not physics.use_noise_matrix:
+            raise ValueError("--noise is given, but physics.use_noise_matrix is false; set it to true.")
+        options["pass_dictionaries"] = {
+            "loglikelihood_scaling": [
+                parse_noise_dict(read_json(path), percentile=0.999, multiplier=physics.noise_matrix_scaling)
+                for path in args.noise
+            ]
+        }
+    datasets: list[Any] = build_training_datasets_from_environment(env, list(configs), **options)
+    return datasets
+
+
+def _with_seed(config: DictConfig) -> DictConfig:
+    """A copy with `use_seed: true`, in which :class:`SeededDataset` puts another seed where the user wants one."""
+    config = config.copy()
+    OmegaConf.update(config, "transforms.use_seed", True, force_add=True)
+    return config
+
+
+def _build_optimizer(env: Any, args: argparse.Namespace) -> tuple[Optimizer, LRScheduler]:
+    """The optimizer of all models and the schedule of its learning rate."""
+    training, models = env.cfg.training, [env.engine.model, *env.engine.models.values()]
+    optimizer: Optimizer = str_to_class("torch.optim", training.optimizer)(
+        [{"params": model.parameters()} for model in models], lr=training.lr, weight_decay=training.weight_decay
+    )
+    lr_scheduler: LRScheduler
+    if args.cosine_schedule:
+        lr_scheduler = CosineSchedule(optimizer, training)
+    else:
+        steps = list(range(training.lr_step_size, training.num_iterations, training.lr_step_size))
+        warm_up = {"warmup_factor": 1 / 3, "warmup_iterations": training.lr_warmup_iter, "warmup_method": "linear"}
+        lr_scheduler = WarmupMultiStepLR(optimizer, steps, training.lr_gamma, **warm_up)
+    if args.decay_matrices:
+        for model in models:
+            exclude_from_weight_decay(optimizer, lr_scheduler, model)
+    return optimizer, lr_scheduler
+
+
+def _first_iteration(experiment: Path) -> int:
+    """The iteration that DIRECT resumes at."""
+    last_model = experiment / "last_model.txt"
+    return int(last_model.read_text()) + 1 if last_model.exists() else 0
+
+
+def _batch_sampler(
+    build: Any, sampler: SeededBatchSampler, dataset: Any, batch_size: int, sampler_type: str, **options: Any
+) -> Any:
+    """`sampler` for training; for validation what DIRECT's `build` gives."""
+    return sampler if sampler_type == "random" else build(dataset, batch_size, sampler_type, **options)

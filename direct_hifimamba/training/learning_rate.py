@@ -35,11 +35,11 @@ class CosineSchedule(WarmupCosineLR):
     _FOREIGN: ClassVar = {"warmup_method": "that of the cosine schedule", "warmup_iterations": math.inf}
 
     def state_dict(self) -> dict[str, Any]:
-        """State for a checkpoint, with which DIRECT's own schedule refuses to go on."""
+        """State for a checkpoint, with which DIRECT's own schedule refuses to resume."""
         return super().state_dict() | self._FOREIGN
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint.
+        """Resume from a checkpoint.
 
         Raises
         ------

@@ -13,21 +13,21 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim > 1 and name.rpartition(".")[2] not in _STATE_SPACE_VECTORS
 
 
-def spare_vectors(optimizer: Optimizer, lr_scheduler: LRScheduler, model: nn.Module) -> None:
+def exclude_from_weight_decay(optimizer: Optimizer, lr_scheduler: LRScheduler, model: nn.Module) -> None:
     """Move the parameters of `model` that :func:`decays` excludes to groups of their own, without weight decay.
 
     Parameters
     ----------
     optimizer : Optimizer
-        Before its first step. Parameters that are not the model's stay as they are.
+        Before its first step. Parameters that are not the model's stay as they are. Nothing changes the second time.
     lr_scheduler : LRScheduler
         Of the optimizer; the new groups have the learning rates of those that they come from.
     model : nn.Module
     """
-    spared = {id(parameter) for name, parameter in model.named_parameters() if not decays(name, parameter)}
+    excluded = {id(parameter) for name, parameter in model.named_parameters() if not decays(name, parameter)}
     for group, base_lr in list(zip(optimizer.param_groups, lr_scheduler.base_lrs, strict=True)):
-        vectors = [parameter for parameter in group["params"] if id(parameter) in spared]
-        if vectors:
-            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in spared]
+        vectors = [parameter for parameter in group["params"] if id(parameter) in excluded]
+        if vectors and group["weight_decay"]:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in excluded]
             optimizer.add_param_group(group | {"params": vectors, "weight_decay": 0.0})
             lr_scheduler.base_lrs.append(base_lr)

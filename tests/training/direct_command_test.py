@@ -1,130 +1,109 @@
-"""Tests of `direct-hifimamba train`: its option, and that it can be repeated exactly."""
+"""Tests of `direct-hifimamba train`: its options, and that it is deterministic."""
 
 import pickle
-import sys
-from collections.abc import Callable
+import shutil
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from direct import train as direct_train
-from direct.cli import cli as direct_cli
-from direct.common import subsample
-from direct.engine import Engine
-from direct.utils import communication
+from direct.launch import launch
 from omegaconf import OmegaConf
 
-from direct_hifimamba import cli
 from direct_hifimamba.benchmark.plan.configurations import compose_models, training_config
-from direct_hifimamba.benchmark.plan.specification import MIN_ITERATIONS, Specification
-from direct_hifimamba.benchmark.run.processes import start_command, wait_for
+from direct_hifimamba.benchmark.plan.specification import Specification
 from direct_hifimamba.training import direct_command
+from direct_hifimamba.training.learning_rate import CosineSchedule
 from tests.benchmark.small_benchmark import write_data, write_specification
+from tests.helpers import replace_training_loop
 
-
-@pytest.mark.parametrize(
-    ("arguments", "passed_on", "takes_cosine"),
-    [
-        (["train", "a", "--cosine-schedule", "--cfg", "b"], ["train", "a", "--cfg", "b"], True),
-        (["train", "a", "--cfg", "b"], ["train", "a", "--cfg", "b"], False),
-        (["predict", "a", "--cosine-schedule"], ["predict", "a", "--cosine-schedule"], False),
-    ],
-)
-def test_command_takes_the_option_and_nothing_else(
-    monkeypatch: pytest.MonkeyPatch, arguments: list[str], passed_on: list[str], takes_cosine: bool
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["direct-hifimamba", *arguments])
-    seen = []
-    monkeypatch.setattr(direct_cli, "main", lambda: seen.append((sys.argv[1:], direct_train.setup_train)))
-    monkeypatch.setattr(direct_train, "setup_train", direct_train.setup_train)  # to be restored
-    direct_command.main(arguments)
-    ((words, setup),) = seen
-    assert words == passed_on
-    # `torch.multiprocessing.spawn` pickles what every rank runs.
-    setup = pickle.loads(pickle.dumps(setup))
-    assert (setup.func, setup.args) == (direct_command.setup_train, (takes_cosine,))
-
-
-def draw(mask_function: subsample.BaseMaskFunc, seed: int | None = None) -> torch.Tensor:
-    return mask_function((32, 256, 2), seed=seed)
+ITERATIONS, CHECKPOINT = 10, 6
 
 
 @pytest.fixture
-def train(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[torch.Tensor]]:
-    """A function that gives masks that a training draws."""
-
-    def train(name: str, seed: int, start_iter: int = 0, drawn_before: int = 0) -> list[torch.Tensor]:
-        mask_function = subsample.build_masking_function(name, accelerations=[4], center_fractions=[0.08])
-        masks: list[torch.Tensor] = []
-
-        def training_loop(*_: object) -> None:
-            for _ in range(8):
-                masks.append(draw(mask_function))
-                torch.rand(1)  # dropout
-
-        def setup_train() -> None:
-            torch.manual_seed(seed)
-            torch.rand(drawn_before)  # an initialisation
-            Engine.training_loop(None, [], start_iter)
-            masks.append(draw(mask_function, 7))
-
-        monkeypatch.setattr(direct_command, "_direct_training_loop", training_loop)
-        monkeypatch.setattr(direct_command, "_direct_setup_train", setup_train)
-        direct_command.setup_train(False)
-        assert torch.equal(masks.pop(), draw(mask_function, 7))  # those with a seed are DIRECT's
-        return masks
-
-    return train
+def words(tmp_path: Path) -> list[str]:
+    """Arguments of a small training, all but the folder to write to."""
+    write_data(tmp_path / "data")
+    configs = compose_models(Specification.load(write_specification(tmp_path)))
+    config = training_config(configs["U-Net"], ITERATIONS, 0.2)
+    for dataset in config.training.datasets:
+        OmegaConf.update(dataset, "transforms.use_seed", False, force_add=True)
+    config.training.checkpointer.checkpoint_steps = CHECKPOINT
+    OmegaConf.save(config, tmp_path / "run.yaml")
+    words = ["--cfg", str(tmp_path / "run.yaml"), "--device", "cpu", "--num-workers", "0", "--seed", "1"]
+    for split in ("training", "validation"):
+        words += [f"--{split}-root", str(tmp_path / "data" / "train")]
+    return words
 
 
-def same(masks: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
-    return all(torch.equal(one, other) for one, other in zip(masks, others, strict=True))
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "run" / f"model_{ITERATIONS - 1}.pt", weights_only=False)["model"]
 
 
-@pytest.mark.parametrize("name", ["FastMRIRandom", "FastMRIEquispaced", "Gaussian2D", "VariableDensityPoisson"])
-def test_masks_follow_the_seed(train: Callable[..., list[torch.Tensor]], name: str) -> None:
-    masks = train(name, seed=3)
-    assert same(masks, train(name, seed=3, drawn_before=5))  # another model
-    assert not same(masks, train(name, seed=4))
-    assert not same(masks, train(name, seed=3, start_iter=8))  # resumed
-    assert not same(masks[:-1], masks[1:])
-    assert subsample.BaseMaskFunc.__call__ is direct_command._direct_draw_mask  # as before
-    assert Engine.training_loop is not direct_command._seeded_training_loop
+def assert_same(once: dict[str, torch.Tensor], again: dict[str, torch.Tensor]) -> None:
+    torch.testing.assert_close(once, again, rtol=0, atol=0)
 
 
-def test_ranks_do_not_draw_the_same_masks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(communication, "get_world_size", lambda: 2)
-    seen = []
-    monkeypatch.setattr(direct_command, "_direct_setup_train", lambda: seen.append(subsample.BaseMaskFunc.__call__))
-    direct_command.setup_train(False)
-    assert seen == [direct_command._direct_draw_mask]
+def test_launch_gets_one_function_that_ranks_can_unpickle(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str]
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(direct_command, "launch", lambda *arguments: seen.extend(arguments))
+    direct_command.main(["train", str(tmp_path), *words, "--num-gpus", "2", direct_command.COSINE_OPTION])
+    setup, *machines, args = pickle.loads(pickle.dumps(seen))
+    assert setup is direct_command.setup_train
+    assert machines[:3] == [1, 2, 0]
+    assert (args.cosine_schedule, args.decay_matrices, args.experiment_dir) == (True, False, tmp_path)
+    assert launch.__code__.co_varnames[:5] == ("func", "num_machines", "num_gpus", "machine_rank", "dist_url")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--seed", "-1"], "--seed is -1; expected 0 or more"), (["--noise", "one"], "--noise has to be of the form")],
+)
+def test_wrong_arguments(
+    capsys: pytest.CaptureFixture[str], words: list[str], options: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as error:
+        direct_command.main(["train", "folder", *words, *options])
+    assert message in capsys.readouterr().err + str(error.value)
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+@pytest.mark.parametrize("matrices", [False, True])
+def test_every_model_has_the_options(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str], cosine: bool, matrices: bool
+) -> None:
+    seen: list[Any] = []
+
+    def training_loop(engine: Any, *_: Any, **__: Any) -> None:
+        seen.extend([engine._require_optimizer(), engine._Engine__lr_scheduler])
+
+    replace_training_loop(monkeypatch, training_loop)
+    options = [direct_command.COSINE_OPTION] * cosine + [direct_command.MATRICES_OPTION] * matrices
+    direct_command.main(["train", str(tmp_path), *words, *options])
+    optimizer, lr_scheduler = seen
+    assert isinstance(lr_scheduler, CosineSchedule) == cosine
+    decay = OmegaConf.load(tmp_path / "run.yaml").training.get("weight_decay", 1e-6)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == ([decay, 0] if matrices else [decay])
+    dimensions = [{min(parameter.ndim, 2) for parameter in group["params"]} for group in optimizer.param_groups]
+    assert dimensions == ([{2}, {1}] if matrices else [{1, 2}])
+
+
+def test_a_resumed_training_ends_as_one_without_a_break(tmp_path: Path, words: list[str]) -> None:
+    direct_command.main(["train", str(tmp_path / "whole"), *words, direct_command.COSINE_OPTION])
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    run = tmp_path / "resumed" / "run"
+    (run / f"model_{ITERATIONS - 1}.pt").unlink()
+    (run / "last_model.txt").write_text(str(CHECKPOINT))
+    direct_command.main(["train", str(tmp_path / "resumed"), *words, direct_command.COSINE_OPTION, "--resume"])
+    assert_same(weights(tmp_path / "resumed"), weights(tmp_path / "whole"))
 
 
 @pytest.mark.slow
-def test_a_training_can_be_repeated_exactly(tmp_path: Path) -> None:
-    write_data(tmp_path / "data")
-    configs = compose_models(Specification.load(write_specification(tmp_path)))
-    data = str(tmp_path / "data" / "train")
-    processes = {}
-    for label, workers in (("HiFi-MambaV2", "0"), ("U-Net", "2")):
-        config = training_config(configs[label], MIN_ITERATIONS, 0.0)
-        for dataset in config.training.datasets:
-            OmegaConf.update(dataset, "transforms.use_seed", False, force_add=True)
-        path = tmp_path / f"{label}.yaml"
-        OmegaConf.save(config, path)
-        for run in ("once", "again"):
-            arguments = ["train", str(tmp_path / label / run), "--cfg", str(path), "--name", "run", "--seed", "1"]
-            arguments += ["--training-root", data, "--validation-root", data]
-            arguments += ["--device", "cpu", "--num-workers", workers]
-            with (tmp_path / f"{label} {run}.log").open("w") as log:
-                processes[log.name] = start_command(cli.main, arguments, Path(log.name), log.fileno())
-    for name, process in processes.items():
-        assert wait_for(process) == 0, Path(name).read_text()
-    for label in ("HiFi-MambaV2", "U-Net"):
-        once, again = (
-            torch.load(tmp_path / label / run / "run" / f"model_{MIN_ITERATIONS - 1}.pt")["model"]
-            for run in ("once", "again")
-        )
-        for name, value in once.items():
-            np.testing.assert_array_equal(again[name], value, err_msg=name)
+def test_a_training_can_be_repeated_with_any_number_of_workers(tmp_path: Path, words: list[str]) -> None:
+    for name, options in (("once", []), ("again", ["--num-workers", "2"]), ("other", ["--seed", "2"])):
+        direct_command.main(["train", str(tmp_path / name), *words, *options])
+    assert_same(weights(tmp_path / "once"), weights(tmp_path / "again"))
+    with pytest.raises(AssertionError):
+        assert_same(weights(tmp_path / "once"), weights(tmp_path / "other"))

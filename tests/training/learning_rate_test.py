@@ -1,6 +1,7 @@
 """Tests of the cosine schedule: its values, its place in DIRECT's training, and its resumption."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,6 @@ from torch.optim import SGD
 
 from direct_hifimamba.nn.hifimamba.config import HiFiMambaV2Config
 from direct_hifimamba.nn.hifimamba.hifimamba_engine import HiFiMambaV2Engine
-from direct_hifimamba.training import direct_command
 from direct_hifimamba.training.learning_rate import CosineSchedule
 from tests.helpers import replace_training_loop
 
@@ -44,6 +44,7 @@ def _train(
     iterations: range,
     schedule: str | None = "cosine",
     num_iterations: int = ITERATIONS,
+    has_option: bool = False,
 ) -> list[float]:
     """Learning rates in DIRECT's `Engine.train`, of which only the loop over data is replaced.
 
@@ -53,6 +54,8 @@ def _train(
         Those to run, after which a checkpoint is written.
     schedule : str, optional
         Of our model; None: a model of DIRECT.
+    has_option : bool
+        Whether the schedule is that of `direct-hifimamba train --cosine-schedule`.
     """
     folder.mkdir(exist_ok=True)
     rates = []
@@ -74,17 +77,8 @@ def _train(
     optimizer = SGD(engine.model.parameters(), lr=LR)
     with monkeypatch.context() as patches:  # undone at once: whoever called may have put another loop in its place
         replace_training_loop(patches, training_loop)
-        engine.train(optimizer, _steps(optimizer), [], folder, resume=True)
-    return rates
-
-
-def _train_with_option(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> list[float]:
-    """The same with a model of DIRECT, through `setup_train` of `direct-hifimamba train --cosine-schedule`."""
-    rates: list[float] = []
-    monkeypatch.setattr(
-        direct_command, "_direct_setup_train", lambda: rates.extend(_train(monkeypatch, *arguments, None))
-    )
-    direct_command.setup_train(True)
+        given = CosineSchedule(optimizer, training) if has_option else _steps(optimizer)
+        engine.train(optimizer, given, [], folder, resume=True)
     return rates
 
 
@@ -115,17 +109,12 @@ def test_default_is_the_schedule_of_direct(monkeypatch, tmp_path):
     assert ours != pytest.approx(_expected(range(ITERATIONS)))
 
 
-@pytest.mark.parametrize("train", [_train, _train_with_option])
+@pytest.mark.parametrize("train", [_train, partial(_train, schedule=None, has_option=True)])
 @pytest.mark.parametrize("first", [2, 7])
-def test_resumed_training_goes_on_exactly(monkeypatch, tmp_path, train, first):
+def test_resumed_training_has_the_same_rates(monkeypatch, tmp_path, train, first):
     rates = train(monkeypatch, tmp_path, range(first)) + train(monkeypatch, tmp_path, range(first, ITERATIONS))
     assert rates == pytest.approx(_expected(range(ITERATIONS)))
     assert rates == train(monkeypatch, tmp_path / "uninterrupted", range(ITERATIONS))
-
-
-def test_option_ends_with_its_training(monkeypatch, tmp_path):
-    _train_with_option(monkeypatch, tmp_path / "cosine", range(1))
-    assert _train(monkeypatch, tmp_path / "steps", range(7), None)[6] == pytest.approx(0.1 * LR)
 
 
 @pytest.mark.parametrize("first", [2, 7])

@@ -12,8 +12,8 @@ from torch import nn
 from torch.optim import AdamW
 
 from direct_hifimamba.nn.hifimamba.hifimamba_engine import HiFiMambaV2Engine
-from direct_hifimamba.training import direct_command
-from direct_hifimamba.training.weight_decay import spare_vectors
+from direct_hifimamba.training.learning_rate import CosineSchedule
+from direct_hifimamba.training.weight_decay import exclude_from_weight_decay
 from tests.helpers import replace_training_loop, tiny_network
 
 DECAY = 0.5
@@ -37,7 +37,7 @@ def _is_vector(name: str) -> bool:
 def test_only_matrices_shrink_without_gradients() -> None:
     model = tiny_network(data_consistency="proximal")
     optimizer = _optimizer(model)
-    spare_vectors(optimizer, _schedule(optimizer), model)
+    exclude_from_weight_decay(optimizer, _schedule(optimizer), model)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -57,7 +57,7 @@ def test_every_parameter_stays_with_its_learning_rate() -> None:
     model, other = tiny_network(), nn.Linear(3, 3)
     plain, spared = _optimizer(model, other), _optimizer(model, other)
     schedules = [_schedule(plain), _schedule(spared)]
-    spare_vectors(spared, schedules[1], model)
+    exclude_from_weight_decay(spared, schedules[1], model)
 
     def rates(optimizer: AdamW) -> dict[int, float]:
         pairs = [(id(parameter), group["lr"]) for group in optimizer.param_groups for parameter in group["params"]]
@@ -69,6 +69,7 @@ def test_every_parameter_stays_with_its_learning_rate() -> None:
         for optimizer, schedule in zip((plain, spared), schedules, strict=True):
             optimizer.step()
             schedule.step()
+    exclude_from_weight_decay(spared, schedules[1], model)  # nothing is left to do
     assert [group["weight_decay"] for group in spared.param_groups] == [DECAY, DECAY, 0.0]
     assert len(spared.param_groups[1]["params"]) == 2
 
@@ -93,8 +94,6 @@ def test_the_engine_follows_the_configuration(
         engine._require_checkpointer().save(len(groups))
 
     replace_training_loop(monkeypatch, training_loop)
-    if schedule == "--cosine-schedule":
-        monkeypatch.setattr(Engine, "train", direct_command._train_with_cosine)
     own_schedule = "cosine" if schedule == "cosine" else "steps"
     model = {"learning_rate_schedule": own_schedule, "decayed_parameters": decayed}
     training = {"num_iterations": 8, "lr_warmup_iter": 2, "checkpointer": {"checkpoint_steps": 1}}
@@ -102,7 +101,9 @@ def test_the_engine_follows_the_configuration(
     for _ in range(2):
         engine = HiFiMambaV2Engine(cfg, nn.Linear(2, 2), "cpu", None, None)
         optimizer = _optimizer(engine.model)
-        engine.train(optimizer, _schedule(optimizer), [], tmp_path, resume=True)
+        has_option = schedule == "--cosine-schedule"
+        given = CosineSchedule(optimizer, cfg.training) if has_option else _schedule(optimizer)
+        engine.train(optimizer, given, [], tmp_path, resume=True)
     for begun in groups:
         assert [group["weight_decay"] for group in begun] == decays
         assert len({group["lr"] for group in begun}) == 1

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing import reduction
@@ -92,9 +91,6 @@ def send_signal(process: BaseProcess, number: signal.Signals) -> None:
 
 def _run(main: Callable[[Sequence[str]], object], arguments: Sequence[str], log: Path, _: _Descriptor) -> None:
     os.setsid()
-    # As in a process that one starts by hand: workers of a DataLoader are forks, with what `direct_command` has set.
-    if sys.platform == "linux":
-        multiprocessing.set_start_method("fork", force=True)
     with log.open("a") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)

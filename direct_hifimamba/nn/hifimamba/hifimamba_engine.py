@@ -21,7 +21,7 @@ from direct_hifimamba.nn.layers.sense import Measurement, check_values
 from direct_hifimamba.training.allocation import keep_freed_memory
 from direct_hifimamba.training.distributed import average_gradients, broadcast_weights
 from direct_hifimamba.training.learning_rate import CosineSchedule
-from direct_hifimamba.training.weight_decay import spare_vectors
+from direct_hifimamba.training.weight_decay import exclude_from_weight_decay
 
 
 class HiFiMambaV2Engine(MRIModelEngine):
@@ -74,7 +74,7 @@ class HiFiMambaV2Engine(MRIModelEngine):
     def train(self, optimizer: Optimizer, lr_scheduler: LRScheduler, *args: Any, **kwargs: Any) -> None:
         """Train as DIRECT does, with the configured learning rate schedule and weight decay."""
         if self.cfg.model.decayed_parameters == "matrices":
-            spare_vectors(optimizer, lr_scheduler, self.model)
+            exclude_from_weight_decay(optimizer, lr_scheduler, self.model)
         if self.cfg.model.learning_rate_schedule == "cosine":
             lr_scheduler = CosineSchedule(optimizer, self.cfg.training)
         super().train(optimizer, lr_scheduler, *args, **kwargs)
