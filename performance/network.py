@@ -2,7 +2,8 @@
 
 Run `python performance/network.py --output docs/benchmarks`. Times are medians of rounds that go through all sizes, in
 each of which a short call is repeated and its mean taken. Memory is what one call adds to a fresh process that holds
-the model, its size in brackets. Freed memory is kept, as in training and prediction.
+the model, its size in brackets. Published figures were measured with the environment variables `RETAIN` of
+allocation.py.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from direct.data.transforms import fft2, ifft2
 
 from direct_hifimamba import HiFiMambaV2
 from direct_hifimamba.benchmark.run.cost import count_macs
-from direct_hifimamba.training.allocation import keep_freed_memory
 
 #: What is measured: kind of call -> options of the network.
 KINDS: dict[str, dict[str, bool]] = {
@@ -91,7 +91,6 @@ def main() -> None:
     parser.add_argument("--training-sizes", type=int, nargs="+", default=[64, 128, 256], help="image sizes")
     parser.add_argument("--memory-of", nargs=2, metavar=("KIND", "SIZE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    keep_freed_memory()
     if args.memory_of:
         measure_memory(args.memory_of[0], int(args.memory_of[1]))
         return

@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader
 
 from direct_hifimamba.nn.hifimamba.moe import Router, Routing, watch_routing
 from direct_hifimamba.nn.layers.sense import Measurement, check_values
-from direct_hifimamba.training.allocation import keep_freed_memory
 from direct_hifimamba.training.distributed import average_gradients, broadcast_weights
 from direct_hifimamba.training.learning_rate import CosineSchedule
 from direct_hifimamba.training.weight_decay import exclude_from_weight_decay
@@ -30,16 +29,10 @@ class HiFiMambaV2Engine(MRIModelEngine):
     Adds the load-balancing loss to the configured losses, weighted by `model.load_balancing_weight`, logs at validation
     which share of the pixels each expert got, and trains with `model.learning_rate_schedule` and
     `model.decayed_parameters`. Additional models, such as `additional_models.sensitivity_model`, stay equal in all
-    processes (:mod:`direct_hifimamba.training.distributed`), which they do not with other engines of DIRECT. On a CPU,
-    the process keeps memory that it frees (:mod:`direct_hifimamba.training.allocation`).
+    processes (:mod:`direct_hifimamba.training.distributed`), which they do not with other engines of DIRECT.
     """
 
     _load_balancing_loss: torch.Tensor
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if torch.device(self.device).type == "cpu":
-            keep_freed_memory()
 
     def forward_function(self, data: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Reconstruct a batch.

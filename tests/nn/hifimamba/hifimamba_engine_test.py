@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import json
 import subprocess
 import sys
@@ -106,6 +107,21 @@ def test_image_and_its_kspace(coils: int) -> None:
     for coil in range(coils):
         coil_image = torch.view_as_complex(image) * torch.view_as_complex(data["sensitivity_map"][:, coil].contiguous())
         torch.testing.assert_close(kspace[:, coil], fft2(torch.view_as_real(coil_image), dim=(1, 2)))
+
+
+def test_the_constructor_leaves_malloc_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_: pytest.fail("a C library is loaded"))
+    build_engine()
+
+
+def test_the_measurement_is_all_that_forward_function_needs() -> None:
+    engine, data = build_engine("l1_loss"), batch()
+    expected = engine.forward_function(data)
+    keys = ("masked_kspace", "sampling_mask", "sensitivity_map")
+    for kspace in ("masked_kspace", "kspace"):  # of which samples outside the mask do not count
+        results = engine.forward_function(dict(zip(keys, (data[kspace], *map(data.get, keys[1:])), strict=True)))
+        for result, other in zip(results, expected, strict=True):
+            torch.testing.assert_close(result, other, rtol=0, atol=0)
 
 
 def test_an_iteration_trains_and_logs_every_loss_by_name() -> None:
