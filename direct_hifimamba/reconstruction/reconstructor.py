@@ -7,10 +7,11 @@ given one and that nothing is cropped to the size that a file's header asks for.
 
 import json
 import logging
-import signal
 import textwrap
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from pickle import UnpicklingError
 from types import SimpleNamespace
@@ -27,8 +28,8 @@ from direct.environment import (
     initialize_models_from_config,
     load_dataset_config,
     load_models_into_environment_config,
-    setup_engine,
 )
+from direct.utils import str_to_class
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -56,7 +57,7 @@ CONTACT_SHEET_WHITE = 0.999
 
 
 class Reconstructor:
-    """A trained model, ready to reconstruct.
+    """A trained model, ready to reconstruct, from several threads at a time if need be.
 
     Parameters
     ----------
@@ -111,7 +112,7 @@ class Reconstructor:
         OSError
             If a file cannot be read.
         ValueError
-            If the configuration is incomplete or wrong, or if the checkpoint does not fit it.
+            If the configuration is incomplete or wrong, if the checkpoint does not fit it, or if a weight is not finite.
         """
         path = Path(path)
         if not path.is_file():
@@ -166,8 +167,8 @@ class Reconstructor:
         ------
         ValueError
             If k-space or mask are not as they should be, see
-            :func:`direct_hifimamba.data.acquisition.check_acquisition`; if the model makes no complex images; or if
-            sensitivities are missing or given without need.
+            :func:`direct_hifimamba.data.acquisition.check_acquisition`; if the model makes no complex images, or images
+            that are not finite; or if sensitivities are missing or given without need.
         """
         sampled = check_acquisition(kspace, mask)
         self._check_sensitivity_map(sensitivity_map, kspace)
@@ -179,7 +180,13 @@ class Reconstructor:
                 sample["sensitivity_map"] = np.array(sensitivity_map[index], np.complex64)
             # DIRECT cannot scale a slice without signal.
             has_signal = (kspace_slice[..., sampled] != 0).any()
-            images.append(self._reconstruct(sample, complex_images) if has_signal else None)
+            image = self._reconstruct(sample, complex_images) if has_signal else None
+            if image is not None and not np.isfinite(image).all():
+                raise ValueError(
+                    f"The model's image of slice {index} has values that are NaN or infinite; expected finite ones. Is "
+                    "the checkpoint one of a training that diverged?"
+                )
+            images.append(image)
         blank = np.zeros_like(next(image for image in images if image is not None))
         return np.stack([blank if image is None else image for image in images])
 
@@ -204,8 +211,8 @@ class Reconstructor:
     def _reconstruct(self, sample: dict[str, Any], complex_images: bool) -> NDArray[Any]:
         batch = default_collate([self._transform(sample)])
         scaling_factor = batch["scaling_factor"].cpu().numpy()
-        with _remember_output(self._engine) as outputs:
-            image = self._engine._do_iteration(batch).output_image
+        outputs: list[Any] = []
+        image = _observe(self._engine, outputs.append)._do_iteration(batch).output_image
         magnitude = modulus(image) if image.ndim == 4 else image
         if complex_images:
             # Most engines take the magnitude of what `forward_function` gives; of several images the last counts.
@@ -229,21 +236,21 @@ def _has_magnitude(image: Any, magnitude: torch.Tensor) -> bool:
     )
 
 
-@contextmanager
-def _remember_output(engine: Engine) -> Iterator[list[Any]]:
-    """Collect what the engine's `forward_function` returns."""
-    outputs: list[Any] = []
+def _observe(engine: Engine, see: Callable[[Any], None]) -> Engine:
+    """Return a shallow copy of the engine whose `forward_function` shows what it returns to `see`.
+
+    The engine itself stays as it is: other threads use it.
+    """
+    engine = copy(engine)
     forward_function = engine.forward_function
 
-    def remember(data: dict[str, Any]) -> Any:
-        outputs.append(forward_function(data))
-        return outputs[-1]
+    def show(data: dict[str, Any]) -> Any:
+        output = forward_function(data)
+        see(output)
+        return output
 
-    engine.forward_function = remember
-    try:
-        yield outputs
-    finally:
-        del engine.forward_function
+    engine.forward_function = show
+    return engine
 
 
 def _make_sample(
@@ -304,11 +311,16 @@ def build_networks(config: DictConfig, device: str = "cpu") -> Networks:
 
 
 def _build_engine(config: DictConfig, device: str) -> Engine:
+    """Build the engine as DIRECT's `setup_engine` does, without its handler of SIGINT.
+
+    The handler is meant for trainings, would replace that of the process, and can be set in the main thread alone.
+    """
     cfg, model, additional_models, operators = build_networks(config, device)
-    on_interrupt = signal.getsignal(signal.SIGINT)
-    engine = setup_engine(cfg, device, model, additional_models, *operators)
-    signal.signal(signal.SIGINT, on_interrupt)  # which the engine has replaced by one that suits a training
-    return engine
+    family, *_, model_name = cfg.model.model_name.split(".")
+    module = f"direct.nn.{family.lower()}.{family.lower()}_engine"
+    engine_class = str_to_class(module, cfg.model.engine_name or f"{model_name}Engine")
+    quiet_class = type(engine_class.__name__, (engine_class,), {"_Engine__bind_sigint_signal": lambda engine: None})
+    return quiet_class(cfg, model, device, *operators, **additional_models)
 
 
 def _load_weights(engine: Engine, path: Path, config_path: Path) -> None:
@@ -328,14 +340,22 @@ def _load_weights(engine: Engine, path: Path, config_path: Path) -> None:
         raise ValueError(
             f"{path} does not fit {config_path}: {reason} Name the configuration that it was trained with (--cfg)."
         )
+    for model in (engine.model, *engine.models.values()):
+        model.float()  # as the data of DIRECT, whatever PyTorch's default is
+        for name, weights in model.state_dict().items():
+            if not torch.isfinite(weights).all():
+                raise ValueError(f"{path} has weights that are NaN or infinite, in {name}; expected finite ones.")
 
 
 @contextmanager
 def _warnings_of(logger: logging.Logger) -> Iterator[list[str]]:
-    """Collect the warnings that are logged, and log nothing."""
+    """Collect the warnings that this thread logs, and let it log nothing."""
     warnings: list[str] = []
+    thread = threading.get_ident()
 
     def collect(record: logging.LogRecord) -> bool:
+        if record.thread != thread:
+            return True
         if record.levelno >= logging.WARNING:
             warnings.append(record.getMessage())
         return False

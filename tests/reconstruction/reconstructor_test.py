@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +282,38 @@ def test_control_c_is_left_alone(experiments: dict[str, Path]) -> None:
     before = signal.getsignal(signal.SIGINT)
     Reconstructor.from_checkpoint(experiments[OURS])
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("model_name", [OURS, RIM])
+def test_threads_load_and_share_models(experiments: dict[str, Path], model_name: str) -> None:
+    arguments = (simulate(), line_mask(), True)
+    with ThreadPoolExecutor(4) as pool:
+        loaded = list(pool.map(Reconstructor.from_checkpoint, [experiments[model_name]] * 3))
+        results = list(pool.map(lambda reconstructor: reconstructor(*arguments), loaded[:1] * 4 + loaded[1:]))
+    for images in results[1:]:
+        np.testing.assert_array_equal(images, results[0])
+
+
+def test_weights_and_images_that_are_not_finite_are_refused(
+    experiments: dict[str, Path], volume: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = torch.load(experiments[OURS])
+    name, weights = next(item for item in content["model"].items() if item[1].is_floating_point())
+    for value, message in ((torch.nan, f"infinite, in {name}"), (torch.finfo().max, "image of slice 0 has values")):
+        weights.fill_(value)
+        torch.save(content, tmp_path / "model_9.pt")
+        cfg = experiments[OURS].parent / CONFIG_NAME
+        assert message in run_fails(capsys, tmp_path / "model_9.pt", volume, tmp_path / "out", "--cfg", cfg)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_default_dtype_of_float64_changes_nothing(experiments: dict[str, Path], ours: Reconstructor) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        images = Reconstructor.from_checkpoint(experiments[OURS])(simulate(), line_mask())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    np.testing.assert_allclose(images, ours(simulate(), line_mask()), rtol=0, atol=1e-5 * images.max())
 
 
 def test_nibabel_is_asked_for_before_any_work(
