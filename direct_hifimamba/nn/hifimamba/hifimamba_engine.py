@@ -53,7 +53,8 @@ class HiFiMambaV2Engine(MRIModelEngine):
         Raises
         ------
         ValueError
-            If k-space or maps are not finite, or nothing is sampled in a slice.
+            If k-space or maps are not finite, if nothing is sampled in a slice, or if k-space was undersampled before
+            the mask was drawn.
         """
         measurement = Measurement(data["masked_kspace"], data["sampling_mask"], data["sensitivity_map"])
         check_values(measurement)
@@ -82,6 +83,17 @@ class HiFiMambaV2Engine(MRIModelEngine):
         output = super()._do_iteration(*args, **kwargs)
         if self.model.training:
             average_gradients(self.models.values())
+        return output
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Predict as DIRECT does; images that are not finite are a ValueError, and nothing is written."""
+        output = super().predict(*args, **kwargs)
+        for volume, _, filename in output[0]:
+            if not torch.isfinite(volume).all():
+                raise ValueError(
+                    f"The images of {filename} have values that are NaN or infinite; expected finite ones. Is the "
+                    "checkpoint one of a training that diverged?"
+                )
         return output
 
     def build_loss(self) -> dict[str, Callable[..., torch.Tensor]]:

@@ -16,6 +16,10 @@ from direct.types import FFTOperator
 COIL_DIM = 1
 _SPATIAL = (-2, -1)
 
+#: The shares of the mask's columns (or rows), and of its samples, that may be zero in k-space: transforms clear the
+#: weakest samples (`padding_eps`), and some acquisitions leave out the corners (21 %).
+_MOST_EMPTY_LINES, _MOST_EMPTY_SAMPLES = 0.1, 0.4
+
 #: The weakest share of the non-zero samples by which the noise is estimated.
 _NOISE_QUANTILE = 0.2
 
@@ -110,18 +114,42 @@ def check_shapes(measurement: Measurement, smallest_size: int) -> None:
 
 
 def check_values(measurement: Measurement) -> None:
-    """Check that k-space and maps are finite and that every slice has samples.
+    """Check that k-space and maps are finite, that every slice has samples, and that they have been measured.
 
     Raises
     ------
     ValueError
-        If a value is not finite or nothing is sampled in a slice.
+        If a value is not finite, if nothing is sampled in a slice, or if much of what the mask samples is zero in all
+        coils although samples further out are not: k-space was undersampled before the mask was drawn.
     """
     for name, tensor in measurement._asdict().items():
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{name} has values that are not finite (NaN or infinity); clean the data first.")
     if not (measurement.sampling_mask != 0).flatten(1).any(dim=1).all():
         raise ValueError("sampling_mask samples nothing in at least one slice; expected at least one sample in each.")
+    acquired = (measurement.masked_kspace != 0).any(dim=-1).any(dim=COIL_DIM)
+    sampled = (measurement.reduce_mask().sampling_mask != 0)[:, 0, ..., 0]
+    for axis in (axis for axis in (1, 2) if sampled.shape[axis] == 1):
+        _check_share(acquired.any(dim=axis, keepdim=True), sampled, _MOST_EMPTY_LINES)
+    _check_share(acquired, sampled, _MOST_EMPTY_SAMPLES)
+
+
+def _check_share(acquired: torch.Tensor, sampled: torch.Tensor, most: float) -> None:
+    """Refuse slices where more than a share of what is sampled, shape (batch, H or 1, W or 1), was not acquired.
+
+    What lies outside of all that was acquired does not count: scanners pad k-space with zeros.
+    """
+    inside = sampled
+    for axis, other in ((1, 2), (2, 1)):
+        line = acquired.any(dim=other, keepdim=True).int()
+        inside = inside & (line.cummax(axis).values * line.flip(axis).cummax(axis).values.flip(axis) > 0)
+    empty = (inside & ~acquired).flatten(1).sum(dim=1) / inside.flatten(1).sum(dim=1).clamp(min=1)
+    if (empty > most).any():
+        raise ValueError(
+            f"k-space is zero in {empty.max():.0%} of what sampling_mask counts as sampled: was it undersampled "
+            "already when the mask was drawn? Take the mask that belongs to it (in the data set's configuration "
+            "pass_mask: true and transforms.masking: null), or direct-hifimamba reconstruct."
+        )
 
 
 class Acquisition(NamedTuple):

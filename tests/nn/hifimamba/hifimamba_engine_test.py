@@ -17,6 +17,7 @@ import torch.multiprocessing
 from direct.config.defaults import DefaultConfig, LossConfig, TrainingConfig, ValidationConfig
 from direct.data.transforms import fft2, ifft2, modulus, root_sum_of_squares
 from direct.environment import setup_engine
+from direct.nn.mri_models import MRIModelEngine
 from direct.utils.events import EventStorage
 from omegaconf import OmegaConf
 from torch import nn
@@ -122,6 +123,30 @@ def test_the_measurement_is_all_that_forward_function_needs() -> None:
         results = engine.forward_function(dict(zip(keys, (data[kspace], *map(data.get, keys[1:])), strict=True)))
         for result, other in zip(results, expected, strict=True):
             torch.testing.assert_close(result, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("radial", [False, True])
+def test_kspace_that_was_undersampled_before_is_refused(radial: bool) -> None:
+    engine, data = build_engine("l1_loss"), batch()
+    sampled = torch.rand(1, 1, 18 if radial else 1, 16, 1, generator=torch.Generator().manual_seed(2)) < 0.5
+    data["masked_kspace"] = data["kspace"] * data["sampling_mask"]
+    data["masked_kspace"][..., :3, :] = 0  # padding
+    engine.forward_function(data)
+    data["masked_kspace"] = data["kspace"] * sampled
+    engine.forward_function(data | {"sampling_mask": sampled.expand(2, 1, 18, 16, 1)})
+    with pytest.raises(ValueError, match="undersampled already"):
+        engine.forward_function(data | {"sampling_mask": torch.ones(2, 1, 18, 16, 1)})
+
+
+def test_predicted_images_that_are_not_finite_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = build_engine("l1_loss")
+    image = torch.ones(1, 1, 4, 4)
+    volumes = [(image, None, "first.h5"), (image.clone(), None, "second.h5")]
+    monkeypatch.setattr(MRIModelEngine, "predict", lambda *_: (volumes, {}))
+    assert engine.predict() == (volumes, {})
+    volumes[1][0][..., 2] = torch.nan
+    with pytest.raises(ValueError, match=r"images of second\.h5"):
+        engine.predict()
 
 
 def test_an_iteration_trains_and_logs_every_loss_by_name() -> None:
