@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "input",
         type=Path,
-        help="HDF5 or .npz file with kspace (slices[, coils], height, width) and mask (width) or (height, width); "
+        help="HDF5, .npz or .mat file (of prepare or CMRxRecon) with kspace (slices[, coils], height, width) and mask "
+        "(width) or (height, width); "
         "or .npy file with k-space; sensitivity_map as well, if the configuration takes stored sensitivities",
     )
     parser.add_argument(
@@ -35,6 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cfg", type=Path, metavar="FILE", help=f"configuration (default: {CONFIG_NAME} beside the checkpoint)"
     )
     parser.add_argument("--mask", type=Path, metavar="FILE", help=".npy, .npz or HDF5 file with the mask")
+    parser.add_argument(
+        "--no-check",
+        action="store_true",
+        help="do not compare k-space with the mask and with what the configuration expects",
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--complex", action="store_true", help="write complex images, not magnitudes, to the .h5 file")
     parser.add_argument("--phase", action="store_true", help="write the phase, in radians, to another NIfTI file")
@@ -52,11 +58,19 @@ def main(args: argparse.Namespace) -> None:
     if args.voxel_size is not None and not all(0 < size < np.inf for size in args.voxel_size):
         raise ValueError(f"The voxel size is {args.voxel_size}; expected three distances in mm, above 0.")
     paths = output_paths(args.output, args.input, args.phase)
-    kspace, mask = read_acquisition(args.input, args.mask)
-    check_acquisition(kspace, mask)
+    kspace, mask, image_size = read_acquisition(args.input, args.mask)
+    check_acquisition(kspace, mask, not args.no_check)
     reconstructor = Reconstructor.from_checkpoint(args.checkpoint, args.cfg, args.device)
     maps = read_sensitivity_map(args.input) if reconstructor.needs_sensitivity_map else None
-    images = reconstructor(kspace, mask, args.complex or args.phase, progress=True, sensitivity_map=maps)
+    images = reconstructor(
+        kspace,
+        mask,
+        args.complex or args.phase,
+        progress=True,
+        sensitivity_map=maps,
+        image_size=image_size,
+        check=not args.no_check,
+    )
     magnitude = np.abs(images)
     provenance = {
         "checkpoint": args.checkpoint.name,

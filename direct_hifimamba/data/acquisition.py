@@ -1,33 +1,49 @@
 """K-space and sampling mask of one acquisition: read from a file, and checked before anything is made of them."""
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from direct_hifimamba.data.hdf5 import read_slices
+from direct_hifimamba.data.hdf5 import CMRXRECON_SUFFIX, acquired_columns, read_header, read_slices
 
 MIN_CENTER = 2
 """Fewer adjacent lines around the centre of k-space calibrate nothing: a single one has no resolution."""
 
+_PROMINENCE = 4
+"""How many times the energy expected at one place must lie at another before data are refused."""
 
-def read_acquisition(path: Path, mask_path: Path | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
+
+class Acquisition(NamedTuple):
+    """K-space and mask as they are stored, in which what a header says is padding is cleared."""
+
+    kspace: NDArray[Any]  #: (slices[, coils], height, width)
+    mask: NDArray[Any]  #: (width,) or (height, width)
+    image_size: tuple[int, int] | None = None  #: Height and width of the image that the file asks for.
+
+
+def read_acquisition(path: Path, mask_path: Path | None = None) -> Acquisition:
     """Read k-space and mask.
+
+    As DIRECT's `FastMRI` data set does it, both are cleared in the columns that an ISMRMRD header calls padding.
 
     Parameters
     ----------
     path : Path
         HDF5 or NumPy (`.npz`) file with `kspace` and, if there is no `mask_path`, `mask`; or the k-space alone
-        (`.npy`). Real and imaginary part may be the last axis of an HDF5 file, as float32.
+        (`.npy`). Real and imaginary part may be the last axis of an HDF5 file, as float32. In MATLAB files as those
+        of CMRxRecon (`.mat`, version 7.3), k-space has the fields `real` and `imag` and the axes (time, slice[, coil],
+        width, height), and names may continue, as in `kspace_sub04` and `mask04`; times become slices.
     mask_path : Path, optional
         File of the same kinds that has the mask instead.
 
     Returns
     -------
-    tuple
-        K-space and mask as they are stored; :func:`check_acquisition` says what they should be.
+    Acquisition
+        :func:`check_acquisition` says what it should be.
 
     Raises
     ------
@@ -42,7 +58,19 @@ def read_acquisition(path: Path, mask_path: Path | None = None) -> tuple[NDArray
         mask = _read_array(mask_path or path, "mask")
     if mask is None:
         raise ValueError(f"{mask_path or path} has no mask; store one as 'mask', or give a file with --mask.")
-    return kspace, mask
+    if path.suffix in (".npy", ".npz"):
+        return Acquisition(kspace, mask)
+    if path.suffix == CMRXRECON_SUFFIX:  # DIRECT's reader asks for this part of the image
+        return Acquisition(kspace, mask, (round(kspace.shape[-2] / 3), round(kspace.shape[-1] / 2)))
+    with h5py.File(path) as file:
+        padding = np.ones(kspace.shape[-1], bool)
+        padding[acquired_columns(file)] = False
+        image_size = read_header(file).get("reconstruction_size")
+    if padding.any():
+        kspace, mask = np.where(padding, 0, kspace), np.where(padding, 0, mask)
+    if image_size is not None:
+        image_size = image_size[:2] if image_size[1] <= kspace.shape[-1] else (kspace.shape[-1],) * 2
+    return Acquisition(kspace, mask, image_size)
 
 
 def read_sensitivity_map(path: Path) -> NDArray[Any]:
@@ -71,18 +99,46 @@ def _read_array(path: Path, name: str) -> NDArray[Any] | None:
             with stored:
                 return stored.get(name)
         with h5py.File(path) as file:
-            if name not in file:
+            found = _find(file, name)
+            if found is None:
                 return None
-            if name == "kspace" and file[name].dtype == np.float32 and file[name].shape[-1] == 2:
+            stored = file[found]
+            if path.suffix == CMRXRECON_SUFFIX:
+                return _read_matlab(stored)
+            if name == "kspace" and stored.dtype == np.float32 and stored.shape[-1] == 2:
                 return np.stack(list(read_slices(file)))
-            return file[name][()]
+            return stored[()]
     except FileNotFoundError:
         raise
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{path} cannot be read as HDF5 or NumPy file: {error}") from error
 
 
-def check_acquisition(kspace: NDArray[Any], mask: NDArray[Any]) -> NDArray[np.bool_]:
+def _find(file: h5py.File, name: str) -> str | None:
+    """Find a data set by its name, in MATLAB files by its beginning, such as `kspace_sub04` and `mask04`."""
+    if name in file or not file.filename.endswith(CMRXRECON_SUFFIX):
+        return name if name in file else None
+    found = [key for key in file if key.startswith(name)]
+    if len(found) > 1:  # several masks: the one of the k-space
+        numbers = {number for key in file if key.startswith("kspace") for number in re.findall(r"\d+$", key)}
+        found = [key for key in found if numbers.intersection(re.findall(r"\d+$", key))] or found
+    if len(found) > 1:
+        raise ValueError(f"it has {', '.join(found)}; expected one of them, or the name {name!r}")
+    return found[0] if found else None
+
+
+def _read_matlab(stored: h5py.Dataset) -> NDArray[Any]:
+    """Read an array of a MATLAB file, whose axes HDF5 has in reverse."""
+    values = stored[()]
+    if values.dtype.names != ("real", "imag"):
+        return values.T
+    if values.ndim not in (4, 5):
+        raise ValueError(f"k-space has the shape {values.shape}; expected (time, slice[, coil], width, height)")
+    kspace = (values["real"] + 1j * values["imag"]).astype(np.complex64, copy=False)
+    return kspace.reshape(-1, *kspace.shape[2:]).swapaxes(-1, -2)
+
+
+def check_acquisition(kspace: NDArray[Any], mask: NDArray[Any], compare: bool = True) -> NDArray[np.bool_]:
     """Make sure that k-space and mask can be what they are said to be.
 
     Parameters
@@ -91,7 +147,10 @@ def check_acquisition(kspace: NDArray[Any], mask: NDArray[Any]) -> NDArray[np.bo
         Its zero frequency in the middle, at index length // 2. It may have samples that the mask leaves out only if
         it is fully sampled.
     mask : array of shape (width,) or (height, width)
-        1 where k-space is sampled, 0 elsewhere; one for all slices.
+        1 where k-space is sampled, 0 elsewhere; one for all slices. With one axis, it takes whole columns, also where
+        height and width are equal.
+    compare : bool
+        Look for contradictions between k-space and mask, and for the zero frequency, as well.
 
     Returns
     -------
@@ -101,7 +160,8 @@ def check_acquisition(kspace: NDArray[Any], mask: NDArray[Any]) -> NDArray[np.bo
     Raises
     ------
     ValueError
-        If axes, types or values are wrong, or if mask and k-space contradict each other.
+        If axes, types or values are wrong, if mask and k-space contradict each other, or if the zero frequency is
+        elsewhere.
     """
     if not np.iscomplexobj(kspace):
         raise ValueError(
@@ -122,8 +182,15 @@ def check_acquisition(kspace: NDArray[Any], mask: NDArray[Any]) -> NDArray[np.bo
     if not sampled.any():
         raise ValueError("The mask samples nothing: it is 0 everywhere; expected 1 where k-space is sampled.")
     if not np.isfinite(kspace).all():
-        raise ValueError(f"k-space has {np.sum(~np.isfinite(kspace))} values that are NaN or infinite; mend them.")
-    _check_agreement(np.any(kspace != 0, axis=tuple(range(kspace.ndim - 2))), sampled, mask.ndim == 1)
+        raise ValueError(
+            f"k-space has {np.sum(~np.isfinite(kspace))} values that are NaN or infinite; expected finite ones."
+        )
+    acquired = np.any(kspace != 0, axis=tuple(range(kspace.ndim - 2)))
+    if not (acquired & sampled).any():
+        raise ValueError("k-space is zero wherever the mask samples; is the mask inverted, or of other data?")
+    if compare:
+        _check_agreement(acquired, sampled, mask)
+        _check_zero_frequency(kspace, sampled)
     return sampled
 
 
@@ -136,11 +203,18 @@ def _wrong_mask_shape(kspace: tuple[int, ...], mask: tuple[int, ...]) -> str:
     return f"{message}The axes of k-space are (slices[, coils], height, width)."
 
 
-def _check_agreement(acquired: NDArray[np.bool_], sampled: NDArray[np.bool_], is_line_mask: bool) -> None:
+def _check_agreement(acquired: NDArray[np.bool_], sampled: NDArray[np.bool_], mask: NDArray[Any]) -> None:
+    is_line_mask = mask.ndim == 1
     if is_line_mask:
+        rows = np.flatnonzero(acquired.any(axis=1))
+        if len(rows) <= rows[-1] - rows[0]:
+            fits = len(mask) == len(acquired) and mask[rows].all()
+            raise ValueError(
+                f"k-space has {rows[-1] - rows[0] + 1 - len(rows)} rows of zeros between others, and a mask of one "
+                f"axis takes whole columns. {'It fits the rows: give' if fits else 'Give'} a mask of the shape "
+                f"{acquired.shape}, for rows np.repeat(mask[:, None], {acquired.shape[1]}, axis=1)."
+            )
         acquired = np.broadcast_to(acquired.any(axis=0), sampled.shape)
-    if not (acquired & sampled).any():
-        raise ValueError("k-space is zero wherever the mask samples; is the mask inverted, or of other data?")
     # Scanners pad k-space with zeros on its edges, which masks often count as sampled: only gaps within tell.
     rows, columns = (np.flatnonzero(acquired.any(axis=axis)) for axis in (1, 0))
     inside = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
@@ -159,6 +233,71 @@ def _check_agreement(acquired: NDArray[np.bool_], sampled: NDArray[np.bool_], is
         raise ValueError(
             f"k-space is undersampled, yet {count(acquired & ~sampled)} of the {kind} that it has are not in the "
             "mask; is the mask of other data?"
+        )
+
+
+def _check_zero_frequency(kspace: NDArray[Any], sampled: NDArray[np.bool_]) -> None:
+    energy = np.zeros(sampled.shape)
+    for kspace_slice in kspace:
+        energy += np.square(np.abs(kspace_slice)).reshape(-1, *sampled.shape).sum(axis=0, dtype=float)
+    energy *= sampled
+    middle = [length // 2 for length in sampled.shape]
+    found = [_find_peak(energy.sum(axis=1 - axis)) for axis in (0, 1)]
+    if found != middle:
+        shift = tuple(there - here for here, there in zip(found, middle, strict=True))
+        raise ValueError(
+            f"The zero frequency of k-space appears to be at index {tuple(found)} (height, width); expected "
+            f"{tuple(middle)}, the middle. Shift k-space, np.roll(kspace, {shift}, axis=(-2, -1)), and the mask, or "
+            "leave out this check (--no-check, check=False) if it is wrong."
+        )
+
+
+def _find_peak(profile: NDArray[np.float64]) -> int:
+    """Return the index of the largest value, or the middle unless much less energy lies around it.
+
+    A line in sixteen is an ordinary deviation of measured data from the middle.
+    """
+    middle, reach = len(profile) // 2, max(2, len(profile) // 16)
+    offsets = range(-reach, reach + 1)
+    around = np.sum([np.roll(profile, offset) for offset in offsets], axis=0)
+    if around.max() <= _PROMINENCE * around[middle]:
+        return middle
+    near = [(int(around.argmax()) + offset) % len(profile) for offset in offsets]
+    return max(near, key=lambda index: profile[index])
+
+
+def check_image_origin(kspace: NDArray[Any], sampled: NDArray[np.bool_], centered: bool) -> None:
+    """Make sure that the Fourier transform of a configuration puts the object into the middle of the image.
+
+    Parameters
+    ----------
+    kspace : complex array of shape (slices[, coils], height, width)
+        As :func:`check_acquisition` takes it.
+    sampled : bool array of shape (height, width)
+    centered : bool
+        Whether the transform has its origin in the middle (`fft2`), or at index 0 (`fft2(centered=False)`).
+
+    Raises
+    ------
+    ValueError
+        If the object lies across the corners of the image.
+    """
+    block = kspace[len(kspace) // 2] * _grow_block(sampled)  # what lies around it would fold the image over
+    image = np.square(np.abs(np.fft.ifft2(block))).reshape(-1, *sampled.shape).sum(axis=0)
+    half = [length // 2 for length in sampled.shape]
+    across_corners, middle = (
+        rolled[half[0] // 2 : -(half[0] // 2), half[1] // 2 : -(half[1] // 2)].sum()
+        for rolled in (np.roll(image, shift, axis=(0, 1)) for shift in ((0, 0), half))
+    )
+    if not centered:
+        across_corners, middle = middle, across_corners
+    if across_corners > _PROMINENCE * middle:
+        raise ValueError(
+            "The object lies across the corners of the image: the Fourier transform of k-space has its origin "
+            f"{'in the corner' if centered else 'in the middle'} of the image, and that of the configuration "
+            f"{'in the middle (centered=True)' if centered else 'in the corner (centered=False)'}. Multiply k-space by "
+            "(-1) ** np.add.outer(range(height), range(width)), take the configuration of such data, or leave out this "
+            "check (--no-check, check=False) if it is wrong."
         )
 
 
@@ -181,6 +320,20 @@ def center_block(sampled: NDArray[np.bool_]) -> NDArray[np.bool_]:
     ValueError
         If the block is narrower than `MIN_CENTER`.
     """
+    block = _grow_block(sampled)
+    height, width = sampled.shape
+    size = [int(block.any(axis=axis).sum()) for axis in (1, 0)]
+    if min(size) < min(MIN_CENTER, height, width):
+        raise ValueError(
+            f"The mask samples no centre: {size[0]} x {size[1]} adjacent "
+            f"samples (height x width) around index ({height // 2}, {width // 2}), where the zero frequency is "
+            f"expected; coil sensitivities are estimated from at least {MIN_CENTER} each way. If the zero frequency "
+            "is at index 0, apply np.fft.fftshift to both axes of k-space and to the mask."
+        )
+    return block
+
+
+def _grow_block(sampled: NDArray[np.bool_]) -> NDArray[np.bool_]:
     height, width = sampled.shape
     top, left = height // 2, width // 2
     bottom, right = top + 1, left + 1
@@ -197,11 +350,4 @@ def center_block(sampled: NDArray[np.bool_]) -> NDArray[np.bool_]:
             right, grown = right + 1, True
     block = np.zeros_like(sampled)
     block[top:bottom, left:right] = sampled[height // 2, width // 2]
-    if min(bottom - top, right - left) < min(MIN_CENTER, height, width):
-        raise ValueError(
-            f"The mask samples no centre: {int(block.any(axis=1).sum())} x {int(block.any(axis=0).sum())} adjacent "
-            f"samples (height x width) around index ({height // 2}, {width // 2}), where the zero frequency is "
-            f"expected; coil sensitivities are estimated from at least {MIN_CENTER} each way. If the zero frequency "
-            "is at index 0, apply np.fft.fftshift to both axes of k-space and to the mask."
-        )
     return block

@@ -124,11 +124,19 @@ def acquired_columns(file: h5py.File) -> slice:
     DIRECT's `FastMRI` data set clears k-space and mask outside of them. Files without a header, or with one that is no
     ISMRMRD document, have no padding.
     """
+    header = read_header(file)
+    return slice(header.get("padding_left"), header.get("padding_right"))
+
+
+def read_header(file: h5py.File) -> dict[str, Any]:
+    """Return what DIRECT takes from the ISMRMRD header; nothing if there is none, or one that is no such document.
+
+    `padding_left` and `padding_right` enclose the acquired columns, `reconstruction_size` is (height, width, 1).
+    """
     try:
-        header = _parse_fastmri_header(file[HEADER][()])
+        return _parse_fastmri_header(file[HEADER][()])
     except (KeyError, ParseError, RuntimeError, ValueError):
-        return slice(None)
-    return slice(header["padding_left"], header["padding_right"])
+        return {}
 
 
 def read_slices(file: h5py.File) -> Iterator[NDArray[np.complex64]]:

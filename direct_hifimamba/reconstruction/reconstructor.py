@@ -1,8 +1,8 @@
 """Reconstruct the undersampled k-space of one file with a model that DIRECT has trained, ours or any other.
 
 The checkpoint's own configuration, which `direct train` leaves beside it, says how k-space is scaled and coil
-sensitivities are estimated: its section `inference` is applied as in `direct predict`, except that the mask is the
-given one and that nothing is cropped to the size that a file's header asks for.
+sensitivities are estimated: its section `inference` is applied as in `direct predict`, with the given mask. Options
+that make no sense for undersampled k-space, or with which DIRECT's images are wrong, are refused (docs/reconstruct.md).
 """
 
 import json
@@ -38,18 +38,23 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 
 # isort: split
-from direct.data.mri_transforms import SensitivityMapType  # which cannot be imported before direct.environment
+from direct.data.datasets import CMRxReconDataset  # which cannot be imported before direct.environment
+from direct.data.mri_transforms import SensitivityMapType, TransformsType
 from direct.data.transforms import modulus
 from direct.inference import build_inference_transforms
 
-from direct_hifimamba.data.acquisition import center_block, check_acquisition
+from direct_hifimamba.data.acquisition import center_block, check_acquisition, check_image_origin
 from direct_hifimamba.data.registration import register_data_sets
 from direct_hifimamba.data.sensitivity import STORED, add_maps
 from direct_hifimamba.files import replace_when_complete
+from direct_hifimamba.nn.layers.sense import find_fourier_convention
 from direct_hifimamba.training.compose import compose
 
 CONFIG_NAME = "config.yaml"
 """What `direct train` calls the configuration that it writes beside the checkpoints."""
+
+SCALING_KEYS = ("masked_kspace", "acs_kspace", "kspace")
+"""What k-space may be scaled by."""
 
 CONTACT_SHEET_SLICES = 25
 CONTACT_SHEET_WHITE = 0.999
@@ -64,7 +69,9 @@ class Reconstructor:
     engine : direct.engine.Engine
         With the weights loaded.
     dataset : DictConfig
-        `inference.dataset` of the configuration. Only its transforms are used, without their masking.
+        `inference.dataset` of the configuration. Only its transforms are used, without their masking, and its name.
+    crop : str, optional
+        `inference.crop` of the configuration: `header`, to crop images to the size that a file asks for.
 
     Attributes
     ----------
@@ -77,7 +84,7 @@ class Reconstructor:
     >>> images = reconstructor(kspace, mask)
     """
 
-    def __init__(self, engine: Engine, dataset: DictConfig) -> None:
+    def __init__(self, engine: Engine, dataset: DictConfig, crop: str | None = None) -> None:
         self._engine = engine
         self._engine.ndim = 2
         self._engine.models_to_device()
@@ -85,10 +92,26 @@ class Reconstructor:
         transform = build_inference_transforms(SimpleNamespace(engine=engine), None, dataset)
         self._transform = add_maps(transform, dict(dataset) | {"map_cache": None})  # a cache is for epochs
         self.needs_sensitivity_map = dataset.get("sensitivity_maps") == STORED
-        estimation = dataset.transforms.sensitivity_map_estimation
+        self._crop = crop
+        transforms = dataset.transforms
+        estimation = transforms.sensitivity_map_estimation
         self._needs_center = (
-            estimation.estimate_sensitivity_maps and estimation.sensitivity_maps_type != SensitivityMapType.UNIT
+            (estimation.estimate_sensitivity_maps and estimation.sensitivity_maps_type != SensitivityMapType.UNIT)
+            or transforms.normalization.scaling_key == "acs_kspace"
+            or transforms.use_acs_as_mask
         )
+        # DIRECT's reader takes as many columns as centre whatever the mask is.
+        self._center_columns = CMRxReconDataset.NUM_ACS_LINES if dataset.name == "CMRxRecon" else None
+        self._pad_coils = transforms.pad_coils
+        self._needs_all_kspace = [
+            option
+            for option, is_set in (
+                ("scaling_key: kspace", transforms.normalization.scaling_key == "kspace"),
+                ("compress_coils", transforms.compress_coils),
+            )
+            if is_set
+        ]
+        self._centered = find_fourier_convention(engine.forward_operator, engine.backward_operator).centered
 
     @classmethod
     def from_checkpoint(cls, path: Path | str, config_path: Path | str | None = None, device: str = "cpu") -> Self:
@@ -112,7 +135,8 @@ class Reconstructor:
         OSError
             If a file cannot be read.
         ValueError
-            If the configuration is incomplete or wrong, if the checkpoint does not fit it, or if a weight is not finite.
+            If the configuration is incomplete or wrong, if the checkpoint does not fit it, or if weights are not
+            finite.
         """
         path = Path(path)
         if not path.is_file():
@@ -128,7 +152,7 @@ class Reconstructor:
         config = _load_config(config_path)
         engine = _build_engine(config, device)
         _load_weights(engine, path, config_path)
-        return cls(engine, config.inference.dataset)
+        return cls(engine, config.inference.dataset, config.inference.get("crop"))
 
     @property
     def network(self) -> torch.nn.Module:
@@ -143,6 +167,8 @@ class Reconstructor:
         complex_images: bool = False,
         progress: bool = False,
         sensitivity_map: NDArray[Any] | None = None,
+        image_size: tuple[int, int] | None = None,
+        check: bool = True,
     ) -> NDArray[Any]:
         """Reconstruct slice by slice.
 
@@ -157,6 +183,12 @@ class Reconstructor:
             Show a progress bar.
         sensitivity_map : complex array of the shape of `kspace`, optional
             Coil sensitivities, if `needs_sensitivity_map`.
+        image_size : tuple of ints, optional
+            Height and width to which images are cropped about the middle, where the configuration has `inference.crop:
+            header`. Default: that of k-space.
+        check : bool
+            Compare k-space with the mask and with what the configuration expects. Types, shapes and values are checked
+            in any case.
 
         Returns
         -------
@@ -170,9 +202,14 @@ class Reconstructor:
             :func:`direct_hifimamba.data.acquisition.check_acquisition`; if the model makes no complex images, or images
             that are not finite; or if sensitivities are missing or given without need.
         """
-        sampled = check_acquisition(kspace, mask)
+        sampled = check_acquisition(kspace, mask, check)
+        if check:
+            check_image_origin(kspace, sampled, self._centered)
+            self._check_completeness(kspace, sampled)
         self._check_sensitivity_map(sensitivity_map, kspace)
-        center = center_block(sampled) if self._needs_center else sampled
+        if self._pad_coils and kspace.ndim == 4 and kspace.shape[1] > self._pad_coils:
+            raise ValueError(f"k-space has {kspace.shape[1]} coils; expected at most pad_coils: {self._pad_coils}.")
+        center = self._center(sampled)
         images: list[NDArray[Any] | None] = []
         for index, kspace_slice in enumerate(tqdm(kspace, "reconstruct", unit="slice", disable=not progress)):
             sample = _make_sample(kspace_slice, sampled, center, index)
@@ -188,7 +225,25 @@ class Reconstructor:
                 )
             images.append(image)
         blank = np.zeros_like(next(image for image in images if image is not None))
-        return np.stack([blank if image is None else image for image in images])
+        stacked = np.stack([blank if image is None else image for image in images])
+        return stacked if self._crop is None or image_size is None else _crop(stacked, image_size)
+
+    def _center(self, sampled: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return the samples for autocalibration that the configuration's data set takes."""
+        if self._center_columns is None:
+            return center_block(sampled) if self._needs_center else sampled
+        middle, half = sampled.shape[1] // 2, self._center_columns // 2
+        center = np.zeros_like(sampled)
+        center[:, middle - half : middle + half] = True
+        return center
+
+    def _check_completeness(self, kspace: NDArray[Any], sampled: NDArray[np.bool_]) -> None:
+        if self._needs_all_kspace and not kspace[..., ~sampled].any():
+            raise ValueError(
+                f"The configuration has {' and '.join(self._needs_all_kspace)}, which DIRECT applies to k-space before "
+                "masking, and there is nothing but the samples of the mask. The model was trained on something else; "
+                "train without, or leave out this check (--no-check, check=False)."
+            )
 
     def _check_sensitivity_map(self, sensitivity_map: NDArray[Any] | None, kspace: NDArray[Any]) -> None:
         if (sensitivity_map is not None) != self.needs_sensitivity_map:
@@ -225,6 +280,16 @@ class Reconstructor:
                 )
             return torch.view_as_complex(image.contiguous())[0].cpu().numpy() * scaling_factor[0]
         return magnitude[0].cpu().numpy() * scaling_factor[0]
+
+
+def _crop(images: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    margins = [there - here for there, here in zip(images.shape[-2:], size, strict=True)]
+    if min(margins) < 0 or min(size) < 1:
+        raise ValueError(
+            f"Images of {images.shape[-2:]} cannot be cropped to {tuple(size)}, the size the file asks for."
+        )
+    top, left = (margin // 2 for margin in margins)
+    return images[..., top : top + size[0], left : left + size[1]]
 
 
 def _has_magnitude(image: Any, magnitude: torch.Tensor) -> bool:
@@ -278,15 +343,61 @@ def _load_config(path: Path) -> DictConfig:
         )
     defaults = load_dataset_config(config.inference.dataset.name)
     dataset = cast(DictConfig, OmegaConf.merge(defaults, config.inference.dataset))
-    if dataset.get("kspace_context"):
-        raise ValueError(f"{path} sets kspace_context to {dataset.kspace_context}; only slices are reconstructed here.")
-    if dataset.transforms.normalization.scaling_key == "scaling_factor":
-        raise ValueError(
-            f"{path} scales k-space by the attribute 'max' of files, which is that of the image to be reconstructed; "
-            "expected inference.dataset.transforms.normalization.scaling_key: masked_kspace, in training as well."
-        )
+    for option, (is_refused, reason) in _refusals(dataset, config.inference.get("crop")).items():
+        if is_refused:
+            raise ValueError(f"{path} has inference.{option}: {reason}.")
     config.inference.dataset = dataset
     return config
+
+
+def _refusals(dataset: DictConfig, crop: str | None) -> dict[str, tuple[Any, str]]:
+    """For every option that can stand in the way: whether it does, and why."""
+    transforms = dataset.transforms
+    normalization, estimation = transforms.normalization, transforms.sensitivity_map_estimation
+    key, percentile = normalization.scaling_key, normalization.scale_percentile
+    before_masking = (
+        "it changes k-space before masking, and undersampled k-space cannot be cropped or resized; set null"
+    )
+    random = "images would be random; set 0"
+    prefix = "dataset.transforms."
+    return {
+        "crop": (crop not in (None, "", "header"), f"it is {crop!r}; expected header or null"),
+        "dataset.kspace_context": (
+            dataset.get("kspace_context"),
+            f"it is {dataset.get('kspace_context')}; only slices are reconstructed here",
+        ),
+        f"{prefix}normalization.scale_percentile": (
+            key and percentile is None,
+            "it is null, and DIRECT multiplies images by a factor by which it has not divided k-space; expected a "
+            "number such as 0.99, in training as well",
+        ),
+        f"{prefix}normalization.scaling_key": (
+            key and key not in SCALING_KEYS,
+            f"it is {key!r}, which is not known before the image is; expected {', '.join(SCALING_KEYS)} or null, in "
+            "training as well",
+        ),
+        f"{prefix}cropping.crop": (transforms.cropping.crop, before_masking),
+        f"{prefix}augmentation.rescale": (transforms.augmentation.rescale, before_masking),
+        f"{prefix}augmentation.pad": (transforms.augmentation.pad, before_masking),
+        **{
+            f"{prefix}random_augmentations.{name}": (transforms.random_augmentations[name] > 0, random)
+            for name in ("random_rotation_probability", "random_flip_probability", "random_reverse_probability")
+        },
+        f"{prefix}registration.registration": (transforms.registration.registration, "slices alone are reconstructed"),
+        f"{prefix}transforms_type": (
+            transforms.transforms_type != TransformsType.SUPERVISED,
+            f"it is {transforms.transforms_type}, which holds back some of the samples; expected supervised",
+        ),
+        f"{prefix}sensitivity_map_estimation.sensitivity_maps_type": (
+            estimation.estimate_sensitivity_maps and estimation.sensitivity_maps_type == SensitivityMapType.ESPIRIT,
+            "it is espirit, where DIRECT fails or swaps height and width; set name: FastMRIWithMaps and "
+            "sensitivity_maps: espirit in the data set, and estimate_sensitivity_maps: false",
+        ),
+        f"{prefix}sensitivity_map_estimation.estimate_sensitivity_maps": (
+            not estimation.estimate_sensitivity_maps and dataset.get("sensitivity_maps") is None,
+            "it is false, and models need sensitivities; set true, or name: FastMRIWithMaps with sensitivity_maps",
+        ),
+    }
 
 
 class Networks(NamedTuple):

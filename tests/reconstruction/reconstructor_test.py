@@ -22,11 +22,12 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from direct_hifimamba import cli
-from direct_hifimamba.data.acquisition import center_block, check_acquisition
+from direct_hifimamba.data.acquisition import center_block, check_acquisition, read_acquisition
 from direct_hifimamba.data.fourier import image_to_kspace, kspace_to_image
-from direct_hifimamba.data.hdf5 import write_volume
+from direct_hifimamba.data.hdf5 import write_cmrxrecon, write_volume
 from direct_hifimamba.data.nifti import load_magnitude
 from direct_hifimamba.reconstruction.reconstructor import CONFIG_NAME, Reconstructor
+from tests.data import lookalikes
 from tests.helpers import TINY, perturb
 
 SLICES, COILS, HEIGHT, WIDTH = 3, 4, 24, 32
@@ -207,6 +208,175 @@ def test_sensitivities_are_given_if_and_only_if_they_are_needed(
     ):
         with pytest.raises(ValueError, match=message):
             reconstructor(kspace, mask, sensitivity_map=maps)
+
+
+@pytest.fixture(scope="module")
+def knees(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A look-alike of fastMRI's knees: padded columns, which the mask samples, and a header with a smaller image."""
+    folder = tmp_path_factory.mktemp("knees")
+    lookalikes.fastmri(folder, "multi", num_slices=2)
+    path = next(folder.glob("*_val/*1000007.h5"))
+    with h5py.File(path, "r+") as file:
+        file["mask"] = line_mask(file["kspace"].shape[-1], center=7).astype(np.float32)
+    for other in set(path.parent.iterdir()) - {path}:
+        other.unlink()
+    return path
+
+
+TRANSFORMS = "inference.dataset.transforms"
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {},
+        {"inference.crop": "header"},
+        {f"{TRANSFORMS}.normalization.scaling_key": "kspace"},
+        {f"{TRANSFORMS}.normalization.scaling_key": "acs_kspace"},
+        {f"{TRANSFORMS}.normalization.scaling_key": None},
+        {f"{TRANSFORMS}.padding_eps": 0.01},
+        {f"{TRANSFORMS}.compress_coils": 2},
+        {f"{TRANSFORMS}.pad_coils": 5},
+        {f"{TRANSFORMS}.use_acs_as_mask": True},
+        {f"{TRANSFORMS}.sensitivity_map_estimation.sensitivity_maps_type": "unit"},
+        {f"{TRANSFORMS}.sensitivity_map_estimation.sensitivity_maps_gaussian": None},
+    ],
+    ids=str,
+)
+def test_options_act_as_in_direct_predict(
+    experiments: dict[str, Path], knees: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: dict[str, Any]
+) -> None:
+    checkpoint, config = experiments[OURS], tmp_path / "config.yaml"
+    changed = OmegaConf.load(checkpoint.parent / CONFIG_NAME)
+    for key, value in option.items():
+        OmegaConf.update(changed, key, value, merge=False, force_add=True)
+    OmegaConf.save(changed, config)
+    theirs = predict(checkpoint, config, knees, tmp_path / "theirs", monkeypatch)
+    reconstruct(checkpoint, knees, tmp_path / "ours", "--cfg", config)
+    with h5py.File(tmp_path / "ours.h5") as file:
+        images = file["reconstruction"][()]
+    assert images.shape[1:] == ((24, 24) if "inference.crop" in option else (48, 34))
+    np.testing.assert_allclose(images, theirs, rtol=0, atol=1e-5 * theirs.max())
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("inference.crop", "training", "expected header or null"),
+        (f"{TRANSFORMS}.normalization.scale_percentile", None, "expected a number such as 0.99"),
+        (f"{TRANSFORMS}.normalization.scaling_key", "scaling_factor", "expected masked_kspace"),
+        (f"{TRANSFORMS}.normalization.scaling_key", "target", "expected masked_kspace"),
+        (f"{TRANSFORMS}.cropping.crop", "(24, 24)", "set null"),
+        (f"{TRANSFORMS}.augmentation.rescale", [24, 24], "set null"),
+        (f"{TRANSFORMS}.augmentation.pad", [64, 64], "set null"),
+        (f"{TRANSFORMS}.random_augmentations.random_flip_probability", 0.5, "set 0"),
+        (f"{TRANSFORMS}.transforms_type", "SSL_SSDU", "expected supervised"),
+        (f"{TRANSFORMS}.sensitivity_map_estimation.estimate_sensitivity_maps", False, "models need sensitivities"),
+        (f"{TRANSFORMS}.sensitivity_map_estimation.sensitivity_maps_type", "espirit", "FastMRIWithMaps"),
+        (f"{TRANSFORMS}.pad_coils", 3, "at most pad_coils: 3"),
+        (f"{TRANSFORMS}.compress_coils", 2, "nothing but the samples of the mask"),
+        (f"{TRANSFORMS}.normalization.scaling_key", "kspace", "nothing but the samples of the mask"),
+    ],
+)
+def test_other_options_are_refused(
+    experiments: dict[str, Path], tmp_path: Path, option: str, value: Any, message: str
+) -> None:
+    config = OmegaConf.load(experiments[OURS].parent / CONFIG_NAME)
+    OmegaConf.update(config, option, value, merge=False, force_add=True)
+    OmegaConf.save(config, tmp_path / "config.yaml")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Reconstructor.from_checkpoint(experiments[OURS], tmp_path / "config.yaml")(contradictory(), line_mask())
+
+
+@pytest.mark.parametrize("is_line_mask", [True, False])
+def test_files_of_cmrxrecon_are_read_as_direct_reads_them(
+    experiments: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_line_mask: bool
+) -> None:
+    rows, columns = np.ogrid[-12:12, -16:16]
+    mask = np.tile(line_mask(), (HEIGHT, 1)) if is_line_mask else rows**2 + columns**2 < 50
+    write_volume(tmp_path / "volume.h5", simulate(), {})
+    write_cmrxrecon(tmp_path / "volume.mat", tmp_path / "volume.h5", mask, {})
+    kspace, stored, _ = read_acquisition(tmp_path / "volume.mat")
+    np.testing.assert_array_equal(kspace, simulate())
+    np.testing.assert_array_equal(stored, mask)
+    with h5py.File(tmp_path / "volume.mat", "r+") as file:  # as the challenge names them
+        file.move("kspace", "kspace_sub04")
+        file.move("mask", "mask04")
+    for ours, theirs in zip(read_acquisition(tmp_path / "volume.mat")[:2], (kspace, stored), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+    checkpoint = experiments[OURS]
+    config = OmegaConf.load(checkpoint.parent / CONFIG_NAME)
+    config.inference.crop = "header"
+    dataset = config.inference.dataset
+    config.inference.dataset = {
+        "name": "CMRxRecon",
+        "kspace_key": "kspace_sub04",
+        "extra_keys": ["mask04"],
+        "transforms": dataset.transforms,
+    }
+    OmegaConf.save(config, tmp_path / "config.yaml")
+    theirs = predict(checkpoint, tmp_path / "config.yaml", tmp_path / "volume.mat", tmp_path / "theirs", monkeypatch)
+    reconstruct(checkpoint, tmp_path / "volume.mat", tmp_path / "ours", "--cfg", tmp_path / "config.yaml")
+    with h5py.File(tmp_path / "ours.h5") as file:
+        np.testing.assert_allclose(file["reconstruction"], theirs, rtol=0, atol=1e-5 * theirs.max())
+
+
+def square(mask: NDArray[np.bool_], axis: int) -> NDArray[np.complex64]:
+    """Square k-space, sampled by rows (axis 0) or columns (axis 1)."""
+    return simulate(WIDTH, WIDTH) * (mask if axis else mask[:, None])
+
+
+def test_rows_are_not_taken_for_columns() -> None:
+    check_acquisition(square(line_mask(), 1), line_mask())
+    with pytest.raises(ValueError, match=re.escape("It fits the rows: give a mask of the shape (32, 32)")):
+        check_acquisition(square(line_mask(), 0), line_mask())
+    check_acquisition(square(line_mask(), 0), np.repeat(line_mask()[:, None], WIDTH, axis=1))
+
+
+@pytest.mark.parametrize("shift", [(12, 16), (0, 16), (12, 0), (-6, 0), (0, 7)])
+def test_the_zero_frequency_is_looked_for(ours: Reconstructor, shift: tuple[int, int]) -> None:
+    kspace = np.roll(contradictory(), shift, axis=(-2, -1))
+    mask = np.roll(np.tile(line_mask(), (HEIGHT, 1)), shift, axis=(0, 1))
+    with pytest.raises(ValueError, match="The zero frequency of k-space appears to be at index") as error:
+        ours(kspace, mask)
+    back = tuple(map(int, re.search(r"np.roll\(kspace, \((-?\d+), (-?\d+)\)", str(error.value)).groups()))  # type: ignore[union-attr]
+    np.testing.assert_array_equal(np.roll(kspace, back, axis=(-2, -1)), contradictory())
+    check_acquisition(kspace, mask, compare=False)
+
+
+def test_white_noise_and_small_shifts_are_no_shifted_zero_frequency() -> None:
+    noise = np.random.default_rng(0).normal(size=(2, 1, 32, 32, 2)).view(np.complex128)[..., 0]
+    check_acquisition(noise, line_mask())
+    check_acquisition(np.roll(simulate(), (1, 2), axis=(-2, -1)), line_mask())
+
+
+def test_the_origin_of_the_image_is_that_of_the_configuration(experiments: dict[str, Path], tmp_path: Path) -> None:
+    checkpoint, mask = experiments[OURS], line_mask()
+    config = OmegaConf.load(checkpoint.parent / CONFIG_NAME)
+    config.physics = {
+        f"{name}_operator": f"{fft}(centered=False)" for name, fft in (("forward", "fft2"), ("backward", "ifft2"))
+    }
+    OmegaConf.save(config, tmp_path / "uncentred.yaml")
+    kspace = {True: contradictory(), False: contradictory() * (-1) ** np.add.outer(range(HEIGHT), range(WIDTH))}
+    for centered, reconstructor in (
+        (True, Reconstructor.from_checkpoint(checkpoint)),
+        (False, Reconstructor.from_checkpoint(checkpoint, tmp_path / "uncentred.yaml")),
+    ):
+        reconstructor(kspace[centered], mask)
+        with pytest.raises(ValueError, match="across the corners"):
+            reconstructor(kspace[not centered], mask)
+        reconstructor(kspace[not centered], mask, check=False)
+
+
+def test_no_check_is_an_option(
+    experiments: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_volume(tmp_path / "volume.h5", np.fft.ifftshift(simulate(), axes=(-2, -1)), {}, line_mask())
+    arguments = (experiments[OURS], tmp_path / "volume.h5", tmp_path / "out")
+    assert "zero frequency" in run_fails(capsys, *arguments)
+    reconstruct(*arguments, "--no-check")
+    assert (tmp_path / "out.h5").exists()
 
 
 def test_everything_is_written_and_never_overwritten(

@@ -57,7 +57,7 @@ def read_routing(checkpoint: Path, volume: Path, device: str = "cpu") -> list[Bl
     network = reconstructor.network
     if not isinstance(network, HiFiMambaV2):
         return []
-    kspace, mask = read_acquisition(volume)
+    kspace, mask, _ = read_acquisition(volume)
     shape = tuple(-(-size // network.config.patch_size) for size in kspace.shape[-2:])
     filled = np.flatnonzero(kspace.reshape(len(kspace), -1).any(axis=1))
     choices: dict[str, list[NDArray[np.int64]]] = {}
