@@ -1,8 +1,10 @@
 """Tests of direct_hifimamba.files."""
 
+import threading
+
 import pytest
 
-from direct_hifimamba.files import replace_when_complete
+from direct_hifimamba.files import lock_folder, replace_when_complete
 
 
 def test_replace_when_complete_keeps_the_old_file_until_the_end(tmp_path):
@@ -21,3 +23,21 @@ def test_replace_when_complete_keeps_the_old_file_until_the_end(tmp_path):
     assert [entry.read_text() for entry in tmp_path.iterdir()] == ["old"]
     write(fail=False)
     assert [entry.read_text() for entry in tmp_path.iterdir()] == ["new"]
+
+
+def test_a_locked_folder_is_waited_for(tmp_path, capsys):
+    order = []
+
+    def work() -> None:
+        with lock_folder(tmp_path):
+            order.append("second")
+
+    thread = threading.Thread(target=work)
+    with lock_folder(tmp_path):
+        thread.start()
+        thread.join(0.2)
+        order.append("first")
+    thread.join(5)
+    assert order == ["first", "second"]
+    assert f"Another process writes to {tmp_path}; waiting until it ends" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -25,7 +25,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--coils", choices=(SINGLE_COIL, MULTI_COIL), help="fastMRI (default: single)")
     parser.add_argument(
-        "--acquisition", metavar="NAME", help="fastMRI: CORPDFS_FBK (default), ...; M4Raw: T1 (default), T2, FLAIR"
+        "--acquisition",
+        nargs="+",
+        metavar="NAME",
+        help="fastMRI: CORPDFS_FBK (default), CORPD_FBK, ...; M4Raw: T1 (default), T2, FLAIR; several are allowed",
+    )
+    parser.add_argument(
+        "--divide",
+        nargs=3,
+        metavar=("SPLIT", "NEW", "FRACTION"),
+        help="make a new split of a fraction of the subjects of another, as in: val test 0.5",
     )
     parser.add_argument(
         "--slices", metavar="RULE", help="all, central:N or inner:N, which leaves out N on either side (default: paper)"
@@ -51,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--mask-training", action="store_true", help="store masks for the training split, too")
     parser.add_argument("--copy", action="store_true", help="copy measured k-space instead of linking the download")
-    parser.add_argument("--seed", type=int, default=0, help="of the masks (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the masks and of --divide (default: %(default)s)")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -75,6 +84,7 @@ def main(args: argparse.Namespace) -> None:
         mask_training=args.mask_training,
         copy=args.copy,
         seed=args.seed,
+        divide=args.divide and (*args.divide[:2], _fraction(args.divide[2])),
     )
     protocol = prepare(args.source, args.dest, settings, args.split, args.jobs)
     for name, split in protocol["splits"].items():
@@ -82,7 +92,7 @@ def main(args: argparse.Namespace) -> None:
         print(f"{name}: {len(split['files'])} files with {num_slices} slices, k-space {settings.kspace}")
         if split["skipped"]:
             print(f"  left out: {summarise(split['skipped'])}")
-    for name in set(DATA_SETS[args.data_set].splits).difference(protocol["splits"]):
+    for name in set(settings.folders).difference(protocol["splits"]):
         print(f"{name}: not there")
     for remark in settings.remarks():
         print(f"Note: {remark}")
@@ -92,3 +102,10 @@ def main(args: argparse.Namespace) -> None:
         print(f"Not usable: {name}: {reason}", file=sys.stderr)
     if failed:
         sys.exit(1)
+
+
+def _fraction(word: str) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        raise ValueError(f"The fraction of --divide is {word!r}; expected a number between 0 and 1.") from None

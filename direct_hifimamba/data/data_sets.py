@@ -3,10 +3,11 @@
 As far as the authors' training code tells. Their mask files are not public.
 """
 
+import csv
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from direct_hifimamba.data.masks import MaskOptions
 from direct_hifimamba.data.sources import CalgaryCampinas, KSpaceFile, M4Raw, NiftiFile
@@ -34,7 +35,8 @@ class DataSet:
         Name of a split, as ours is called, to the folder of the download. In fastMRI's, `{coils}` is `single` or
         `multi`.
     pattern : str
-        Regular expression for the names of the files to use. A group `acquisition` is the kind of measurement.
+        Regular expression for the names of the files to use. A group `acquisition` is the kind of measurement, and a
+        group `subject` is the person.
     slices : str
         Rule for :func:`select_slices`.
     size : tuple of ints
@@ -47,6 +49,8 @@ class DataSet:
         Kind of measurement. None: the data set has only one.
     named_by_folder : bool
         Whether the files have the same name in a folder for each patient.
+    lists : Mapping[str, str]
+        Split to the table of its subjects, which lies beside the folder of the split. They are in no other split.
     centered : bool
         Whether the origin of the images is in the middle, as DIRECT's operators have it by default.
     """
@@ -60,6 +64,7 @@ class DataSet:
     kspace_of_paper: str = SIMULATED
     acquisition: str | None = None
     named_by_folder: bool = False
+    lists: Mapping[str, str] = field(default_factory=dict, hash=False)
     centered: bool = True
 
     @property
@@ -74,8 +79,25 @@ class DataSet:
 
     def file_name(self, path: Path) -> str:
         """Name of the prepared file that belongs to a file of the download."""
-        stem = re.sub(r"\.(h5|nii|nii\.gz)$", "", path.name)
-        return f"{path.parent.name}_{stem}.h5" if self.named_by_folder else f"{stem}.h5"
+        return f"{path.parent.name}_{_stem(path)}.h5" if self.named_by_folder else f"{_stem(path)}.h5"
+
+    def subject_of(self, path: Path) -> str:
+        """Return who a file shows: folder or number in the name, or the attribute `patient_id`, or the whole name.
+
+        Raises
+        ------
+        SourceError
+            If the file has to be read and cannot be.
+        """
+        if self.named_by_folder:
+            return path.parent.name
+        match = re.fullmatch(self.pattern, path.name)
+        if match and match.groupdict().get("subject"):
+            return match["subject"]
+        if not self.is_measured:
+            return _stem(path)
+        with self.reader(path) as source:
+            return (isinstance(source, KSpaceFile) and source.subject) or _stem(path)
 
     def acquisition_of(self, path: Path) -> str | None:
         """Kind of measurement of a file whose name fits the pattern."""
@@ -86,6 +108,37 @@ class DataSet:
             return match["acquisition"]
         with self.reader(path) as source:
             return source.acquisition if isinstance(source, KSpaceFile) else None
+
+
+def _stem(path: Path) -> str:
+    return re.sub(r"\.(h5|nii|nii\.gz)$", "", path.name)
+
+
+def subject_from_name(name: str) -> str:
+    """Return who a file of no known data set shows: `sub-...`, `patient...` and the like, or else the whole name."""
+    match = re.search(r"sub-[A-Za-z0-9]+|(patient|subject|subj|case|volunteer)[-_ ]?\d+", name, re.IGNORECASE)
+    return match[0] if match else name
+
+
+def listed_subjects(table: Path) -> set[str]:
+    """Return the subjects of a table of Prostate158: the folders of the paths in its columns.
+
+    Raises
+    ------
+    ValueError
+        If it has no such column.
+    """
+    with table.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    subjects = {
+        PurePosixPath(cell).parent.name
+        for row in rows
+        for cell in row.values()
+        if isinstance(cell, str) and "/" in cell
+    }
+    if rows and not subjects:
+        raise ValueError(f"{table} names no file such as train/024/t2.nii.gz in any column; download it again.")
+    return subjects
 
 
 DATA_SETS = {
@@ -101,7 +154,7 @@ DATA_SETS = {
     "calgary-campinas": DataSet(
         reader=CalgaryCampinas,
         splits={"train": "Train", "val": "Val"},
-        pattern=r".+\.h5",
+        pattern=r"(?:(?P<subject>e\d+)s\d+_)?.+\.h5",
         slices=f"{INNER}:30",
         size=(256, 256),
         masks=(*EQUISPACED, *RANDOM),
@@ -110,14 +163,15 @@ DATA_SETS = {
     "acdc": DataSet(
         reader=NiftiFile,
         splits={"train": "training", "test": "testing"},
-        pattern=r"patient\d+_frame\d+\.nii(\.gz)?",
+        pattern=r"(?P<subject>patient\d+)_frame\d+\.nii(\.gz)?",
         slices=ALL,
         size=(128, 128),
         masks=RADIAL,
     ),
     "prostate158": DataSet(
         reader=NiftiFile,
-        splits={"train": "train", "test": "test"},
+        splits={"train": "train", "val": "train", "test": "test"},
+        lists={"val": "valid.csv"},
         pattern=r"t2\.nii(\.gz)?",
         slices=ALL,
         size=(224, 224),
@@ -127,7 +181,7 @@ DATA_SETS = {
     "m4raw": DataSet(
         reader=M4Raw,
         splits={"train": "multicoil_train", "val": "multicoil_val", "test": "multicoil_test"},
-        pattern=r"\d+_(?P<acquisition>\w+?)\d\d\.h5",
+        pattern=r"(?P<subject>\d+)_(?P<acquisition>\w+?)\d\d\.h5",
         slices=ALL,
         size=(256, 256),
         masks=(*EQUISPACED, *RANDOM),

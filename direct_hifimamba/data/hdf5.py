@@ -140,7 +140,15 @@ def read_header(file: h5py.File) -> dict[str, Any]:
 
 
 def read_slices(file: h5py.File) -> Iterator[NDArray[np.complex64]]:
-    """The slices of a volume as :func:`write_volume` took them, one after the other, whatever form it is stored in."""
+    """Yield the slices of a volume as :func:`write_volume` took them, in whatever form it is stored.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the volume links to a file that is not there. (HDF5 would read zeros.)
+    """
+    for link in missing_links(file["kspace"]):
+        raise FileNotFoundError(f"links to {link}, which is not there; put it back, or prepare the data with --copy")
     if _is_cmrxrecon(file["kspace"]):
         yield from read_cmrxrecon_slices(file)
         return
@@ -148,6 +156,26 @@ def read_slices(file: h5py.File) -> Iterator[NDArray[np.complex64]]:
         if kspace_slice.dtype == np.float32:
             kspace_slice = np.ascontiguousarray(kspace_slice).view(np.complex64)[..., 0]
         yield kspace_slice
+
+
+def escape_link(path: str) -> str:
+    """Return the name of a file as virtual data sets of HDF5 take it: a percent sign stands twice."""
+    return path.replace("%", "%%")
+
+
+def missing_links(dataset: h5py.Dataset) -> list[Path]:
+    """Return the files that a data set links to and that are not there."""
+    if not dataset.is_virtual:
+        return []
+    folder = Path(dataset.file.filename).parent
+    links = {folder / source.file_name.replace("%%", "%") for source in dataset.virtual_sources()}
+    return sorted(link for link in links if not link.exists())
+
+
+def as_text(value: Any) -> str:
+    """Return an attribute as text, whether it is stored as text, as bytes, or as an array with one of either."""
+    value = np.asarray(value).ravel()[0] if np.size(value) == 1 else value
+    return (value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)).strip("\0 ")
 
 
 def hash_content(file: h5py.File) -> str:
@@ -221,9 +249,22 @@ def read_cmrxrecon_slices(file: h5py.File) -> Iterator[NDArray[np.complex64]]:
 
 
 def read_provenance(path: Path) -> dict[str, Any] | None:
-    """What :func:`write_volume` and its like stored with a file, or None if `path` is no file that they wrote."""
+    """Return what :func:`write_volume` and its like stored with a file, or None if they did not write it."""
     try:
         with h5py.File(path) as file:
             return json.loads(file.attrs["provenance"])
     except (OSError, KeyError):
         return None
+
+
+def read_origin(path: Path) -> dict[str, Any]:
+    """Return `origin`, `source` and `subject` of a file as far as they are known.
+
+    Views that an earlier version wrote have none of them; then they are those of the volume that the view links to.
+    """
+    provenance = read_provenance(path) or {}
+    with h5py.File(path) as file:
+        link = file.get("kspace", getlink=True)
+    if isinstance(link, h5py.ExternalLink):
+        provenance = (read_provenance(path.parent / link.filename) or {}) | provenance
+    return {key: provenance[key] for key in ("origin", "source", "subject") if provenance.get(key) is not None}

@@ -15,7 +15,8 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,14 +27,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 import direct_hifimamba
-from direct_hifimamba.data.blank import is_blank
-from direct_hifimamba.data.data_sets import DATA_SETS, MEASURED, SIMULATED, select_slices
+from direct_hifimamba.data.blank import bright_level, is_blank
+from direct_hifimamba.data.data_sets import DATA_SETS, MEASURED, SIMULATED, listed_subjects, select_slices
 from direct_hifimamba.data.fit import crop_or_pad, resample
 from direct_hifimamba.data.fourier import image_to_kspace, root_sum_of_squares
 from direct_hifimamba.data.hdf5 import (
     CMRXRECON_SUFFIX,
     acquired_columns,
     kspace_shape,
+    missing_links,
     read_provenance,
     write_cmrxrecon,
     write_view,
@@ -49,8 +51,11 @@ from direct_hifimamba.data.protocol import (
     read_protocol,
     write_protocol,
 )
-from direct_hifimamba.data.sources import KSpaceFile, NiftiFile, SourceError
-from direct_hifimamba.files import PARTIAL_SUFFIX, replace_when_complete
+from direct_hifimamba.data.sources import KSpaceFile, NiftiFile, SourceError, check_fully_sampled
+from direct_hifimamba.files import PARTIAL_SUFFIX, lock_folder, replace_when_complete
+
+_WHO = ("source", "subject", "acquisition")
+"""What files with a mask say about their volume."""
 
 
 @dataclass(frozen=True)
@@ -99,20 +104,24 @@ def prepare_file(task: Task) -> Outcome:
         If DIRECT cannot use the masks that are asked for.
     """
     try:
-        acquisition = DATA_SETS[task.settings.data_set].acquisition_of(task.source)
-        if acquisition != task.settings.acquisition:
+        data_set = DATA_SETS[task.settings.data_set]
+        acquisition = data_set.acquisition_of(task.source)
+        if acquisition not in task.settings.acquisitions:
             return Outcome(task, skipped=f"its acquisition is {acquisition}")
+        who = {"subject": data_set.subject_of(task.source)}
+        if acquisition is not None:
+            who["acquisition"] = acquisition
         if not task.path.exists():
-            _write_kspace(task)
+            _write_kspace(task, who)
     except SourceError as error:
         return Outcome(task, failed=str(error))
-    record = _record(task)
+    record = who | _record(task)
     folders = task.settings.mask_folders(task.split)
     masks = {folder: _store_mask(task, record, folder, options) for folder, options in folders.items()}
     return Outcome(task, record | {"masks": masks})
 
 
-def _write_kspace(task: Task) -> None:
+def _write_kspace(task: Task, who: Mapping[str, str]) -> None:
     settings = task.settings
     with task.source.open("rb") as file:
         checksum = hashlib.file_digest(file, "sha256").hexdigest()
@@ -126,6 +135,7 @@ def _write_kspace(task: Task) -> None:
             **identity,
             "source": identity["source"] | {"sha256": checksum},
             "origin": settings.kspace,
+            **who,
             "slices": kept,
             "dropped": {
                 f"not {settings.slices}": [index for index in range(source.num_slices) if index not in chosen],
@@ -148,7 +158,9 @@ def _write_kspace(task: Task) -> None:
 def _image(source: KSpaceFile | NiftiFile, index: int, settings: Settings) -> NDArray[np.float32]:
     """Magnitude image of a slice, of the size asked for if k-space is to be simulated from it."""
     if isinstance(source, KSpaceFile) and settings.kspace == MEASURED:
-        return root_sum_of_squares(source.kspace(index))
+        kspace = source.kspace(index)
+        check_fully_sampled(kspace)
+        return root_sum_of_squares(kspace)
     assert settings.size is not None
     fit = resample if settings.fit == RESAMPLE else crop_or_pad
     return fit(source.magnitude(index), settings.size)
@@ -157,7 +169,7 @@ def _image(source: KSpaceFile | NiftiFile, index: int, settings: Settings) -> ND
 def _has_content(image: NDArray[np.float32]) -> bool:
     if not np.isfinite(image).all():
         raise SourceError("it has values that are NaN or infinite")
-    return not is_blank(image, float(image.max()))
+    return not is_blank(image, bright_level(image))
 
 
 def _simulate(image: NDArray[np.float32], settings: Settings) -> NDArray[np.complex64]:
@@ -181,6 +193,11 @@ def _record(task: Task) -> dict[str, Any]:
             f"{task.path} is not what {task.source} becomes with these settings; remove it, or choose another folder."
         )
     with h5py.File(task.path) as file:
+        for link in missing_links(file["kspace"]):
+            raise FileNotFoundError(
+                f"{task.path} links to {link}, which is not there. Put the download back, or remove {task.dest} and "
+                "prepare it again; with --copy, it needs no download."
+            )
         return {
             "shape": list(kspace_shape(file)),
             **{name: file.attrs[name] for name in ("max", "norm", "sha256")},
@@ -194,14 +211,16 @@ def _store_mask(task: Task, record: dict[str, Any], folder: str, options: MaskOp
         acquired = acquired_columns(file)
     mask = draw_mask(options, (height, width), task.name, task.settings.seed, acquired)
     identity = {"seed": task.settings.seed, "volume_sha256": record["sha256"]}
-    provenance = {"mask": {"options": asdict(options), **mask.provenance()}, **identity}
+    who = {"origin": task.settings.kspace, **{key: record[key] for key in _WHO if key in record}}
+    provenance = {"mask": {"options": asdict(options), **mask.provenance()}, **identity, **who}
     write, suffix = (write_view, ".h5") if mask.is_line_mask else (write_cmrxrecon, CMRXRECON_SUFFIX)
     path = (task.dest / folder / task.name).with_suffix(suffix)
     if path.exists():
         stored = read_provenance(path) or {}
         if stored.get("mask", {}).get("options") != asdict(options) or not identity.items() <= stored.items():
             raise FileExistsError(f"{path} is not of this preparation; remove it, or choose another folder.")
-    if not path.exists() or stored != provenance:  # an earlier version kept the mask in the padding
+    # Earlier versions left the mask in the padding as it was drawn, and did not say where the data come from.
+    if not path.exists() or stored != provenance:
         path.parent.mkdir(exist_ok=True)
         write(path, task.path, mask.samples, provenance)
     return {"file": path.name, **mask.provenance()}
@@ -273,16 +292,32 @@ def prepare(
     Raises
     ------
     FileNotFoundError
-        If the download has not the splits.
+        If the download has not the splits or acquisitions, or if prepared files link to what is not there any more.
     FileExistsError
         If `dest` holds anything else.
     ValueError
-        If the folders or the masks are of no use.
+        If the folders, the masks or the division are invalid.
     """
     if dest.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"{dest} lies in the download {source}; choose a folder outside.")
     folders = _find_splits(source, settings, splits)
     found = {split: find_files(folder, split, dest, settings) for split, folder in folders.items()}
+    _check_acquisitions(settings, [task for tasks, _ in found.values() for task in tasks])
+    for split, (tasks, skipped) in found.items():
+        found[split] = _keep_members(folders[split], tasks, skipped)
+    _check_other_splits(dest, settings, found)
+    dest.mkdir(parents=True, exist_ok=True)
+    with lock_folder(dest):
+        return _prepare(dest, settings, folders, found, jobs)
+
+
+def _prepare(
+    dest: Path,
+    settings: Settings,
+    folders: Mapping[str, Path],
+    found: Mapping[str, tuple[list[Task], dict[str, str]]],
+    jobs: int,
+) -> dict[str, Any]:
     protocol = _open_protocol(dest, settings)
     tasks = [task for split_tasks, _ in found.values() for task in split_tasks]
     outcomes = list(map_files(prepare_file, tasks, jobs, settings.data_set))
@@ -303,24 +338,100 @@ def prepare(
     return protocol
 
 
+def _check_acquisitions(settings: Settings, tasks: Sequence[Task]) -> None:
+    """Check that each of several kinds of measurement occurs: a misspelt one would be missed by nobody."""
+    if len(settings.acquisitions) < 2:
+        return
+    found = set()
+    for task in tasks:
+        with suppress(SourceError):  # which is reported when the file is prepared
+            found.add(DATA_SETS[settings.data_set].acquisition_of(task.source))
+    missing = [str(name) for name in settings.acquisitions if name not in found]
+    if missing:
+        raise ValueError(
+            f"No file has the acquisition {' or '.join(missing)}; there are {', '.join(sorted(map(str, found)))}."
+        )
+
+
+def _keep_members(folder: Path, tasks: list[Task], skipped: dict[str, str]) -> tuple[list[Task], dict[str, str]]:
+    """Leave out the files of a folder whose subjects belong to another split."""
+    if not tasks:
+        return tasks, skipped
+    settings, split = tasks[0].settings, tasks[0].split
+    data_set = DATA_SETS[settings.data_set]
+    members: dict[str, str] = {}
+    for name, table in data_set.lists.items():
+        path = folder.parent / table
+        if settings.folders[name] == settings.folders[split] and path.is_file():
+            members |= dict.fromkeys(listed_subjects(path), name)
+    divides = settings.divide is not None and settings.folders[split] == settings.folders[settings.divide[0]]
+    if not (members or divides):
+        return tasks, skipped
+    subjects = {task.source_name: _subject(task) for task in tasks}
+    if divides:
+        members |= _divide(settings, set(subjects.values()) - members.keys())
+    default = next(name for name in settings.folders if settings.folders[name] == settings.folders[split])
+    owners = {name: members.get(subject, default) for name, subject in subjects.items()}
+    others = {name: f"its subject belongs to {owner}" for name, owner in owners.items() if owner != split}
+    return [task for task in tasks if task.source_name not in others], skipped | others
+
+
+def _subject(task: Task) -> str:
+    try:
+        return DATA_SETS[task.settings.data_set].subject_of(task.source)
+    except SourceError:  # which is reported when the file is prepared
+        return task.name
+
+
+def _divide(settings: Settings, subjects: Set[str]) -> dict[str, str]:
+    """Choose the subjects of the new split; the choice depends on their names and on the seed alone."""
+    assert settings.divide is not None
+    divided, new, fraction = settings.divide
+    count = round(fraction * len(subjects))
+    if not 0 < count < len(subjects):
+        raise ValueError(
+            f"{new} would get {count} of the {len(subjects)} subjects of {divided}; choose another fraction than "
+            f"{fraction:g}."
+        )
+    drawn = sorted(subjects, key=lambda subject: hashlib.sha256(f"{settings.seed} {subject}".encode()).digest())
+    return dict.fromkeys(drawn[:count], new)
+
+
+def _check_other_splits(dest: Path, settings: Settings, found: Mapping[str, tuple[list[Task], Any]]) -> None:
+    """Check that no file was prepared before in another split, by an earlier version or of another download."""
+    for split, (tasks, _) in found.items():
+        others = [name for name, folder in settings.folders.items() if folder == settings.folders[split]]
+        for task in tasks:
+            for other in others:
+                if other != split and (dest / other / task.name).exists():
+                    raise FileExistsError(
+                        f"{dest / other / task.name} was prepared before, but belongs to {split}; choose a new folder."
+                    )
+
+
 def _find_splits(source: Path, settings: Settings, splits: Sequence[str] | None) -> dict[str, Path]:
-    names = DATA_SETS[settings.data_set].splits
+    names = settings.folders
     if unknown := set(splits or ()).difference(names):
         raise ValueError(f"{settings.data_set} has no split {', '.join(unknown)}; expected some of {', '.join(names)}.")
-    folders = {split: names[split].format(coils=settings.coils) for split in splits or names}
+    folders = {split: names[split] for split in splits or names}
     found = {split: find_split(source, folder) for split, folder in folders.items()}
-    missing = [folders[split] for split, path in found.items() if path is None]
-    if missing and (splits or len(missing) == len(folders)):
+    missing = list(dict.fromkeys(folders[split] for split, path in found.items() if path is None))
+    if missing and (splits or not any(found.values())):
         raise FileNotFoundError(f"{source} has no folder {' or '.join(missing)}; expected the unpacked download.")
+    for split, table in DATA_SETS[settings.data_set].lists.items():
+        path = found.get(split)
+        if path is not None and not (path.parent / table).is_file():
+            if splits:
+                raise FileNotFoundError(f"{path.parent} has no {table}, which lists the subjects of {split}.")
+            del found[split]
     return {split: path for split, path in found.items() if path is not None}
 
 
 def _open_protocol(dest: Path, settings: Settings) -> dict[str, Any]:
     protocol = read_protocol(dest)
     if protocol is None:
-        if dest.exists() and not all(entry.name.endswith(PARTIAL_SUFFIX) for entry in dest.iterdir()):
+        if not all(entry.name.endswith(PARTIAL_SUFFIX) for entry in dest.iterdir()):
             raise FileExistsError(f"{dest} is neither empty nor a prepared data set; choose a new folder.")
-        dest.mkdir(parents=True, exist_ok=True)
         protocol = {
             "settings": settings.to_json(),
             "remarks": settings.remarks(),
@@ -329,10 +440,11 @@ def _open_protocol(dest: Path, settings: Settings) -> dict[str, Any]:
         }
         write_protocol(dest, protocol)
     before = protocol["settings"]
+    now = settings.to_json()
     different = [
-        f"{key} was {before.get(key)} and is now {value}"
-        for key, value in settings.to_json().items()
-        if before.get(key) != value
+        f"{key} was {before.get(key)} and is now {now.get(key)}"
+        for key in (now | before)
+        if before.get(key) != now.get(key)
     ]
     if different:
         raise FileExistsError(f"{dest} was prepared otherwise: {'; '.join(different)}. Choose a new folder.")

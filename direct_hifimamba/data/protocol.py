@@ -30,8 +30,8 @@ class Settings:
         `measured` or `simulated from magnitude`.
     coils : str, optional
         `single` or `multi`, where the data set has both.
-    acquisition : str, optional
-        Kind of measurement to use, where the data set has several.
+    acquisition : str or tuple of str, optional
+        Kind of measurement to use, or kinds, where the data set has several.
     slices : str
         Rule for :func:`data_sets.select_slices`.
     size : tuple of ints, optional
@@ -47,13 +47,16 @@ class Settings:
     copy : bool
         Copy measured k-space instead of linking it.
     seed : int
-        Of the masks.
+        Of the masks, and of the subjects that are divided.
+    divide : tuple of str, str and float, optional
+        A split, a new one that the data set does not have, and the fraction of the subjects of the first that become
+        the second.
     """
 
     data_set: str
     kspace: str
     coils: str | None
-    acquisition: str | None
+    acquisition: str | tuple[str, ...] | None
     slices: str
     size: tuple[int, int] | None
     fit: str | None
@@ -62,6 +65,7 @@ class Settings:
     mask_training: bool = False
     copy: bool = False
     seed: int = 0
+    divide: tuple[str, str, float] | None = None
 
     @classmethod
     def of(cls, name: str, **options: Any) -> Self:
@@ -78,6 +82,10 @@ class Settings:
         if kspace == MEASURED and not data_set.is_measured:
             raise ValueError(f"{name} consists of magnitude images; its k-space cannot be {MEASURED}.")
         simulated = kspace == SIMULATED
+        if "acquisition" in given:
+            names = (given["acquisition"],) if isinstance(given["acquisition"], str) else tuple(given["acquisition"])
+            # One is stored as earlier versions stored it.
+            given["acquisition"] = names[0] if len(names) == 1 else tuple(sorted(set(names)))
         meaningful = {
             "coils": data_set.has_coil_variants,
             "acquisition": data_set.acquisition is not None,
@@ -104,6 +112,8 @@ class Settings:
         )
         select_slices(settings.slices, 0)
         seed_from_name("", settings.seed)
+        if settings.divide is not None:
+            _check_division(name, settings.divide)
         if min(settings.size or (1,)) < 1:
             raise ValueError(f"The size is {settings.size}; expected at least 1.")
         for folder, count in Counter(_mask_folder(TRAINING, mask) for mask in settings.masks).items():
@@ -113,13 +123,30 @@ class Settings:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """Back from :meth:`to_json`."""
+        """Back from :meth:`to_json`, of this or an earlier version."""
         masks = tuple(MaskOptions(**mask) for mask in values["masks"])
-        return cls(**{**values, "masks": masks, "size": values["size"] and tuple(values["size"])})
+        stored: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return cls(**{**stored, "masks": masks})
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON has it, lists for tuples."""
-        return json.loads(json.dumps(asdict(self)))
+        """As JSON has it, lists for tuples; without `divide` where nothing is divided, as in earlier versions."""
+        values = json.loads(json.dumps(asdict(self)))
+        return {key: value for key, value in values.items() if key != "divide" or value is not None}
+
+    @property
+    def acquisitions(self) -> tuple[str | None, ...]:
+        """The kinds of measurement to use; None where the data set has only one."""
+        return self.acquisition if isinstance(self.acquisition, tuple) else (self.acquisition,)
+
+    @property
+    def folders(self) -> dict[str, str]:
+        """The folder of the download in which the files of a split lie, by split."""
+        splits = DATA_SETS[self.data_set].splits
+        if self.divide is not None:
+            splits = {**splits, self.divide[1]: splits[self.divide[0]]}
+        return {split: folder.format(coils=self.coils) for split, folder in splits.items()}
 
     def mask_folders(self, split: str) -> dict[str, MaskOptions]:
         """The folders of a split that hold one of the masks with every file."""
@@ -141,6 +168,7 @@ class Settings:
             "measurement. Results say nothing about measured k-space.": self.kspace == SIMULATED,
             "Each slice was scaled to [0, 1] with its own minimum and maximum: the input knows the scale of the "
             "target.": self.normalise_slices,
+            "Subjects were divided between splits at random, with a fixed seed.": self.divide is not None,
             "A stored mask is the same for all slices of a file.": bool(self.masks),
             "FastMRIRandom reaches its acceleration only in the mean; what it reached is with each file.": any(
                 mask.name == "FastMRIRandom" for mask in self.masks
@@ -152,6 +180,17 @@ class Settings:
             },
         }
         return [remark for remark, applies in remarks.items() if applies]
+
+
+def _check_division(name: str, divide: tuple[str, str, float]) -> None:
+    splits = DATA_SETS[name].splits
+    divided, new, fraction = divide
+    if divided not in splits or new in splits or not re.fullmatch(r"[a-z]+", new) or not 0 < fraction < 1:
+        raise ValueError(
+            f"The division is {divided} {new} {fraction:g}; expected one of the splits {', '.join(splits)} of {name}, "
+            "the name of a new one in small letters, and a fraction between 0 and 1, as in: "
+            f"{list(splits)[-1]} {'test' if 'test' not in splits else 'val'} 0.5."
+        )
 
 
 def _mask_folder(split: str, mask: MaskOptions) -> str:

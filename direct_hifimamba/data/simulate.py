@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import direct_hifimamba
-from direct_hifimamba.data.blank import foreground, is_blank
-from direct_hifimamba.data.data_sets import SIMULATED
+from direct_hifimamba.data.blank import bright_level, foreground, is_blank
+from direct_hifimamba.data.data_sets import SIMULATED, subject_from_name
 from direct_hifimamba.data.fit import crop_or_pad, resample
 from direct_hifimamba.data.fourier import image_to_kspace
 from direct_hifimamba.data.hdf5 import read_provenance, write_volume
 from direct_hifimamba.data.masks import MaskOptions, draw_line_mask
 from direct_hifimamba.data.nifti import ORIENTATIONS, load_magnitude
 from direct_hifimamba.data.seeding import seed_from_name
-from direct_hifimamba.files import PARTIAL_SUFFIX
+from direct_hifimamba.files import PARTIAL_SUFFIX, lock_folder
 
 TEMPLATE = "icbm152"
 
@@ -49,7 +49,8 @@ class SimulationOptions:
     phase : float
         Bound of the smooth phase of the object, in radians.
     orientation : str
-        `axial`, `coronal` or `sagittal`, after reordering the axes to the closest RAS+ order. No oblique resampling.
+        `axial`, `coronal` or `sagittal`, after reordering the axes to the closest RAS+ order. No oblique resampling:
+        an oblique stack of thick slices keeps its slices, see :func:`nifti.load_magnitude`.
     slices : sequence of two ints, optional
         First and one past last slice as in a Python slice, counted from inferior, posterior or left. None: all.
     slab : int, optional
@@ -270,8 +271,8 @@ def simulate_volume(
         If the file is no usable volume or if no slice of the range has anything in it.
     """
     volume = load_volume(source.path, options)
-    maximum = float(volume.max())
-    signal = volume[foreground(volume, maximum)].mean(dtype=np.float64)
+    maximum = bright_level(volume)
+    signal = np.minimum(volume[foreground(volume, maximum)], maximum).mean(dtype=np.float64)
     noise_std = 0.0 if options.snr is None else float(signal / options.snr)
     kept = [
         index
@@ -305,6 +306,7 @@ def simulate_volume(
                 mask = draw_line_mask(options.mask, shape, path.name, options.seed) if options.mask else None
                 record = {
                     **provenance,
+                    "subject": subject_from_name(source.name),
                     "slices": indices,
                     "noise_std": noise_std,
                     "mask": mask.provenance() if mask else None,
@@ -350,11 +352,13 @@ def simulate(source: str, output: Path, options: SimulationOptions) -> list[Path
     output.mkdir(parents=True, exist_ok=True)
     versions = {name: version(name) for name in ("direct-recon", "numpy", "torch", "nibabel", "scikit-image")}
     versions["direct-hifimamba"] = direct_hifimamba.__version__
-    return [
-        path
-        for entry, record in records
-        for path in simulate_volume(entry, output, options, {**record, "versions": versions})
-    ]
+    with lock_folder(output):
+        check_output(output, [record for _, record in records])
+        return [
+            path
+            for entry, record in records
+            for path in simulate_volume(entry, output, options, {**record, "versions": versions})
+        ]
 
 
 def check_output(output: Path, records: list[dict[str, Any]]) -> None:

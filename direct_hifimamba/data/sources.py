@@ -11,14 +11,54 @@ import numpy as np
 from numpy.typing import NDArray
 
 from direct_hifimamba.data.fourier import root_sum_of_squares
-from direct_hifimamba.data.hdf5 import HEADER
+from direct_hifimamba.data.hdf5 import HEADER, as_text, escape_link
 
 CALGARY_CAMPINAS_SAMPLED = 0.85
 """Fraction of the columns that Calgary-Campinas acquired; DIRECT's reader sets the others to zero."""
 
 
+MAX_GAPS = 0.01
+"""Fraction of the samples between the outermost ones that may be zero in fully sampled k-space."""
+
+ERASED = ("anonymous", "anonymized", "anonymised", "none", "null", "unknown", "n/a")
+"""What stands in place of the identity of a patient."""
+
+
 class SourceError(ValueError):
     """A file of a data set cannot be used. The message says why; whoever catches it knows which file it is."""
+
+
+def check_fully_sampled(kspace: NDArray[np.complex64]) -> None:
+    """Check that a slice of k-space can be a reference: that nothing is missing between the outermost samples.
+
+    What was not acquired is exactly zero in all coils. On the edges it may be: zero-padding, partial Fourier and
+    elliptical shutters leave no gap in a row or column.
+
+    Parameters
+    ----------
+    kspace : complex64 array of shape ([coil, ]height, width)
+
+    Raises
+    ------
+    SourceError
+        If it is undersampled, or not finite.
+    """
+    if not np.isfinite(kspace).all():
+        raise SourceError("it has values that are NaN or infinite")
+    acquired = (kspace != 0).reshape(-1, *kspace.shape[-2:]).any(axis=0)
+
+    def between(axis: int) -> NDArray[np.bool_]:
+        before = np.logical_or.accumulate(acquired, axis)
+        after = np.flip(np.logical_or.accumulate(np.flip(acquired, axis), axis), axis)
+        return before & after & ~acquired
+
+    gaps = between(0) | between(1)
+    lines = [axis for axis in (0, 1) if (gaps.any(axis) & ~acquired.any(axis)).any()]
+    if lines or gaps.sum() > MAX_GAPS * (acquired | gaps).sum():
+        raise SourceError(
+            f"its k-space is undersampled: {gaps.sum()} of the {(acquired | gaps).sum()} samples between the "
+            "outermost ones are zero in all coils; expected fully sampled k-space, of which references are made"
+        )
 
 
 @contextmanager
@@ -79,7 +119,13 @@ class KSpaceFile:
     @property
     def acquisition(self) -> str:
         """Name of the kind of measurement."""
-        return str(self._file.attrs.get("acquisition", "unknown"))
+        return as_text(self._file.attrs.get("acquisition", "unknown"))
+
+    @property
+    def subject(self) -> str | None:
+        """The attribute `patient_id`; None if there is none, or one that was erased."""
+        identity = as_text(self._file.attrs.get("patient_id", ""))
+        return None if not identity.strip("0-") or identity.lower() in ERASED else identity
 
     def header(self) -> bytes | None:
         """The ISMRMRD header, where there is a valid one."""
@@ -102,7 +148,7 @@ class KSpaceFile:
     def layout(self, slices: Sequence[int], path: str) -> h5py.VirtualLayout:
         """Links to some of the slices, `path` being this file's name there, for :func:`hdf5.write_volume`."""
         layout = h5py.VirtualLayout((len(slices), *self._kspace.shape[1:]), self._kspace.dtype)
-        source = h5py.VirtualSource(path, "kspace", self._kspace.shape, self._kspace.dtype)
+        source = h5py.VirtualSource(escape_link(path), "kspace", self._kspace.shape, self._kspace.dtype)
         for here, there in _runs(slices):
             layout[here] = source[there]
         return layout
@@ -134,13 +180,15 @@ class CalgaryCampinas(KSpaceFile):
 
     def magnitude(self, index: int) -> NDArray[np.float32]:
         """Root sum of squares of the coil images of a slice, of shape (height, width)."""
-        return root_sum_of_squares(self.kspace(index), centered=False)
+        kspace = self.kspace(index)
+        check_fully_sampled(kspace)
+        return root_sum_of_squares(kspace, centered=False)
 
     def layout(self, slices: Sequence[int], path: str) -> h5py.VirtualLayout:
         """As :meth:`KSpaceFile.layout`, rearranged to (slices, coil, height, width, real and imaginary part)."""
         _, height, width, channels = self._kspace.shape
         layout = h5py.VirtualLayout((len(slices), channels // 2, height, width, 2), np.float32)
-        source = h5py.VirtualSource(path, "kspace", self._kspace.shape, np.float32)
+        source = h5py.VirtualSource(escape_link(path), "kspace", self._kspace.shape, np.float32)
         sampled = slice(self._num_sampled)
         for here, there in _runs(slices):
             for coil in range(channels // 2):

@@ -12,6 +12,7 @@ from direct_hifimamba.data.hdf5 import (
     acquired_columns,
     hash_content,
     kspace_shape,
+    missing_links,
     read_cmrxrecon_slices,
     read_provenance,
     read_slices,
@@ -54,11 +55,9 @@ def _check_volume(task: Task) -> Iterator[str]:
     record = task.record
     provenance = read_provenance(path) or {}
     with h5py.File(path) as file:
-        links = {path.parent / link.file_name for link in _virtual_sources(file["kspace"])}
-        for link in sorted(links):
-            if not link.exists():
-                yield f"links to {link}, which is not there; put it back, or prepare with --copy"
-                return
+        for link in missing_links(file["kspace"]):
+            yield f"links to {link}, which is not there; put it back, or prepare with --copy"
+            return
         if list(kspace_shape(file)) != record["shape"]:
             yield f"has k-space of shape {kspace_shape(file)}, not {tuple(record['shape'])}"
         elif hash_content(file) != record["sha256"]:
@@ -68,10 +67,9 @@ def _check_volume(task: Task) -> Iterator[str]:
         provenance.get(name) != record[name] for name in ("source", "slices", "dropped", "versions")
     ):
         yield f"has attributes that differ from {FILE_NAME}"
-
-
-def _virtual_sources(dataset: h5py.Dataset) -> list[Any]:
-    return dataset.virtual_sources() if dataset.is_virtual else []
+    for name in ("subject", "acquisition"):  # which earlier versions did not store
+        if name in provenance and provenance[name] != record.get(name):
+            yield f"has another {name} than {FILE_NAME}"
 
 
 def _check_mask(task: Task, path: Path, options: MaskOptions) -> Iterator[str]:
@@ -135,7 +133,7 @@ def verify(dest: Path, jobs: int = 1) -> list[str]:
     for split, content in protocol["splits"].items():
         expected.add(list_name(split))
         path = dest / list_name(split)
-        if not path.exists() or path.read_text(encoding="utf-8").split() != list(content["files"]):
+        if not path.exists() or path.read_text(encoding="utf-8").splitlines() != list(content["files"]):
             problems.append(f"{list_name(split)} is not the list of the files of {split}")
         problems += [f"{name} could not be prepared: {reason}" for name, reason in content["failed"].items()]
     found = {path.relative_to(dest).as_posix() for path in dest.rglob("*") if not path.is_dir()}

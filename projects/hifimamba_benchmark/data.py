@@ -111,7 +111,6 @@ class Part:
 
 
 PARTS = (
-    Part("train", "icbm152-axial", ICBM152, "axial", range(20, 84, 2), 1.5),
     *(
         part
         for split in TRAINING_SPLITS

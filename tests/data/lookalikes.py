@@ -196,8 +196,9 @@ def prostate158(root: Path, size: tuple[int, int] = (27, 27), num_slices: int = 
         for name in ("t2_anatomy_reader1", "t2_tumor_reader1", "adc_tumor_reader1", "empty"):
             save_nifti(folder / f"{name}.nii.gz", images > 60, affine, np.uint8)
         content[f"{patient}_t2.h5"] = images
-    for table in ("train", "valid"):
-        (root / "prostate158_train" / f"{table}.csv").write_text("ID,t2\n20,train/020/t2.nii.gz\n")
+    for table, patient in (("train", "020"), ("valid", "021")):
+        row = f"{int(patient)},train/{patient}/t2.nii.gz,train/{patient}/adc.nii.gz\n"
+        (root / "prostate158_train" / f"{table}.csv").write_text(f"ID,t2,adc\n{row}")
     return content
 
 

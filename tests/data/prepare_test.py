@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -23,10 +24,11 @@ from direct_hifimamba import cli
 from direct_hifimamba.data import prepare as module
 from direct_hifimamba.data.data_sets import SIMULATED
 from direct_hifimamba.data.fourier import kspace_to_image, root_sum_of_squares
-from direct_hifimamba.data.hdf5 import read_mask
+from direct_hifimamba.data.hdf5 import read_mask, read_provenance, read_slices
 from direct_hifimamba.data.masks import MaskOptions, draw_mask
 from direct_hifimamba.data.prepare import prepare
 from direct_hifimamba.data.protocol import Settings, read_protocol, write_protocol
+from direct_hifimamba.data.sources import SourceError, check_fully_sampled
 from direct_hifimamba.data.verify import verify
 from tests.data import lookalikes
 
@@ -55,7 +57,7 @@ FILES = {
         "train": [f"patient{name}.h5" for name in ("001_frame01", "001_frame12", "002_frame01", "002_frame10")],
         "test": ["patient101_frame01.h5", "patient101_frame14.h5"],
     },
-    "prostate158": {"train": ["020_t2.h5", "021_t2.h5"], "test": ["001_t2.h5"]},
+    "prostate158": {"train": ["020_t2.h5"], "val": ["021_t2.h5"], "test": ["001_t2.h5"]},
     "m4raw": {
         "train": ["2022061003_T101.h5", "2022061003_T102.h5"],
         "val": ["2022061401_T101.h5", "2022061401_T102.h5"],
@@ -305,7 +307,7 @@ def test_training_masks_only_where_asked_for(tmp_path):
     settings = Settings.of("prostate158", size=SIZE, masks=masks, mask_training=True)
     prepare(tmp_path / "raw", tmp_path / "out", settings)
     folders = {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()}
-    assert folders == {"train", "test", "train_random_4x", "test_random_4x"}
+    assert folders == {f"{split}{mask}" for split in ("train", "val", "test") for mask in ("", "_random_4x")}
     assert FastMRIDataset(tmp_path / "out" / "train_random_4x", pass_mask=True)[0]["sampling_mask"].any()
 
 
@@ -405,10 +407,233 @@ def test_radial_masks_are_cleared_in_the_padding(tmp_path):
     assert verify(tmp_path / "out") == []
 
 
+SUBJECTS = {
+    "fastmri": {f"file{number}.h5": f"{number:064x}" for number in (1000000, 1000001, 1000017)},
+    "calgary-campinas": {
+        "e14089s3_P53248.7.h5": "e14089",
+        "e14134s3_P06656.7.h5": "e14134",
+        "e13992s3_P09216.7.h5": "e13992",
+    },
+    "acdc": {name: name[:10] for names in FILES["acdc"].values() for name in names},
+    "prostate158": {"020_t2.h5": "020", "021_t2.h5": "021", "001_t2.h5": "001"},
+    "m4raw": {name: name[:10] for names in FILES["m4raw"].values() for name in names},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_origin_source_and_subject_stand_in_every_file(prepared, name):
+    _, dest, _, protocol = prepared(name)
+    paths = [path for path in dest.rglob("*") if path.suffix in (".h5", ".mat")]
+    assert len(paths) > len(SUBJECTS[name]), "views are among them"
+    for path in paths:
+        provenance = read_provenance(path)
+        volume = path.with_suffix(".h5").name
+        (record,) = (part["files"][volume] for part in protocol["splits"].values() if volume in part["files"])
+        assert provenance["origin"] == protocol["settings"]["kspace"]
+        assert provenance["source"] == record["source"]
+        assert provenance["subject"] == record["subject"] == SUBJECTS[name][volume]
+        assert provenance.get("acquisition") == record.get("acquisition") == protocol["settings"]["acquisition"]
+
+
+def _change_attributes(root: Path, **attributes: Any) -> None:
+    for path in root.rglob("*.h5"):
+        with h5py.File(path, "r+") as file:
+            file.attrs.update({name: value(file.attrs) for name, value in attributes.items()})
+
+
+@pytest.mark.parametrize("form", [str.encode, np.bytes_, lambda text: np.array([text.encode()])])
+def test_attributes_stored_as_bytes_count(prepared, tmp_path, form):
+    shutil.copytree(prepared("fastmri").raw, tmp_path / "raw")
+    _change_attributes(
+        tmp_path / "raw",
+        acquisition=lambda attributes: form(attributes["acquisition"]),
+        patient_id=lambda attributes: form(attributes["patient_id"]),
+    )
+    protocol = prepare(tmp_path / "raw", tmp_path / "out", Settings.of("fastmri"), ["val"])
+    files = protocol["splits"]["val"]["files"]
+    assert {name: record["subject"] for name, record in files.items()} == {
+        name: SUBJECTS["fastmri"][name] for name in FILES["fastmri"]["val"]
+    }
+
+
+def test_an_erased_patient_is_no_subject(prepared, tmp_path):
+    shutil.copytree(prepared("fastmri").raw, tmp_path / "raw")
+    _change_attributes(tmp_path / "raw", patient_id=lambda _: "0" * 16)
+    protocol = prepare(tmp_path / "raw", tmp_path / "out", Settings.of("fastmri"), ["val"])
+    subjects = {record["subject"] for record in protocol["splits"]["val"]["files"].values()}
+    assert subjects == {"file1000000", "file1000017"}
+
+
+def test_several_acquisitions_share_a_folder(prepared, tmp_path, capsys):
+    words = ["prepare", "fastmri", str(prepared("fastmri").raw), str(tmp_path / "out"), "--split", "val"]
+    cli.main([*words, "--acquisition", "CORPDFS_FBK", "CORPD_FBK"])
+    protocol = read_protocol(tmp_path / "out")
+    assert {name: record["acquisition"] for name, record in protocol["splits"]["val"]["files"].items()} == {
+        "file1000000.h5": "CORPDFS_FBK",
+        "file1000007.h5": "CORPD_FBK",
+        "file1000017.h5": "CORPDFS_FBK",
+    }
+    assert len(list((tmp_path / "out" / "val_equispaced_4x").iterdir())) == 3
+    assert verify(tmp_path / "out") == []
+    cli.main([*words, "--acquisition", "CORPD_FBK", "CORPDFS_FBK"])  # the order means nothing
+    settings = Settings.of("fastmri", acquisition=("CORPD_FBK", "CORPDF"))
+    with pytest.raises(ValueError, match="No file has the acquisition CORPDF; there are CORPDFS_FBK, CORPD_FBK"):
+        prepare(prepared("fastmri").raw, tmp_path / "other", settings)
+    assert not (tmp_path / "other").exists()
+
+
+def test_prostate158_has_its_own_validation_list(prepared, tmp_path):
+    raw, _, _, protocol = prepared("prostate158")
+    assert protocol["splits"]["train"]["skipped"]["021/t2.nii.gz"] == "its subject belongs to val"
+    shutil.copytree(raw, tmp_path / "raw")
+    (tmp_path / "raw" / "prostate158_train" / "valid.csv").unlink()
+    settings = Settings.of("prostate158", size=SIZE)
+    with pytest.raises(
+        FileNotFoundError, match=r"prostate158_train has no valid\.csv, which lists the subjects of val"
+    ):
+        prepare(tmp_path / "raw", tmp_path / "out", settings, ["val"])
+    splits = prepare(tmp_path / "raw", tmp_path / "out", settings)["splits"]
+    assert {split: list(part["files"]) for split, part in splits.items()} == {
+        "train": ["020_t2.h5", "021_t2.h5"],
+        "test": ["001_t2.h5"],
+    }
+    with pytest.raises(FileExistsError, match=r"train/021_t2\.h5 was prepared before, but belongs to val"):
+        prepare(raw, tmp_path / "out", settings)
+
+
+def test_subjects_are_divided_between_splits(tmp_path):
+    affine = np.diag([1.5, 1.5, 8, 1])
+    for patient in range(1, 6):
+        for frame in (1, 9):
+            name = f"patient{patient:03d}"
+            path = tmp_path / "raw" / "training" / name / f"{name}_frame{frame:02d}.nii.gz"
+            lookalikes.save_nifti(path, lookalikes.magnitude(10 * patient + frame, 2, *SIZE), affine)
+
+    def divide(folder: str, seed: int = 0) -> dict[str, set[str]]:
+        settings = Settings.of("acdc", size=SIZE, masks=(), divide=("train", "val", 0.4), seed=seed)
+        protocol = prepare(tmp_path / "raw", tmp_path / folder, settings)
+        assert verify(tmp_path / folder) == []
+        assert sum(len(part["files"]) for part in protocol["splits"].values()) == 10
+        return {
+            split: {record["subject"] for record in part["files"].values()}
+            for split, part in protocol["splits"].items()
+        }
+
+    splits = divide("out")
+    assert len(splits["val"]) == 2
+    assert not splits["train"] & splits["val"]
+    assert divide("again") == splits
+    assert any(divide(f"seed{seed}", seed) != splits for seed in (1, 2, 3))
+    with pytest.raises(ValueError, match="val would get 0 of the 5 subjects of train"):
+        prepare(tmp_path / "raw", tmp_path / "few", Settings.of("acdc", size=SIZE, divide=("train", "val", 0.05)))
+    with pytest.raises(FileExistsError, match=r"divide was .* and is now None"):
+        prepare(tmp_path / "raw", tmp_path / "out", Settings.of("acdc", size=SIZE, masks=()))
+
+
+def _undersample(path: Path, pattern: str) -> None:
+    with h5py.File(path, "r+") as file:
+        kspace = file["kspace"]
+        for index in range(len(kspace)):
+            kspace_slice = kspace[index]
+            if pattern == "columns":
+                kspace_slice[..., 1::4] = 0
+            elif pattern == "one column":
+                kspace_slice[..., 11] = 0
+            elif pattern == "rows":
+                kspace_slice[..., ::3, :] = 0
+            else:
+                kspace_slice *= np.random.default_rng(index).random(kspace_slice.shape[-2:]) < 0.3
+            kspace[index] = kspace_slice
+
+
+@pytest.mark.parametrize("pattern", ["columns", "one column", "rows", "points"])
+def test_undersampled_files_are_no_references(prepared, tmp_path, pattern):
+    shutil.copytree(prepared("fastmri").raw, tmp_path / "raw")
+    _undersample(tmp_path / "raw" / "singlecoil_val" / "file1000000.h5", pattern)
+    part = prepare(tmp_path / "raw", tmp_path / "out", Settings.of("fastmri"), ["val"])["splits"]["val"]
+    assert list(part["files"]) == ["file1000017.h5"]
+    assert part["failed"]["file1000000.h5"].startswith("its k-space is undersampled: ")
+
+
+def test_calgary_campinas_for_its_challenge_is_no_reference(tmp_path):
+    lookalikes.calgary_campinas(tmp_path / "raw")
+    path = tmp_path / "raw" / "Val" / "e13992s3_P09216.7.h5"
+    with h5py.File(path, "r+") as file:
+        kspace = file["kspace"][()]
+        file["kspace"][...] = kspace * (np.random.default_rng(0).random((1, *kspace.shape[1:3], 1)) < 0.2)
+    for kspace in ("measured", SIMULATED):
+        settings = Settings.of("calgary-campinas", kspace=kspace)
+        failed = prepare(tmp_path / "raw", tmp_path / kspace, settings, ["val"])["splits"]["val"]["failed"]
+        assert "undersampled" in failed[path.name]
+
+
+def test_edges_that_were_not_acquired_are_no_gaps():
+    rows, columns = np.meshgrid(*(np.linspace(-1, 1, length) for length in (30, 40)), indexing="ij")
+    kspace = np.ones((3, 30, 40), np.complex64)
+    for acquired in (np.hypot(rows, columns) < 1, columns > -0.4, (rows < 0.7) & (abs(columns) < 0.8)):
+        check_fully_sampled(kspace * acquired)
+        with pytest.raises(SourceError, match="undersampled"):
+            check_fully_sampled(kspace * acquired * (np.arange(40) % 2))
+
+
+def test_links_that_lead_nowhere_are_an_error(tmp_path, capsys):
+    lookalikes.m4raw(tmp_path / "raw")
+    words = ["prepare", "m4raw", str(tmp_path / "raw"), str(tmp_path / "out"), "--split", "test"]
+    cli.main(words)
+    (tmp_path / "raw").rename(tmp_path / "moved")
+    before = (tmp_path / "out" / "protocol.json").read_bytes()
+    with pytest.raises(FileNotFoundError, match=r"multicoil_test/2022101401_T101\.h5, which is not there"):
+        prepare(tmp_path / "moved", tmp_path / "out", Settings.of("m4raw"), ["test"])
+    assert (tmp_path / "out" / "protocol.json").read_bytes() == before
+    for folder in ("test", "test_equispaced_4x"):
+        path = tmp_path / "out" / folder / "2022101401_T101.h5"
+        with h5py.File(path) as file, pytest.raises(FileNotFoundError, match=r"links to .*2022101401_T101"):
+            next(read_slices(file))
+
+
+def test_names_with_spaces_and_percent_signs(tmp_path):
+    lookalikes.fastmri(tmp_path / "100%b raw data")
+    folder = tmp_path / "100%b raw data" / "singlecoil_val"
+    (folder / "file1000000.h5").rename(folder / "file one 50%b.h5")
+    protocol = prepare(tmp_path / "100%b raw data", tmp_path / "out", Settings.of("fastmri"), ["val"])
+    assert list(protocol["splits"]["val"]["files"]) == ["file one 50%b.h5", "file1000017.h5"]
+    assert verify(tmp_path / "out") == []
+    dest = tmp_path / "out"
+    dataset = FastMRIDataset(
+        dest / "val_equispaced_4x", pass_mask=True, filenames_lists=["val.lst"], filenames_lists_root=dest
+    )
+    assert len(dataset) == 16
+    assert all(dataset[index]["kspace"].any() for index in range(16))
+
+
+def test_one_bright_spot_does_not_make_a_slice_blank(tmp_path):
+    lookalikes.m4raw(tmp_path / "raw", num_slices=3)
+    path = tmp_path / "raw" / "multicoil_test" / "2022101401_T101.h5"
+    with h5py.File(path, "r+") as file:
+        images = lookalikes.centred_fft(file["kspace"][()], inverse=True)
+        images[1, :, 5, 7] += 100 * abs(images).max()
+        file["kspace"][...] = lookalikes.centred_fft(images)
+    record = prepare(tmp_path / "raw", tmp_path / "out", Settings.of("m4raw"), ["test"])["splits"]["test"]["files"]
+    assert record[path.name]["slices"] == [0, 1, 2]
+
+
+def test_two_at_once_both_succeed(tmp_path):
+    lookalikes.m4raw(tmp_path / "raw", num_slices=6)
+    settings = Settings.of("m4raw")
+    with ThreadPoolExecutor(3) as executor:
+        splits = (["train"], ["test"], None)
+        done = [executor.submit(prepare, tmp_path / "raw", tmp_path / "out", settings, split) for split in splits]
+        assert all(future.result() for future in done)
+    assert verify(tmp_path / "out") == []
+    prepare(tmp_path / "raw", tmp_path / "alone", settings)
+    assert _hashes(tmp_path / "out") == _hashes(tmp_path / "alone")
+    assert read_protocol(tmp_path / "out") == read_protocol(tmp_path / "alone")
+
+
 def test_second_run_does_nothing_and_splits_can_be_prepared_one_by_one(prepared, tmp_path, monkeypatch):
     raw, whole, _, _ = prepared("prostate158")
     settings = Settings.of("prostate158", size=SIZE)
-    for split in ("test", "train"):
+    for split in ("test", "train", "val"):
         prepare(raw, tmp_path, settings, [split])
     assert (tmp_path / "protocol.json").read_bytes() == (whole / "protocol.json").read_bytes()
     for name in ("write_volume", "write_view"):
@@ -603,6 +828,13 @@ def test_a_file_of_another_preparation_in_the_way_is_not_taken_over(prepared, tm
         ("acdc", {"size": (0, 8)}, r"The size is \(0, 8\); expected at least 1"),
         ("acdc", {"slices": "most"}, "rule for slices is 'most'; expected all, central:N or inner:N"),
         ("acdc", {"seed": -1}, "seed is -1; expected"),
+        (
+            "acdc",
+            {"divide": ("val", "test", 0.5)},
+            r"The division is val test 0\.5; expected one of the splits train, test",
+        ),
+        ("fastmri", {"divide": ("train", "val", 0.5)}, "the name of a new one"),
+        ("fastmri", {"divide": ("val", "test", 1.0)}, "a fraction between 0 and 1"),
         (
             "m4raw",
             {"masks": (MaskOptions("FastMRIRandom", 4, 0.08), MaskOptions("FastMRIRandom", 4, 0.04))},

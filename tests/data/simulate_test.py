@@ -192,6 +192,31 @@ def test_blank_slices_are_dropped_and_the_kept_ones_recorded(tmp_path):
     assert len(_kspace(path)) == 3
 
 
+def test_one_bright_voxel_changes_neither_slices_nor_noise(tmp_path):
+    brain = _brain()
+    (tmp_path / "spiked").mkdir()
+    _write_nifti(tmp_path / "a.nii", brain)
+    brain[10, 12, 3] = 1e5
+    _write_nifti(tmp_path / "spiked" / "a.nii", brain)
+    stored = []
+    for folder in (tmp_path, tmp_path / "spiked"):
+        (path,) = simulate(str(folder / "a.nii"), folder / "out", SimulationOptions(snr=20.0))
+        stored.append(read_provenance(path))
+    assert stored[0]["slices"] == stored[1]["slices"] == [1, 2, 3, 4]
+    assert stored[1]["noise_std"] == pytest.approx(stored[0]["noise_std"], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "subject"),
+    [("patient001_frame01", "patient001"), ("sub-A2_ses-1_T1w", "sub-A2"), ("3T_brain_07", "3T_brain_07")],
+)
+def test_subject_stands_in_every_slab(tmp_path, name, subject):
+    _write_nifti(tmp_path / f"{name}.nii", _brain())
+    paths = simulate(str(tmp_path / f"{name}.nii"), tmp_path / "out", SimulationOptions(slab=2))
+    assert len(paths) == 2
+    assert {read_provenance(path)["subject"] for path in paths} == {subject}
+
+
 def test_provenance_records_everything(tmp_path):
     source = _write_nifti(tmp_path / "a.nii", _brain())
     options = SimulationOptions(num_coils=2, snr=10.0, size=(24, 40), mask=MaskOptions("FastMRIEquispaced", 4, 0.1))

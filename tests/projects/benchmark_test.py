@@ -132,17 +132,8 @@ def test_no_brain_serves_two_purposes(data):
     splits = (*data.TRAINING_SPLITS, *data.EVALUATION_SPLITS)
     brains = {split: {part.image for part in data.PARTS if part.split == split} for split in splits}
     assert not brains["colin27"] & brains["icbm152"]
-    assert brains["val"] <= brains["train"]  # other slices, see below
-    assert not brains["test"] & brains["train"]
-    for split in ("train", "val"):
-        used = [part for part in data.PARTS if part.split == split and part.image in brains["val"]]
-        assert {part.orientation for part in used} == {"axial"}
-    slices = {
-        split: [part.slices for part in data.PARTS if part.split == split and part.image in brains["val"]]
-        for split in ("train", "val")
-    }
-    gap = min(min(index) for index in slices["val"]) - max(max(index) for index in slices["train"])
-    assert gap >= 8  # mm: the template has slices of 1 mm
+    for one, other in combinations(("train", "val", "test"), 2):
+        assert not brains[one] & brains[other]
 
 
 def test_every_mask_is_for_the_same_volumes(data, tmp_path):

@@ -94,7 +94,7 @@ CASES = {
         lookalikes.prostate158,
         "prostate158",
         {"size": (32, 32)},
-        "test",
+        "val",
         "test",
     ),
     "m4raw": Case(

@@ -21,10 +21,11 @@ from direct_hifimamba.data.hdf5 import (
     hash_content,
     kspace_shape,
     read_mask,
-    read_provenance,
+    read_origin,
     read_slices,
 )
 from direct_hifimamba.data.protocol import FILE_NAME as PROTOCOL
+from direct_hifimamba.data.sources import SourceError, check_fully_sampled
 from direct_hifimamba.files import replace_when_complete
 
 _FREE_KEYS = ("name", "description", "baseline")
@@ -55,10 +56,16 @@ def describe_data(specification: Specification) -> dict[str, dict[str, dict[str,
     OSError
         If a folder is missing.
     ValueError
-        If a folder is empty, if a file lacks its mask or is damaged, if accelerations differ in their volumes, or if
-        two splits share a slice.
+        If learning rates would be searched for on the test split, if a folder is empty, if a file lacks its mask, is
+        damaged or undersampled, if accelerations differ in their volumes, or if two splits share a subject, a file of
+        the download, or a slice.
     """
     splits = specification.splits
+    if specification.search is not None and splits.validation == splits.test:
+        raise ValueError(
+            f"The splits validation and test are both {splits.test!r}, and the search would choose learning rates on "
+            "the test data. Name another validation split (prepare --divide makes one), or leave the search out."
+        )
     folders = {splits.training: specification.data / splits.training}
     for split in (splits.validation, splits.test):
         for acceleration in specification.accelerations:
@@ -84,7 +91,9 @@ def describe_data(specification: Specification) -> dict[str, dict[str, dict[str,
         _check_volumes({name: data[name] for name in (f"{split}_{suffix}" for suffix in specification.accelerations)})
     first = next(iter(specification.accelerations))
     evaluated = (specification.folder(split, first) for split in (splits.validation, splits.test))
-    _check_overlap(list(dict.fromkeys([folders[splits.training], *evaluated])))
+    compared = list(dict.fromkeys([folders[splits.training], *evaluated]))
+    _check_origins(compared)
+    _check_overlap(compared)
     return data
 
 
@@ -112,6 +121,28 @@ def _check_volumes(folders: Mapping[str, Mapping[str, Any]]) -> None:
             )
 
 
+def _check_origins(folders: Sequence[Path]) -> None:
+    """Make sure that no subject and no file of the download is in two folders, whatever was made of it."""
+    found: dict[Path, dict[tuple[str, str], Path]] = {
+        folder: {identity: path for path in list_files(folder) for identity in _identities(path)} for folder in folders
+    }
+    for first, second in combinations(folders, 2):
+        for kind, value in sorted(found[first].keys() & found[second].keys()):
+            one, other = found[first][kind, value], found[second][kind, value]
+            raise ValueError(
+                f"{second.name}/{other.name} and {first.name}/{one.name} have the same {kind}, {value}; training, "
+                "validation and test have to be different subjects. Remove one of them, and prepare the data again."
+            )
+
+
+def _identities(path: Path) -> Iterator[tuple[str, str]]:
+    origin = read_origin(path)
+    if "subject" in origin:
+        yield "subject", str(origin["subject"])
+    if "sha256" in origin.get("source", {}):
+        yield "source (SHA-256)", str(origin["source"]["sha256"])
+
+
 def _check_overlap(folders: Sequence[Path]) -> None:
     """Make sure that no slice is in two folders."""
     paths = [path for folder in folders for path in list_files(folder)]
@@ -128,17 +159,20 @@ def _check_overlap(folders: Sequence[Path]) -> None:
 
 
 def _hash_slices(path: Path) -> Iterator[str]:
-    """Hashes of the slices of a file that hold anything."""
+    """Hashes of the slices of a file that hold anything; each has to be a reference."""
     with h5py.File(path) as file:
         for kspace in read_slices(file):
             if kspace.any():
+                try:
+                    check_fully_sampled(kspace)
+                except SourceError as error:
+                    raise ValueError(f"{path} is no reference: {error}.") from error
                 yield hashlib.sha256(np.ascontiguousarray(kspace)).hexdigest()
 
 
-def _describe_group(path: Path) -> str:
+def _describe_group(origin: Mapping[str, Any], name: str) -> str:
     """What other files of a split are not independent of: the subject or the image of which a file holds slices."""
-    provenance = read_provenance(path) or {}
-    return str(provenance.get("subject") or (provenance.get("source") or {}).get("name") or path.name)
+    return str(origin.get("subject") or origin.get("source", {}).get("name") or name)
 
 
 def describe_inputs(specification: Specification, composed: Mapping[str, Mapping[str, DictConfig]]) -> dict[str, Any]:
@@ -151,17 +185,17 @@ def describe_inputs(specification: Specification, composed: Mapping[str, Mapping
     """
     data = describe_data(specification)
     protocol = specification.data / PROTOCOL
-    test = specification.folder(specification.splits.test, next(iter(specification.accelerations)))
-    origins = {
-        str((read_provenance(path) or {}).get("origin", "unknown"))
-        for acceleration in specification.accelerations
-        for path in list_files(specification.folder(specification.splits.test, acceleration))
-    }
+    folders = [specification.folder(specification.splits.test, name) for name in specification.accelerations]
+    origins = {str(read_origin(path).get("origin", "unknown")) for folder in folders for path in list_files(folder)}
+    tested = {path.name: read_origin(path) for path in list_files(folders[0])}
     return {
         "data": data,
         "protocol": hashlib.sha256(protocol.read_bytes()).hexdigest() if protocol.exists() else None,
         "origin": ", ".join(sorted(origins)),
-        "groups": {path.name: _describe_group(path) for path in list_files(test)},
+        "groups": {name: _describe_group(origin, name) for name, origin in tested.items()},
+        "sources": {
+            name: origin["source"]["sha256"] for name, origin in tested.items() if "sha256" in origin.get("source", {})
+        },
         "code": describe_code(),
         "shared": shared_sections(next(iter(composed.values()))),
         "models": {

@@ -222,6 +222,7 @@ def _describe_data(benchmark: Benchmark, inputs: Mapping[str, Any]) -> Data:
         ),
         protocol=inputs["protocol"],
         groups=dict(inputs["groups"]),
+        sources=dict(inputs["sources"]),
     )
 
 

@@ -31,7 +31,7 @@ def digest(values: Any) -> str:
 
 @dataclass(frozen=True)
 class Data:
-    """The data, by hashes of their content; `groups` tells which test files have one source, such as a person."""
+    """The data, by hashes of their content; `groups` has the subject of each test file, `sources` its download's."""
 
     origin: str
     files: dict[str, str]
@@ -41,6 +41,7 @@ class Data:
     validation: str
     protocol: str | None
     groups: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from direct_hifimamba.data.hdf5 import write_volume
 from direct_hifimamba.data.masks import MaskOptions, draw_line_mask
 from direct_hifimamba.data.simulate import check_output
 from direct_hifimamba.data.simulation.sample import SampleOptions, draw_sample
+from direct_hifimamba.files import lock_folder
 
 ORIGIN = "simulated"
 
@@ -67,23 +68,27 @@ def write_samples(
     record["versions"]["direct-hifimamba"] = direct_hifimamba.__version__
 
     paths = [output / f"simulated_{seed}_{index:05d}.h5" for index in range(number)]
-    for index, path in enumerate(tqdm(paths, desc=ORIGIN, unit="slice")):
-        if path.exists():
-            continue
-        sample = draw_sample((seed, 0, index), options)
-        lines: NDArray[np.bool_] = sample.mask[0]
-        drawn = dict(sample.record)
-        if mask is not None:
-            line_mask = draw_line_mask(mask, sample.mask.shape, path.name, seed)
-            lines = line_mask.samples
-            drawn |= {"mask": mask.name, "acceleration": line_mask.acceleration}
-        arrays: dict[str, NDArray[Any]] = {
-            "sensitivity_map": sample.sensitivity_map[None],
-            "target": sample.target[None],
-            "noise_covariance": sample.noise_covariance,
-        }
-        provenance = {**record, "subject": drawn.pop("anatomy"), "drawn": drawn}
-        write_volume(path, [sample.kspace], provenance, lines, arrays=arrays)
+    with lock_folder(output):
+        for index, path in enumerate(tqdm(paths, desc=ORIGIN, unit="slice")):
+            if path.exists():
+                continue
+            sample = draw_sample((seed, 0, index), options)
+            lines: NDArray[np.bool_] = sample.mask[0]
+            drawn = dict(sample.record)
+            if mask is not None:
+                line_mask = draw_line_mask(mask, sample.mask.shape, path.name, seed)
+                lines = line_mask.samples
+                drawn |= {"mask": mask.name, "acceleration": line_mask.acceleration}
+            arrays: dict[str, NDArray[Any]] = {
+                "sensitivity_map": sample.sensitivity_map[None],
+                "target": sample.target[None],
+                "noise_covariance": sample.noise_covariance,
+            }
+            anatomy = drawn.pop("anatomy")
+            # What is drawn for one slice alone has no subject in common with others.
+            subject = f"{anatomy} {path.stem}" if anatomy in ("tissues", "phantom") else anatomy
+            provenance = {**record, "subject": subject, "drawn": drawn}
+            write_volume(path, [sample.kspace], provenance, lines, arrays=arrays)
     return paths
 
 

@@ -231,3 +231,56 @@ def test_a_missing_prediction_is_noticed(predictions: tuple[Path, Path]) -> None
     (predictions[0] / "e.h5").unlink()
     with pytest.raises(FileNotFoundError, match=r"e\.h5"):
         check_predictions(*predictions)
+
+
+def write_origins(data: Path, **origins: dict[str, Any]) -> None:
+    """Give volumes, by name, another provenance, and their views none of these."""
+    for split in ("train", "val", "test"):
+        for path in data.glob(f"{split}*/*.h5"):
+            own = PROVENANCE | origins.get(path.stem, {}) if path.parent.name == split else {"mask": {}}
+            with h5py.File(path, "r+") as file:
+                file.attrs["provenance"] = json.dumps(own)
+
+
+@pytest.mark.parametrize(
+    ("shared", "named"),
+    [
+        ({"subject": "p7"}, "subject, p7"),
+        ({"subject": "", "source": {"name": "x.nii", "sha256": "ab12"}}, r"source \(SHA-256\), ab12"),
+    ],
+)
+@pytest.mark.parametrize("splits", [("train", "val"), ("train", "test"), ("val", "test")])
+def test_splits_share_no_subject_and_no_source(
+    small_specification: Path, tmp_path: Path, shared: Any, named: str, splits: tuple[str, str]
+) -> None:
+    specification = Specification.load(small_specification)
+    write_origins(tmp_path / "data", a={"subject": "1"}, c={"subject": "2"}, d={"subject": "3"}, e={"subject": "3"})
+    describe_data(specification)
+    one, other = (VOLUMES[split][0] for split in splits)
+    write_origins(tmp_path / "data", **{one: shared, other: shared})
+    with pytest.raises(ValueError, match=rf"{other}\.h5 and .*{one}\.h5 have the same {named}; training, validation"):
+        describe_data(specification)
+
+
+def test_origin_source_and_subject_reach_the_inputs(small_specification: Path, tmp_path: Path) -> None:
+    source = {"name": "x.nii", "sha256": "ab12"}
+    write_origins(tmp_path / "data", d={"subject": "p1", "source": source}, e={"source": {"name": "y", "sha256": "c"}})
+    _, inputs = describe(small_specification)
+    assert inputs["origin"] == PROVENANCE["origin"]
+    assert inputs["groups"] == {"d.h5": "p1", "e.h5": "y"}
+    assert inputs["sources"] == {"d.h5": "ab12", "e.h5": "c"}
+
+
+def test_no_search_on_the_test_split(small_specification: Path, tmp_path: Path) -> None:
+    splits = {"training": "train", "validation": "test", "test": "test"}
+    search = {"learning_rates": [0.001, 0.01], "budget": {"iterations": 6}}
+    path = write_specification(tmp_path, splits=splits, search=search)
+    with pytest.raises(ValueError, match="validation and test are both 'test', and the search would choose"):
+        describe_data(Specification.load(path))
+
+
+def test_undersampled_volumes_are_no_references(small_specification: Path, tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "data" / "train" / "b.h5", "r+") as file:
+        file["kspace"][1, :, :, ::4] = 0
+    with pytest.raises(ValueError, match=r"b\.h5 is no reference: its k-space is undersampled"):
+        describe_data(Specification.load(small_specification))

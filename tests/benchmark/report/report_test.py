@@ -181,6 +181,21 @@ def test_says_that_some_data_are_simulated(written: tuple[BenchmarkFolder, Resul
     assert "Some of the k-space was simulated" in words(page.find(".//header"))
 
 
+def test_provenance_names_the_subjects_and_the_files_of_the_download(
+    written: tuple[BenchmarkFolder, Results, Path],
+) -> None:
+    folder, results, path = written
+    before = path.read_bytes()
+    files = list(results.protocol.data.files)
+    data = replace(results.protocol.data, groups=dict.fromkeys(files, "p7"), sources={files[0]: "ab12"})
+    known = replace(results, protocol=replace(results.protocol, data=data))
+    page = lxml.html.fromstring(write_report(folder, known).read_text("utf-8"))
+    path.write_bytes(before)
+    section = words(page.find(".//section[@aria-labelledby='provenance']"))
+    assert f"{data.origin}; subjects of the test: p7" in section
+    assert "ab12" in section
+
+
 def test_says_how_many_seeds_finished(document: Any) -> None:
     rows = document.xpath("//div[starts-with(@aria-label, 'Scores at')]//tbody/tr/th")
     shown = {row.get("data-value"): words(row) for row in rows}

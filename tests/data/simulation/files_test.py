@@ -27,7 +27,7 @@ def test_file_holds_the_slice_and_what_it_was_made_of(tmp_path: Path) -> None:
         provenance = read_provenance(path)
         assert provenance is not None
         assert provenance["origin"] == "simulated"
-        assert provenance["subject"] == drawn.record["anatomy"]
+        assert provenance["subject"] == f"{drawn.record['anatomy']} {path.stem}"  # nobody else is seen
         assert provenance["drawn"]["snr"] == drawn.record["snr"]
 
 
