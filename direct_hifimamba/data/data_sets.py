@@ -121,12 +121,12 @@ def subject_from_name(name: str) -> str:
 
 
 def listed_subjects(table: Path) -> set[str]:
-    """Return the subjects of a table of Prostate158: the folders of the paths in its columns.
+    """Return the subjects of a table of Prostate158: the folders of the paths in its columns, or its column ID.
 
     Raises
     ------
     ValueError
-        If it has no such column.
+        If it has neither.
     """
     with table.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -136,6 +136,8 @@ def listed_subjects(table: Path) -> set[str]:
         for cell in row.values()
         if isinstance(cell, str) and "/" in cell
     }
+    if not subjects:
+        subjects = {row["ID"].strip().zfill(3) for row in rows if row.get("ID")}
     if rows and not subjects:
         raise ValueError(f"{table} names no file such as train/024/t2.nii.gz in any column; download it again.")
     return subjects

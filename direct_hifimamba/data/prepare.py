@@ -48,6 +48,7 @@ from direct_hifimamba.data.protocol import (
     Settings,
     configuration_of,
     list_name,
+    list_of,
     read_protocol,
     write_protocol,
 )
@@ -103,6 +104,8 @@ def prepare_file(task: Task) -> Outcome:
     ValueError
         If DIRECT cannot use the masks that are asked for.
     """
+    if not task.source.exists():
+        return Outcome(task, failed=f"it is a link to {task.source.readlink()}, which is not there")
     try:
         data_set = DATA_SETS[task.settings.data_set]
         acquisition = data_set.acquisition_of(task.source)
@@ -330,7 +333,7 @@ def _prepare(
         if not files and not failed:
             raise FileNotFoundError(f"{folders[split]} has nothing to prepare. Left out: {summarise(skipped)}.")
         with replace_when_complete(dest / list_name(split)) as partial:
-            partial.write_text("".join(f"{name}\n" for name in files), encoding="utf-8")
+            partial.write_text(list_of(files), encoding="utf-8")
         content = {"folder": folders[split].name, "files": files, "skipped": skipped, "failed": failed}
         protocol["splits"][split] = content
         protocol["configurations"] |= _configurations(settings, split, files)

@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -222,6 +223,11 @@ def list_name(split: str) -> str:
     return f"{split}.lst"
 
 
+def list_of(names: Iterable[str]) -> str:
+    """Content of the list of files: a name on each line."""
+    return "".join(f"{name}\n" for name in names)
+
+
 def read_protocol(folder: Path) -> dict[str, Any] | None:
     """The protocol of a prepared data set; None if there is none.
 
@@ -242,6 +248,6 @@ def read_protocol(folder: Path) -> dict[str, Any] | None:
 def write_protocol(folder: Path, protocol: dict[str, Any]) -> None:
     """Write the protocol of a prepared data set."""
     text = json.dumps(protocol, indent=1, sort_keys=True)
-    text = re.sub(r"\[[\d\s,]+\]", lambda numbers: " ".join(numbers[0].split()), text)
+    text = re.sub(r"\[\n[\d\s,]+\]", lambda numbers: " ".join(numbers[0].split()), text)
     with replace_when_complete(folder / FILE_NAME) as partial:
         partial.write_text(f"{text}\n", encoding="utf-8")

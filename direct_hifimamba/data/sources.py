@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from direct_hifimamba.data.fourier import root_sum_of_squares
-from direct_hifimamba.data.hdf5 import HEADER, as_text, escape_link
+from direct_hifimamba.data.hdf5 import HEADER, acquired_columns, as_text, escape_link
 
 CALGARY_CAMPINAS_SAMPLED = 0.85
 """Fraction of the columns that Calgary-Campinas acquired; DIRECT's reader sets the others to zero."""
@@ -130,6 +130,12 @@ class KSpaceFile:
     def header(self) -> bytes | None:
         """The ISMRMRD header, where there is a valid one."""
         with _reading(self._path):
+            acquired, middle = acquired_columns(self._file), self._kspace.shape[-1] // 2
+            if acquired != slice(None) and not 0 <= acquired.start <= middle < acquired.stop:
+                raise SourceError(
+                    f"its header says that the columns {acquired.start} to {acquired.stop - 1} were acquired; expected "
+                    f"the middle one, {middle}, among them"
+                )
             return self._file[HEADER][()] if HEADER in self._file else None
 
     def kspace(self, index: int) -> NDArray[np.complex64]:

@@ -591,12 +591,35 @@ def test_links_that_lead_nowhere_are_an_error(tmp_path, capsys):
             next(read_slices(file))
 
 
+def test_a_header_that_leaves_out_the_middle_is_reported(prepared, tmp_path):
+    shutil.copytree(prepared("fastmri").raw, tmp_path / "raw")
+    path = tmp_path / "raw" / "singlecoil_val" / "file1000000.h5"
+    with h5py.File(path, "r+") as file:
+        header = file["ismrmrd_header"][()]
+        del file["ismrmrd_header"]
+        file["ismrmrd_header"] = header.replace(b"<center>14</center>", b"<center>20</center>")
+    part = prepare(tmp_path / "raw", tmp_path / "out", Settings.of("fastmri"), ["val"])["splits"]["val"]
+    assert part["failed"][path.name].startswith("its header says that the columns -3 to 24 were acquired")
+    assert list(part["files"]) == ["file1000017.h5"]
+
+
+@pytest.mark.parametrize("name", ["acdc", "m4raw", "fastmri"])
+def test_a_dead_link_in_the_download_is_reported(prepared, tmp_path, name):
+    shutil.copytree(prepared(name).raw, tmp_path / "raw")
+    (path,) = (tmp_path / "raw").rglob(f"{Path(FILES[name]['train'][0]).stem}.*")
+    path.unlink()
+    path.symlink_to(tmp_path / "gone.h5")
+    part = prepare(tmp_path / "raw", tmp_path / "out", Settings.of(name, **CASES[name].options), ["train"])
+    (reason,) = part["splits"]["train"]["failed"].values()
+    assert reason == f"it is a link to {tmp_path / 'gone.h5'}, which is not there"
+
+
 def test_names_with_spaces_and_percent_signs(tmp_path):
     lookalikes.fastmri(tmp_path / "100%b raw data")
     folder = tmp_path / "100%b raw data" / "singlecoil_val"
-    (folder / "file1000000.h5").rename(folder / "file one 50%b.h5")
+    (folder / "file1000000.h5").rename(folder / "file [1  2] 50%b.h5")
     protocol = prepare(tmp_path / "100%b raw data", tmp_path / "out", Settings.of("fastmri"), ["val"])
-    assert list(protocol["splits"]["val"]["files"]) == ["file one 50%b.h5", "file1000017.h5"]
+    assert list(protocol["splits"]["val"]["files"]) == ["file [1  2] 50%b.h5", "file1000017.h5"]
     assert verify(tmp_path / "out") == []
     dest = tmp_path / "out"
     dataset = FastMRIDataset(
