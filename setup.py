@@ -44,7 +44,7 @@ setup(
     ext_modules=[
         Extension(
             "direct_hifimamba.ops._native",
-            sources=[str(CSRC / "native.cpp"), str(CSRC / "gelu.cpp")],
+            sources=[str(CSRC / "native.cpp")],
             depends=[str(source) for source in CSRC.glob("*")],
             define_macros=MACROS,
             extra_compile_args=FLAGS,

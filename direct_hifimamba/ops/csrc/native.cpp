@@ -1,7 +1,6 @@
 // C interface of the kernels: choice of the instruction set, threads. Python loads it through ctypes.
 #include <Python.h>
 #include <dlfcn.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -199,17 +198,6 @@ void for_each_part(int64_t size, int64_t tile, int64_t parts, int64_t threads, i
     });
 }
 
-// Asks for large pages where memory is written first: faults of small ones cost as much as the arithmetic. Linux alone
-// has them to ask for; a refusal changes nothing but time.
-void prefer_large_pages([[maybe_unused]] const float* data, [[maybe_unused]] int64_t floats) {
-#ifdef MADV_HUGEPAGE
-    constexpr uintptr_t size = uintptr_t{1} << 21;
-    const auto address = reinterpret_cast<uintptr_t>(data);
-    const uintptr_t begin = (address + size - 1) / size * size, end = (address + floats * sizeof(float)) / size * size;
-    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-}
-
 Floats packed(const Kernels& kernels, const float* weight, int64_t outputs, int64_t depth) {
     Floats result(kernels.packed_floats(outputs, depth));
     kernels.pack(weight, outputs, depth, result.data());
@@ -296,7 +284,6 @@ void bottleneck(const Kernels& kernels, const Bottleneck& g, int64_t threads) {
     std::vector<double> moments(2 * g.height);
     const Expand e{g.height,    g.width,     g.channels, g.wide, g.x, W.data(), first.offset.data(),
                    g.depthwise, g.convolved, moments.data()};
-    prefer_large_pages(g.convolved, pixels * g.wide);
     // One part per thread: where parts meet, rows are made twice.
     for_each_part(g.height, 1, threads, threads, kernels.expand_scratch_floats(e),
                   [&](int64_t begin, int64_t end, float* scratch) { kernels.expand(e, begin, end, scratch); });
@@ -313,7 +300,6 @@ void bottleneck(const Kernels& kernels, const Bottleneck& g, int64_t threads) {
     const auto P = packed(kernels, g.project, g.channels, g.wide);
     const Project p{pixels,   g.channels,         g.wide,   g.x,        g.convolved, second.gain.data(),
                     second.offset.data(), P.data(), g.projected, g.y};
-    prefer_large_pages(g.y, pixels * g.channels);
     for_each_part(pixels, kernels.tile, 8 * threads, threads, kernels.project_scratch_floats(p),
                   [&](int64_t begin, int64_t end, float* scratch) { kernels.project(p, begin, end, scratch); });
 }
@@ -422,7 +408,6 @@ EXPORT int native_project_backward(const ProjectBackward* given, int64_t bytes, 
         const auto Pt = packed(kernels, given->Pt, given->wide, given->channels);
         ProjectBackward p = *given;
         p.Pt = Pt.data();
-        prefer_large_pages(p.grad_normalised, p.pixels * p.wide);
         for_each(p.parts, threads, kernels.project_backward_scratch_floats(p),
                  [&](int64_t part, float* scratch) { kernels.project_backward(p, part, scratch); });
     });

@@ -244,7 +244,7 @@ void expand(const Expand& e, int64_t first_row, int64_t end_row, float* scratch)
                 UNROLL for (int i = 0; i < 9; ++i) kernel[i] = load(K + i * wide + n);
                 Moments& lane = lanes[n / kWidth];
                 convolve_row(rows, steps, e.width, kernel, [&](int64_t x, Vec value) {
-                    stream(row + x * e.wide + n, value);
+                    store(row + x * e.wide + n, value);
                     if (x == 0) lane = {value};
                     lane.add(value);
                 });
@@ -275,7 +275,6 @@ void expand(const Expand& e, int64_t first_row, int64_t end_row, float* scratch)
             convolve(y);
         }
     }
-    finish_streams();
 }
 
 int64_t project_scratch_floats(const Project& p) { return kRows * p.wide; }

@@ -11,24 +11,18 @@
 #include <immintrin.h>
 #endif
 
-#include "gelu.h"
-
 // The few operations that the vector extensions lack or that compilers do not find in them.
 #if NATIVE_WIDTH == 16 && defined(__AVX512F__)
 // gcc 12 warns about the forms without a mask.
 #define SCALEF(x, y) _mm512_maskz_scalef_ps(0xffff, x, y)
 #define MINPS(x, y) _mm512_maskz_min_ps(0xffff, x, y)
 #define MAXPS(x, y) _mm512_maskz_max_ps(0xffff, x, y)
-#define STREAM _mm512_stream_ps
-#define LOOKUP(table, index) _mm512_permutex2var_ps(load(table), (__m512i)(index), load((table) + kWidth))
 #elif NATIVE_WIDTH == 8 && defined(__AVX__)
 #define MINPS _mm256_min_ps
 #define MAXPS _mm256_max_ps
-#define STREAM _mm256_stream_ps
 #elif NATIVE_WIDTH == 4 && defined(__SSE__)
 #define MINPS _mm_min_ps
 #define MAXPS _mm_max_ps
-#define STREAM _mm_stream_ps
 #endif
 
 #if defined(__clang__)
@@ -47,20 +41,6 @@ typedef float UnalignedVec __attribute__((vector_size(kWidth * 4), aligned(4)));
 
 inline Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
 inline void store(float* p, Vec x) { *reinterpret_cast<UnalignedVec*>(p) = x; }
-// Past the caches, for what is not read again soon; p is a multiple of the vector's size.
-inline void stream(float* p, Vec x) {
-#ifdef STREAM
-    STREAM(p, x);
-#else
-    store(p, x);
-#endif
-}
-// Before other threads read what was streamed.
-inline void finish_streams() {
-#ifdef STREAM
-    _mm_sfence();
-#endif
-}
 inline Vec splat(float x) { return x - Vec{}; }
 // min and max return the first argument where it is NaN.
 #ifdef MINPS
@@ -232,28 +212,12 @@ struct Gelu {
     Vec value, slope;  // x Phi(x) and its derivative Phi(x) + x phi(x), phi being the density of the distribution Phi
 };
 
-struct NormalTail {
-    Vec tail, slope;  // T = Phi(-t) and u = T - t phi(t), for t in [0, kGeluEnd]
-};
-
-#ifdef LOOKUP
-template <int N>
-inline Vec piecewise(const native::Pieces<N>& pieces, IntVec index, Vec d) {
-    Vec p = LOOKUP(pieces[N - 1], index);
-    UNROLL for (int k = N - 2; k >= 0; --k) p = p * d + LOOKUP(pieces[k], index);
-    return p;
-}
-
-inline NormalTail normal_tail(Vec t) {
-    constexpr float rounder = 0x1.8p23f;  // adding it rounds to an integer, in the last bits of the sum
-    constexpr float scale = 1 / native::kPieceWidth;
-    const Vec shifted = t * scale + rounder;
-    const Vec d = t * scale - (shifted - rounder);
-    const IntVec index = (IntVec)shifted;
-    return {piecewise<4>(native::gelu_table.tail, index, d), piecewise<5>(native::gelu_table.slope, index, d)};
-}
-#else
-inline NormalTail normal_tail(Vec t) {
+// Measured error of the value at most 3e-7 of |x|, of the slope at most 1.6e-7. The value is max(x, 0) - |x| T, in
+// which nothing cancels, T being Phi(-|x|), with |x| T as at kGeluEnd beyond, 3e-8; the slope is u = T - |x| phi(x)
+// where x is negative, else 1 - u.
+inline Gelu gelu_and_slope(Vec x) {
+    constexpr float kGeluEnd = 5.75f;
+    const Vec t = min(abs(x), splat(kGeluEnd));
     // T = 2^-q: q is close to a parabola. Minimax for the absolute error of T.
     Vec q = t * -0x1.1c3580p-17f + 0x1.c42bf2p-15f;
     q = q * t + 0x1.b9b342p-12f;
@@ -264,15 +228,7 @@ inline NormalTail normal_tail(Vec t) {
     q = q * t + 0x1.fffffcp-1f;
     const Power power_of_two = power(q, splat(-1.0f));
     const Vec tail = power_of_two.times(1.0f + power_of_two.fraction);
-    return {tail, tail - t * 0.3989422804f * exp(t * t * -0.5f)};
-}
-#endif
-
-// Measured error of the value at most 3e-7 of |x|, of the slope at most 1.6e-7. The value is max(x, 0) - |x| T, in
-// which nothing cancels, with |x| T as at kGeluEnd beyond, 3e-8; the slope is u where x is negative, else 1 - u.
-inline Gelu gelu_and_slope(Vec x) {
-    const Vec t = min(abs(x), splat(native::kGeluEnd));
-    const auto [tail, u] = normal_tail(t);
+    const Vec u = tail - t * 0.3989422804f * exp(t * t * -0.5f);
     return {max(x, Vec{}) - t * tail, x < 0.0f ? u : 1.0f - u};
 }
 
