@@ -50,18 +50,7 @@ inline void gather(float* tile, const float* data, const View& v, int lanes, int
                 store(tile + t * kLanes + lane, load(data + t * v.time + lane));
         return;
     }
-    int t = 0;
-    if (v.time == 1) {
-        for (; t + kWidth <= steps; t += kWidth)
-            for (int lane = 0; lane < kLanes; lane += kWidth) {
-                Vec rows[kWidth];
-                UNROLL for (int r = 0; r < kWidth; ++r)
-                    rows[r] = lane + r < lanes ? load(data + (lane + r) * v.row + t) : Vec{};
-                transpose(rows);
-                UNROLL for (int r = 0; r < kWidth; ++r) store(tile + (t + r) * kLanes + lane, rows[r]);
-            }
-    }
-    for (; t < steps; ++t)
+    for (int t = 0; t < steps; ++t)
         for (int lane = 0; lane < kLanes; ++lane)
             tile[t * kLanes + lane] = lane < lanes ? data[lane * v.row + t * v.time] : 0.0f;
 }
@@ -73,17 +62,7 @@ inline void scatter(const float* tile, float* data, const View& v, int lanes, in
                 store(data + t * v.time + lane, load(tile + t * kLanes + lane));
         return;
     }
-    int t = 0;
-    if (v.time == 1) {
-        for (; t + kWidth <= steps; t += kWidth)
-            for (int lane = 0; lane < kLanes; lane += kWidth) {
-                Vec rows[kWidth];
-                UNROLL for (int r = 0; r < kWidth; ++r) rows[r] = load(tile + (t + r) * kLanes + lane);
-                transpose(rows);
-                for (int r = 0; r < kWidth && lane + r < lanes; ++r) store(data + (lane + r) * v.row + t, rows[r]);
-            }
-    }
-    for (; t < steps; ++t)
+    for (int t = 0; t < steps; ++t)
         for (int lane = 0; lane < lanes; ++lane) data[lane * v.row + t * v.time] = tile[t * kLanes + lane];
 }
 
@@ -107,28 +86,6 @@ inline void unpack(const float* tile, float* data, const View& v, int steps) {
     for (int n = 0; n < N; ++n)
         for (int t = 0; t < steps; ++t) data[n * v.row + t * v.time] = tile[t * N + n];
 }
-
-// The lines of what is scanned next, fetched one of each tensor per step: they are so far apart that the machine does
-// not foresee them.
-class Prefetch {
-  public:
-    void clear() { count_ = 0; }
-    void add(const float* data, const View& v) {
-        lines_[count_++] = v.row == 1 ? Lines{data, v.time, kLanes * v.time} : Lines{data, v.row, kLanes};
-    }
-    void step(int t) const {
-        for (int i = 0; i < count_; ++i)
-            __builtin_prefetch(lines_[i].data + t % kLanes * lines_[i].inner + t / kLanes * lines_[i].outer);
-    }
-
-  private:
-    struct Lines {
-        const float* data;
-        int64_t inner, outer;  // strides of the first kLanes lines, and from there to the next kLanes
-    };
-    int count_ = 0;
-    Lines lines_[7];
-};
 
 // Memory of a thread, cut into pieces.
 class Scratch {
@@ -262,15 +219,6 @@ struct Chunk {
     int steps;
 };
 
-// Prefetches the parts of `views` that `block` needs from step `t0` on.
-inline Prefetch expect(const Scan& s, const Block& block, int64_t t0, std::initializer_list<const View*> views) {
-    Prefetch lines;
-    if (t0 >= 0 && t0 < s.length)
-        for (const View* v : views)
-            if (v->data) lines.add(block.at(*v, t0), *v);
-    return lines;
-}
-
 template <int N>
 inline void load_rows(Vec* rows, const float* p) {
     UNROLL for (int n = 0; n < N; ++n) rows[n] = load(p + n * kLanes);
@@ -282,7 +230,7 @@ inline void store_rows(const Vec* rows, float* p) {
 
 // y += C.h over a chunk, for kWidth lanes from `lane` and N states from `first`.
 template <int N>
-inline void scan_chunk(const Chunk& in, const Block& block, int64_t first, int lane, const Prefetch& next) {
+inline void scan_chunk(const Chunk& in, const Block& block, int64_t first, int lane) {
     const float *A = block.A + first * kLanes + lane, *B = in.B.states_from(first), *C = in.C.states_from(first);
     Vec h[N];
     load_rows<N>(h, block.h + first * kLanes + lane);
@@ -297,7 +245,6 @@ inline void scan_chunk(const Chunk& in, const Block& block, int64_t first, int l
             y += h[n] * C[t * N + n];
         }
         store(in.y + i, y);
-        next.step(t);
     }
     store_rows<N>(h, block.h + first * kLanes + lane);
 }
@@ -312,17 +259,11 @@ void scan_forward(const Scan& s, const Strip& strip, float* memory) {
         in.start(s, strip, chunk);
         for (int64_t b = 0; b < strip.blocks; ++b) {
             const Block block(s, strip, b, blocks);
-            const bool last = b + 1 == strip.blocks;
-            const Block after(s, strip, last ? 0 : b + 1, blocks);
-            Prefetch next = expect(s, after, in.t0 + (last ? kSteps : 0), {&s.u, &s.delta, &s.z, &s.y});
-
             if (s.states) memcpy(block.states(s, chunk), block.h, s.state * kLanes * sizeof(float));
             in.read(s, block);
             for_each_block(s.state, [&](auto size, int64_t n) {
-                for (int lane = 0; lane < kLanes; lane += kWidth) {
-                    scan_chunk<decltype(size)::value>(in, block, n, lane, next);
-                    next.clear();
-                }
+                for (int lane = 0; lane < kLanes; lane += kWidth)
+                    scan_chunk<decltype(size)::value>(in, block, n, lane);
             });
             if (s.z.data)
                 for (int i = 0; i < in.steps * kLanes; i += kWidth)
@@ -379,8 +320,7 @@ inline void recompute_chunk(const Chunk& in, const Block& block, const Adjoint& 
 }
 
 template <int N>
-inline void walk_back(
-    const Chunk& in, const Block& block, const Adjoint& adjoint, int64_t first, int lane, const Prefetch& next) {
+inline void walk_back(const Chunk& in, const Block& block, const Adjoint& adjoint, int64_t first, int lane) {
     const float *A = block.A + first * kLanes + lane, *B = in.B.states_from(first), *C = in.C.states_from(first);
     float *grad_B = adjoint.grad_B.states_from(first), *grad_A = block.grad_A + first * kLanes + lane;
     Vec g[N], sum_A[N];
@@ -401,7 +341,6 @@ inline void walk_back(
         }
         store(adjoint.grad_x + i, grad_x);
         store(adjoint.grad_log + i, grad_log);
-        next.step(t);
         add_lane_sums<N>(rows, load(in.x + i), grad_B + t * N);
     }
     store_rows<N>(g, block.g + first * kLanes + lane);
@@ -425,12 +364,6 @@ void scan_backward(const Scan& s, const Strip& strip, float* memory, Turns& turn
 
         for (int64_t b = 0; b < strip.blocks; ++b) {
             const Block block(s, strip, b, blocks);
-            const bool last = b + 1 == strip.blocks;
-            const Block after(s, strip, last ? 0 : b + 1, blocks);
-            Prefetch next = expect(
-                s, after, in.t0 - (last ? kSteps : 0),
-                {&s.u, &s.delta, &s.z, &s.grad_y, &s.grad_u, &s.grad_delta, &s.grad_z});
-
             memcpy(block.h, block.states(s, chunk), s.state * kLanes * sizeof(float));
             in.read(s, block, adjoint.derivative);
             gather(adjoint.gy, block.at(s.grad_y, in.t0), s.grad_y, block.lanes, in.steps);
@@ -448,8 +381,7 @@ void scan_backward(const Scan& s, const Strip& strip, float* memory, Turns& turn
                 for (int lane = 0; lane < kLanes; lane += kWidth) {
                     if (s.z.data) recompute_chunk<N, true>(in, block, adjoint, n, lane);
                     else recompute_chunk<N, false>(in, block, adjoint, n, lane);
-                    walk_back<N>(in, block, adjoint, n, lane, next);
-                    next.clear();
+                    walk_back<N>(in, block, adjoint, n, lane);
                 }
             });
 
