@@ -19,9 +19,8 @@ from direct_hifimamba.nn.layers.patch import PatchEmbedding, PatchProjection
 from direct_hifimamba.nn.layers.recompute import recompute
 from direct_hifimamba.nn.layers.sense import Acquisition, Measurement, check_shapes, find_fourier_convention
 
-#: Conjugate-gradient iterations for the first image, from zero, and the initial weight of its regularisation.
+#: Conjugate-gradient iterations for the first image, from zero.
 FIRST_ITERATIONS = 10
-FIRST_WEIGHT = 0.1
 
 
 class HiFiMambaV2Output(NamedTuple):
@@ -123,7 +122,7 @@ class HiFiMambaV2(nn.Module):
         blocks = (HiFiMambaBlock(config, moe, rate) for moe, rate in zip(build_mixtures(config), rates, strict=True))
         self.first_update = None
         if config.data_consistency == "proximal":
-            self.first_update = ProximalDataConsistency(FIRST_ITERATIONS, FIRST_WEIGHT)
+            self.first_update = ProximalDataConsistency(FIRST_ITERATIONS)
         self.embedding = PatchEmbedding(config.hidden_channels, config.patch_size)
         self.stages = nn.ModuleList(Stage(config, islice(blocks, count)) for count in config.blocks_per_stage)
         self.norm = nn.LayerNorm(config.hidden_channels)

@@ -10,6 +10,9 @@ from torch import nn
 
 from direct_hifimamba.nn.layers.sense import Acquisition
 
+#: Noise-to-signal ratio at which the learned factor exp(a) of the proximal step is lambda itself.
+NOISE_TO_SIGNAL = 1e-3
+
 
 class HardDataConsistency(nn.Module):
     """Replace predicted samples by measured ones where k-space is sampled (the authors' code).
@@ -38,20 +41,17 @@ class HardDataConsistency(nn.Module):
 class ProximalDataConsistency(nn.Module):
     r"""Balance measurement and prediction: solve (A^H A + lambda) x = A^H y + lambda z by conjugate gradients.
 
-    This is the data-consistency layer of MoDL [1]_, here with a weight that follows the noise and the prediction's own
-    residual: lambda = exp(a) (sigma^2 / rho)^b, where sigma^2 is the variance of the noise that is estimated from the
-    samples, rho the mean squared residual of the prediction z at the measured samples, and a and b are learned. A
-    prediction that contradicts the measurement by more than the noise is trusted less, also on data unlike those of
-    the training.
+    This is the data-consistency layer of MoDL [1]_, here with a weight that follows the noise: in every slice
+    lambda = exp(a) (nu / nu_0)^b, where nu is the noise-to-signal ratio that is estimated from the samples,
+    nu_0 = 1e-3, and a and b are learned. A fixed lambda is too large where there is little noise, and too small where
+    there is much.
 
     Parameters
     ----------
     iterations : int
         Conjugate-gradient iterations, started at the prediction.
     initial_weight : float
-        Initial exp(a).
-    initial_exponent : float
-        Initial b.
+        Initial exp(a); b is 0.7 initially.
 
     References
     ----------
@@ -59,32 +59,26 @@ class ProximalDataConsistency(nn.Module):
        on Medical Imaging 38(2), 2019.
     """
 
-    def __init__(self, iterations: int, initial_weight: float = 0.05, initial_exponent: float = 0.1) -> None:
+    def __init__(self, iterations: int, initial_weight: float = 0.015) -> None:
         super().__init__()
         self.iterations = iterations
         self.log_weight = nn.Parameter(torch.tensor(math.log(initial_weight)))
-        self.noise_exponent = nn.Parameter(torch.tensor(float(initial_exponent)))
+        self.noise_exponent = nn.Parameter(torch.tensor(0.7))
 
     def forward(self, image: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
         """Map a predicted image to a consistent one, both complex of shape (batch, H, W)."""
         residual = acquisition.kspace - acquisition.forward(image) * acquisition.sampled
-        weight = self.weight(residual, acquisition)
+        weight = self.weight(acquisition)
         # Written for the correction x - z, the right-hand side is A^H (y - A z), free of lambda.
         correction = conjugate_gradient(
             lambda x: torch.addcmul(acquisition.normal(x), weight, x), acquisition.adjoint(residual), self.iterations
         )
         return image + correction
 
-    def weight(self, residual: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
-        """Return lambda, shape (batch, 1, 1), for a residual (batch, coil, H, W) that is zero where not sampled."""
-        batch, coils, height, width = residual.shape
-        share = acquisition.sampled.expand(batch, 1, height, width).to(residual.real.dtype).mean(dim=(1, 2, 3))
-        mean_squared = _energy(residual.flatten(1)) / (coils * height * width * share)
-        # Both are zero for k-space of zeros; the bounds keep the ratio and its derivative finite.
-        tiny = torch.finfo(mean_squared.dtype).tiny ** 0.5
-        ratio = (acquisition.noise_variance.flatten() + tiny) / (mean_squared + tiny)
-        log_ratio = ratio.log().clamp(min=-20.0, max=5.0)
-        return torch.exp(self.log_weight + self.noise_exponent * log_ratio)[:, None, None].to(residual.dtype)
+    def weight(self, acquisition: Acquisition) -> torch.Tensor:
+        """Return lambda of every slice, shape (batch, 1, 1), of the complex type of k-space."""
+        log_noise = (acquisition.noise_to_signal / NOISE_TO_SIGNAL).log()
+        return torch.exp(self.log_weight + self.noise_exponent * log_noise).to(acquisition.kspace.dtype)
 
 
 def conjugate_gradient(

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch import nn
 
 from direct_hifimamba.nn.layers.data_consistency import (
     HardDataConsistency,
@@ -51,24 +52,20 @@ def test_the_proximal_step_solves_its_equation(coils: int) -> None:
     acquisition = double_acquisition(measure(1, coils, 8, 10))
     layer = ProximalDataConsistency(iterations=60).double()
     prediction = complex_double(1, 8, 10)
-    residual = acquisition.kspace - acquisition.forward(prediction) * acquisition.sampled
-    weight = layer.weight(residual, acquisition).item()
+    weight = layer.weight(acquisition).item()
     matrix = dense_normal_matrix(acquisition) + weight * torch.eye(80, dtype=torch.complex128)
     right_hand_side = acquisition.adjoint(acquisition.kspace) + weight * prediction
     expected = torch.linalg.solve(matrix, right_hand_side.flatten()).reshape(1, 8, 10)
     torch.testing.assert_close(layer(prediction, acquisition), expected, rtol=1e-9, atol=1e-9)
 
 
-def test_the_weight_follows_noise_and_residual() -> None:
-    acquisition = double_acquisition(measure(2, 3))
-    layer = ProximalDataConsistency(iterations=1, initial_weight=0.2, initial_exponent=0.5).double()
-    # A residual of exactly the noise: lambda = exp(a).
-    residual = acquisition.sampled * acquisition.noise_variance.sqrt()[:, None] * torch.ones(2, 3, 16, 16)
-    weight = layer.weight(residual.to(torch.complex128), acquisition)
-    torch.testing.assert_close(weight.real.flatten(), torch.full((2,), 0.2, dtype=torch.float64))
-    # Ten times the residual: 0.2 times (1 / 100) ^ 0.5.
-    weight = layer.weight(10 * residual.to(torch.complex128), acquisition)
-    torch.testing.assert_close(weight.real.flatten(), torch.full((2,), 0.02, dtype=torch.float64))
+def test_the_weight_follows_the_noise() -> None:
+    acquisition = double_acquisition(measure(3, 3))
+    ratios = torch.tensor([1e-3, 1e-1, 1e-5], dtype=torch.float64)[:, None, None]
+    layer = ProximalDataConsistency(iterations=1, initial_weight=0.2).double()
+    nn.init.constant_(layer.noise_exponent, 0.5)
+    weight = layer.weight(acquisition._replace(noise_to_signal=ratios)).flatten()
+    torch.testing.assert_close(weight.real, torch.tensor([0.2, 2.0, 0.02], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("lines", [True, False])
@@ -86,7 +83,7 @@ def test_gradients_of_the_proximal_step(iterations: int, lines: bool) -> None:
         doubles = Measurement(kspace, measurement.sampling_mask, maps)
         acquisition = double_acquisition(doubles)
         # The estimate of the noise is a constant to the gradient.
-        acquisition = acquisition._replace(noise_variance=torch.full((2, 1, 1), 0.3, dtype=torch.float64))
+        acquisition = acquisition._replace(noise_to_signal=torch.full((2, 1, 1), 0.3, dtype=torch.float64))
         result: torch.Tensor = torch.func.functional_call(
             layer, {"log_weight": a, "noise_exponent": b}, (image, acquisition)
         )
