@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="counted rounds (default: %(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [row for case in CASES for row in measure(*case, rounds=args.rounds)]
+    rows = [row for channels, blocks, size in CASES for row in measure(channels, blocks, size, args.rounds)]
     header = ["network", "variant", "forward, s", "median", "training step, s", "median", "kept for backward, MB"]
     results = {"machine": machine(), "rounds": args.rounds, "header": header, "rows": rows}
     write_results(args.output, "kernels", results, markdown_table(header, rows))
