@@ -165,7 +165,13 @@ def _check_completeness(config: DictConfig, name: str, has_search: bool) -> None
             f"The configuration of {name} draws the masks of inference.dataset; expected stored ones: masking: null, "
             "and pass_mask: true."
         )
-
+    normalization = OmegaConf.select(config, "inference.dataset.transforms.normalization") or {}
+    if normalization.get("scaling_key", "masked_kspace") and normalization.get("scale_percentile", 0.99) is None:
+        raise ValueError(
+            f"The configuration of {name} has scale_percentile: null in inference.dataset.transforms.normalization, "
+            "with which DIRECT multiplies images by a factor by which it has not divided k-space; expected a number "
+            "such as 0.99, in training as well."
+        )
     image_type = str(config.inference.dataset.transforms.get("image_recon_type") or "rss")
     if image_type.rpartition(".")[2].lower() != "rss":
         raise ValueError(

@@ -106,6 +106,10 @@ def test_models_may_choose_their_optimiser(tmp_path: Path) -> None:
             {"inference": {"dataset": {"transforms": {"image_recon_type": "sense"}}}},
             "has image_recon_type 'sense' in inference",
         ),
+        (
+            {"inference": {"dataset": {"transforms": {"normalization": {"scale_percentile": None}}}}},
+            "has scale_percentile: null in inference",
+        ),
         ({"inference": None}, "has no section 'inference'"),
     ],
 )
