@@ -45,3 +45,11 @@ def lock_folder(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a file or folder to `<name>_superseded_<number>`, with the first number that is free, and return that."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}_superseded_{number}")).exists():
+        number += 1
+    return path.rename(aside)

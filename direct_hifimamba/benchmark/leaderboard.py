@@ -1,4 +1,7 @@
-"""One table of the models of several benchmarks that used the same data, masks, loss, evaluation and metrics."""
+"""Tables of the models of several benchmarks that used the same data, masks, loss, evaluation and metrics.
+
+Only models with equal budgets are ranked, and compared, with each other: there is one table for every budget.
+"""
 
 import math
 import reprlib
@@ -135,27 +138,50 @@ def rank(entries: Sequence[Entry], summary: Sequence[SummaryRow]) -> list[Entry]
     return sorted(entries, key=key)
 
 
-def to_markdown(
-    results: dict[str, Results], entries: Sequence[Entry], summary: Sequence[SummaryRow], baseline: str
-) -> str:
-    """The leaderboard, and all that the single benchmarks show."""
+@dataclass(frozen=True)
+class Board:
+    """The models of one budget and the classical reconstructions, best first, with their scores."""
+
+    budget: str
+    baseline: str
+    entries: list[Entry]
+    summary: list[SummaryRow]
+
+
+def make_boards(entries: Sequence[Entry], results: dict[str, Results], baseline: str | None) -> list[Board]:
+    """One for every budget, in the order in which the results have them.
+
+    Differences are taken to `baseline` if it is a model of that budget, and otherwise to the baseline of the first
+    results of that budget.
+
+    Raises
+    ------
+    ValueError
+        If no model has the label `baseline`.
+    """
+    labels = [entry.model.label for entry in entries]
+    if baseline is not None and baseline not in labels:
+        raise ValueError(f"There is no model {baseline!r} to take differences to; expected one of {', '.join(labels)}.")
+    groups = {file: group for result in results.values() for file, group in result.protocol.data.groups.items()}
+    sources: dict[str, dict[str, Results]] = {}
+    for source, result in results.items():
+        sources.setdefault(format_budget(result.protocol), {})[source] = result
+    boards = []
+    for budget, of_budget in sources.items():
+        chosen = [entry for entry in entries if entry.budget in (budget, NOTHING)]
+        is_there = baseline in [entry.model.label for entry in chosen]
+        own = baseline if baseline is not None and is_there else _find_baseline(chosen, of_budget)
+        summary = summarise_scores([score for entry in chosen for score in entry.scores], own, groups)
+        boards.append(Board(budget, own, rank(chosen, summary), summary))
+    return boards
+
+
+def to_markdown(results: dict[str, Results], boards: Sequence[Board]) -> str:
+    """The leaderboards, and all that the single benchmarks show."""
     metric = METRICS[RANKED_BY]
-    ranking = f"Ranked by the mean {metric.label} ({RANKED_BY}) over accelerations."
-    accelerations = list(dict.fromkeys(row.acceleration for row in summary))
-    rows = {(row.model, row.acceleration, row.metric): row for row in summary}
-    columns = [(acceleration, name) for acceleration in accelerations for name in SHOWN]
-    leaderboard = markdown_table(
-        ["rank", "model", "budget", *(f"{METRICS[name].heading}, {acceleration}" for acceleration, name in columns)],
-        [
-            [
-                str(position),
-                entry.model.label,
-                entry.budget,
-                *(format_score(rows.get((entry.model.label, acceleration, name))) for acceleration, name in columns),
-            ]
-            for position, entry in enumerate(entries, 1)
-        ],
-        text_columns=3,
+    ranking = (
+        f"Ranked by the mean {metric.label} ({RANKED_BY}) over accelerations, among models of one budget. Models of "
+        "different budgets are not ranked with each other."
     )
     sources = markdown_table(
         ["results", "name", "budget", "seeds", "written", "host"],
@@ -172,17 +198,33 @@ def to_markdown(
         ],
         text_columns=6,
     )
-    models = [entry.model for entry in entries]
-    scores = [score for entry in entries for score in entry.scores]
-    return join_sections(
+    sections = ["# Leaderboard", ranking]
+    for board in boards:
+        sections += [f"## Budget: {board.budget}", _ranking_table(board)]
+    sections += ["Times and memory can be compared only between models that were measured on one host.", sources]
+    for board in boards:
+        models = [entry.model for entry in board.entries]
+        scores = [score for entry in board.entries for score in entry.scores]
+        sections += [f"# Scores with a budget of {board.budget}"] * (len(boards) > 1)
+        sections += score_sections(models, scores, board.summary, board.baseline)
+    return join_sections(sections)
+
+
+def _ranking_table(board: Board) -> str:
+    accelerations = list(dict.fromkeys(row.acceleration for row in board.summary))
+    rows = {(row.model, row.acceleration, row.metric): row for row in board.summary}
+    columns = [(acceleration, name) for acceleration in accelerations for name in SHOWN]
+    return markdown_table(
+        ["rank", "model", *(f"{METRICS[name].heading}, {acceleration}" for acceleration, name in columns)],
         [
-            "# Leaderboard",
-            ranking,
-            leaderboard,
-            "Times and memory can be compared only between models that were measured on one host.",
-            sources,
-            *score_sections(models, scores, summary, baseline),
-        ]
+            [
+                str(position),
+                entry.model.label,
+                *(format_score(rows.get((entry.model.label, acceleration, name))) for acceleration, name in columns),
+            ]
+            for position, entry in enumerate(board.entries, 1)
+        ],
+        text_columns=2,
     )
 
 
@@ -196,7 +238,7 @@ def write_leaderboard(paths: Sequence[Path], output: Path | None = None, baselin
     output : Path, optional
         File .md or .csv to write. Default: Markdown on standard output.
     baseline : str, optional
-        Label of the model to take differences to. Default: the baseline of the first results.
+        Label of the model to take differences to, see :func:`make_boards`.
 
     Raises
     ------
@@ -208,18 +250,15 @@ def write_leaderboard(paths: Sequence[Path], output: Path | None = None, baselin
     if output is not None and output.suffix not in (".md", ".csv"):
         raise ValueError(f"The output is {output}; expected a name that ends in .md or .csv.")
     results = {str(path): Results.load(path) for path in paths}
-    entries = merge(results)
-    baseline = _find_baseline(entries, results) if baseline is None else baseline
-    labels = [entry.model.label for entry in entries]
-    if baseline not in labels:
-        raise ValueError(f"There is no model {baseline!r} to take differences to; expected one of {', '.join(labels)}.")
-    groups = {file: group for result in results.values() for file, group in result.protocol.data.groups.items()}
-    summary = summarise_scores([score for entry in entries for score in entry.scores], baseline, groups)
-    entries = rank(entries, summary)
+    boards = make_boards(merge(results), results, baseline)
     if output is None:
-        sys.stdout.write(to_markdown(results, entries, summary, baseline))
+        sys.stdout.write(to_markdown(results, boards))
         return
-    text = csv_text(summary) if output.suffix == ".csv" else to_markdown(results, entries, summary, baseline)
+    if output.suffix == ".csv":
+        rows = [(row, board.budget) for board in boards for row in board.summary]
+        text = csv_text([row for row, _ in rows], [budget for _, budget in rows])
+    else:
+        text = to_markdown(results, boards)
     with replace_when_complete(output) as partial:
         partial.write_text(text, "utf-8")
 

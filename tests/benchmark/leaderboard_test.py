@@ -38,30 +38,30 @@ def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ["first.json", "second.json"]
 
 
-def test_table_of_both(paths: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_equal_budgets_are_ranked_and_compared(paths: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["leaderboard", *paths])
     text = capsys.readouterr().out
-    table = read_tables(text)[0]
-    rows = {row[1]: row for row in table[1:]}
-    assert rows.keys() == (QUALITY.keys() - {"RIM"}) | {"LPDNet", "RIM (first.json)", "RIM (second.json)"}
-    assert [row[0] for row in table[1:]] == [str(rank) for rank in range(1, len(table))]
-    assert {label: row[2] for label, row in rows.items() if "RIM" in label or label == ZERO_FILLED} == {
-        "RIM (first.json)": "600 iterations",
-        "RIM (second.json)": "30 minutes",
-        ZERO_FILLED: "-",
-    }
-    ssim = [
-        float(re.sub(r"[*]", "", row[3]).split()[0]) + float(re.sub(r"[*]", "", row[6]).split()[0]) for row in table[1:]
-    ]
-    assert ssim == sorted(ssim, reverse=True)
+    budgets = re.findall("^## Budget: (.*)$", text, flags=re.MULTILINE)
+    assert budgets == ["600 iterations", "30 minutes"]
+    first, second = (QUALITY.keys() - {"RIM"}) | {"RIM (first.json)"}, {ZERO_FILLED, "LPDNet", "RIM (second.json)"}
+    for table, labels in zip(read_tables(text), (first, second), strict=False):
+        assert {row[1] for row in table[1:]} == labels
+        assert [row[0] for row in table[1:]] == [str(rank) for rank in range(1, len(table))]
+        ssim = [sum(float(row[column].strip("*").split("*")[0].split()[0]) for column in (2, 5)) for row in table[1:]]
+        assert ssim == sorted(ssim, reverse=True)
+        assert "**" in table[1][2]  # the best of its budget
     assert f"Differences to {BASELINE}" in text
+    assert "Differences to RIM (second.json)" in text
 
 
 def test_written_as_csv(paths: list[str]) -> None:
     cli.main(["leaderboard", *paths, "--output", "all.csv", "--baseline", "LPDNet"])
     with Path("all.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
-    assert {line["model"] for line in lines if line["difference_mean"] == ""} == {"LPDNet"}
+    assert {(line["budget"], line["model"]) for line in lines if line["difference_mean"] == ""} == {
+        ("600 iterations", BASELINE),
+        ("30 minutes", "LPDNet"),
+    }
 
 
 def test_written_as_markdown(paths: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,10 @@ from direct.train import setup_train
 from omegaconf import OmegaConf
 
 from direct_hifimamba import cli
+from direct_hifimamba.benchmark import benchmark
+from direct_hifimamba.benchmark.folder import BenchmarkFolder
+from direct_hifimamba.benchmark.score import collect
+from direct_hifimamba.benchmark.score.results import Results
 from direct_hifimamba.data.data_sets import SIMULATED
 from direct_hifimamba.data.hdf5 import kspace_shape
 from direct_hifimamba.data.prepare import prepare
@@ -266,6 +270,36 @@ def test_direct_trains_validates_and_predicts(case, model, prepared, in_process,
     )
     _check_metrics(next(tmp_path.rglob("metrics_inference.json")), names)
     assert {path.name for path in (tmp_path / "predicted").iterdir()} >= set(names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in CASES if " " not in case])
+def test_every_data_set_can_be_benchmarked(case, prepared, tmp_path, monkeypatch):
+    """End to end, from the prepared look-alike to the report, with the files of the project."""
+    monkeypatch.setattr(benchmark, "_COST_ROUNDS", 1)
+    monkeypatch.setattr(collect, "find_bart", lambda: None)
+    *shared, mask, model = map(str, _parts(case, "unet"))
+    specification = {
+        "name": case,
+        "description": "A look-alike.",
+        "data": str(prepared(case)),
+        "splits": {"validation": CASES[case].validation, "test": CASES[case].evaluation},
+        "configs": shared,
+        "accelerations": {CASES[case].mask: [mask]},
+        "models": {"U-Net": {"configs": [model], "overrides": [f"model.{value}" for value in TINY["unet"]]}},
+        "baseline": "U-Net",
+        "budget": {"iterations": 6},
+    }
+    OmegaConf.save(specification, tmp_path / "specification.yaml")
+    cli.main(["benchmark", str(tmp_path / "specification.yaml"), "--output", str(tmp_path / "out")])
+    folder = BenchmarkFolder(tmp_path / "out")
+    results = Results.load(folder.results_json)
+    assert {(score.model, score.status) for score in results.scores} == {
+        ("U-Net", "finished"),
+        ("zero-filled", "finished"),
+    }
+    assert all(math.isfinite(row.mean) for row in results.summary)
+    assert folder.report.exists() and folder.cell("U-Net", 0).checkpoint(5).exists()
 
 
 def _check_metrics(path: Path, names: list[str]) -> None:

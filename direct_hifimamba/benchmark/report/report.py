@@ -194,7 +194,7 @@ class ScoreTable:
         return self._rows[label, metric].difference_to_best is None
 
     def is_tied(self, label: str, metric: str) -> bool:
-        """Whether the model cannot be told from the best one."""
+        """Whether no significant difference to the best model was shown."""
         difference = self._rows[label, metric].difference_to_best
         return difference is not None and not difference.is_distinguishable
 
@@ -383,12 +383,17 @@ def _draw_distributions(results: Results, acceleration: str, group: str, styles:
             )
             for label in rows
         }
-        intervals = {label: (row.mean, row.low, row.high) for label, row in rows.items()}
+        intervals = {label: _mean_and_interval(row) for label, row in rows.items()}
         svg = draw_distributions(slices, volumes, intervals, styles, metric.heading)
         means = (f"{label} {_format_score(row.mean, metric)}" for label, row in rows.items())
         title = f"{metric.label} at {acceleration}"
         charts.append(Chart(svg, list(rows), title, f"Means: {', '.join(means)}."))
     return charts
+
+
+def _mean_and_interval(row: SummaryRow) -> tuple[float, float, float]:
+    """Mean and both ends of its interval; the mean three times if there is none."""
+    return row.mean, row.mean if row.low is None else row.low, row.mean if row.high is None else row.high
 
 
 def _draw_costs(results: Results, acceleration: str, styles: Mapping[str, Style]) -> list[Chart]:
@@ -400,7 +405,7 @@ def _draw_costs(results: Results, acceleration: str, styles: Mapping[str, Style]
         costs = {model.label: value for model in results.models if model.label in rows and (value := cost.of(model))}
         if not cost.is_charted or not costs:
             continue
-        points = {label: (value, rows[label].mean, rows[label].low, rows[label].high) for label, value in costs.items()}
+        points = {label: (value, *_mean_and_interval(rows[label])) for label, value in costs.items()}
         svg = draw_cost(points, styles, cost.label, cost.unit, metric.heading)
         described = (
             f"{label} {format_engineering(value, cost.unit)} and {_format_score(rows[label].mean, metric)}"

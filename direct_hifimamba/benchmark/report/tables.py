@@ -5,32 +5,36 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
-from direct_hifimamba.benchmark.score.results import FEW_GROUPS, Model, Protocol, Results, Scores, Spread, SummaryRow
+from direct_hifimamba.benchmark.score.results import Model, Protocol, Results, Scores, Spread, SummaryRow
 from direct_hifimamba.benchmark.score.scores import GROUPS, METRICS, Metric
-from direct_hifimamba.benchmark.score.statistics import MIN_PAIRS, Difference
+from direct_hifimamba.benchmark.score.statistics import MIN_SUBJECTS, Difference
 from direct_hifimamba.files import replace_when_complete
 
 INDISTINGUISHABLE = "≈"
 NOTHING = "-"
+EDGE = "(edge)"
 
 TIES = (
-    f"{INDISTINGUISHABLE} marks means that cannot be told from the best: the 95 % interval of the paired difference to "
-    "it includes 0 or, where there are several seeds, so does that of Student's t over the differences of seeds."
+    f"{INDISTINGUISHABLE} marks means for which no significant difference to the best was shown: the 95 % interval of "
+    "the paired difference over subjects or that over seeds (both Student's t) includes 0, or there are fewer than "
+    f"{MIN_SUBJECTS} subjects or a single seed."
 )
 UNCERTAINTY = (
-    "Intervals are 95 % bootstrap intervals over the test data: they do not include the variation from one training to "
-    "another, which the standard deviation over seeds (seed std) shows. p: Wilcoxon signed-rank test of the paired "
-    "differences of groups (volumes of one source are a group), not corrected for the number of comparisons."
+    "The unit is the subject: its volumes are averaged first. Intervals are 95 % intervals over test subjects: they do "
+    "not include the variation from one training to another, which the standard deviation over seeds (seed std) shows. "
+    "p: Wilcoxon signed-rank test of the paired differences of subjects, not corrected for the number of comparisons."
 )
 LEGEND = f"In every column the best mean is **bold**. {TIES} Brackets: intervals. {UNCERTAINTY}"
 COMPARISON = (
     "DIRECT's fastMRI metrics. ±: seed std, where there are several seeds. Δ: paired difference with its interval; "
-    f"{INDISTINGUISHABLE}: it cannot be told from 0 in the above sense."
+    f"{INDISTINGUISHABLE}: no significant difference, in the above sense."
 )
 COST_REMARK = (
     "Times are medians with their lowest and highest value, peak memory is measured once, and the time of the whole "
-    "training is an estimate: the median time per iteration times the number of iterations."
+    "training is an estimate: the median time per iteration times the number of iterations. "
+    f"{EDGE}: the best learning rate is the lowest or highest that was searched, so a better one may lie beyond."
 )
 
 
@@ -91,21 +95,23 @@ def format_budget(protocol: Protocol) -> str:
     return ", ".join(f"{amount:g} {unit}" for unit, amount in protocol.budget.items())
 
 
-def csv_text(summary: Iterable[SummaryRow]) -> str:
-    """The summary, one line per row."""
-    plain = ("mean", "std", "low", "high", "seed_std")
+def csv_text(summary: Iterable[SummaryRow], budgets: Sequence[str] | None = None) -> str:
+    """The summary, one line per row; with a column of budgets in front if they are given, one per row."""
+    plain = ("mean", "std", "low", "high", "seed_std", "singles")
     differences = ("difference", "difference_to_best")
-    parts = ("mean", "low", "high", "p_value", "seed_std", "seeds")
+    parts = ("mean", "low", "high", "p_value", "seed_std", "seeds", "singles")
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     identity = ("model", "acceleration", "metric", "seeds", "unit", "groups", "volumes", "slices")
-    writer.writerow([*identity, *plain, *(f"{name}_{part}" for name in differences for part in parts)])
-    for row in summary:
-        values = [getattr(row, name) for name in (*identity, *plain)]
+    header = [*identity, *plain, *(f"{name}_{part}" for name in differences for part in parts)]
+    writer.writerow(header if budgets is None else ["budget", *header])
+    for index, row in enumerate(summary):
+        values: list[Any] = [] if budgets is None else [budgets[index]]
+        values += [getattr(row, name) for name in (*identity, *plain)]
         for name in differences:
             difference = getattr(row, name)
             values += [getattr(difference, part, None) for part in parts]
-        writer.writerow(values)
+        writer.writerow([" ".join(map(str, value)) if isinstance(value, list) else value for value in values])
     return buffer.getvalue()
 
 
@@ -136,17 +142,22 @@ def score_sections(
 
 
 def groups_remark(summary: Iterable[SummaryRow]) -> list[str]:
-    """What few groups mean for the uncertainty, if they are few."""
-    counts = sorted({row.groups for row in summary if row.unit == "slice"})
+    """What stands in the place of intervals where subjects are too few for them."""
+    counts = sorted({row.groups for row in summary if row.low is None})
     if not counts:
         return []
-    groups = f"{' or '.join(map(str, counts))} {_noun(counts[-1], 'group')}"
     return [
-        f"The test volumes are of few sources: {groups}. The bootstrap draws groups, volumes within them and slices "
-        f"within these; standard deviations are over slices. With fewer than {FEW_GROUPS} groups such intervals are "
-        "too short: they cover the true mean less often than in 95 % of cases. Fewer than "
-        f"{MIN_PAIRS} groups have no p."
+        f"The test volumes are of {' or '.join(map(str, counts))} {_noun(counts[-1], 'subject')}. Fewer than "
+        f"{MIN_SUBJECTS} have no interval and no p; the values of the single subjects stand in braces."
     ]
+
+
+def _with_interval(row: SummaryRow | Difference, metric: Metric, sign: str = "") -> str:
+    """A mean and its interval in brackets, or the values of the single subjects in braces."""
+    mean = metric.format(row.mean, sign)
+    if row.low is None or row.high is None:
+        return f"{mean} {{{', '.join(metric.format(value, sign) for value in row.singles)}}}"
+    return f"{mean} [{metric.format(row.low, sign)}, {metric.format(row.high, sign)}]"
 
 
 def _comparison_table(models: Sequence[Model], rows: dict[tuple[str, str], SummaryRow]) -> str:
@@ -181,12 +192,7 @@ def _compared(row: SummaryRow | None) -> tuple[str, str]:
     if difference is None:
         return score, NOTHING
     tie = "" if difference.is_distinguishable else f" {INDISTINGUISHABLE}"
-    return score, f"{_difference_interval(difference, metric)}{tie}"
-
-
-def _difference_interval(difference: Difference, metric: Metric) -> str:
-    mean, low, high = (metric.format(value, "+") for value in (difference.mean, difference.low, difference.high))
-    return f"{mean} [{low}, {high}]"
+    return score, f"{_with_interval(difference, metric, '+')}{tie}"
 
 
 def _heading(metric: Metric) -> str:
@@ -214,10 +220,10 @@ def format_score(row: SummaryRow | None) -> str:
     """Mean with its interval, marked as `LEGEND` says."""
     if row is None:
         return NOTHING
-    mean, low, high = (METRICS[row.metric].format(value) for value in (row.mean, row.low, row.high))
+    mean, _, interval = _with_interval(row, METRICS[row.metric]).partition(" ")
     if row.difference_to_best is None:
-        return f"**{mean}** [{low}, {high}]"
-    return f"{mean} [{low}, {high}]" + ("" if row.difference_to_best.is_distinguishable else f" {INDISTINGUISHABLE}")
+        return f"**{mean}** {interval}"
+    return f"{mean} {interval}" + ("" if row.difference_to_best.is_distinguishable else f" {INDISTINGUISHABLE}")
 
 
 def _seed_deviation(row: SummaryRow | None) -> str:
@@ -246,7 +252,7 @@ def _difference(row: SummaryRow | None) -> tuple[str, str, str]:
     seed_std = NOTHING if difference.seed_std is None else metric.format(difference.seed_std)
     p_value = difference.p_value
     p = NOTHING if p_value is None else "< 0.001" if p_value < 1e-3 else f"{p_value:.3f}"
-    return _difference_interval(difference, metric), seed_std, p
+    return _with_interval(difference, metric, "+"), seed_std, p
 
 
 def _cost_table(models: Sequence[Model]) -> str:
@@ -261,7 +267,7 @@ def _costs(model: Model) -> list[str]:
         _number(model.active_parameters, ",.0f"),
         _number(None if model.macs is None else model.macs / 1e9, ".3g"),
         _number(model.iterations, "d"),
-        _number(model.learning_rate, "g"),
+        _number(model.learning_rate, "g") + (f" {EDGE}" if model.is_at_edge else ""),
         _spread(model.seconds_per_iteration),
         _number(model.training_minutes, ".1f"),
         _spread(model.seconds_per_slice),
@@ -313,9 +319,9 @@ def _escape(cell: str) -> str:
 
 
 def _counts(counts: Iterable[tuple[int, int, int]]) -> str:
-    """Volumes, groups and slices that were scored; several times where metrics or models differ in them."""
+    """Volumes, subjects and slices that were scored; several times where metrics or models differ in them."""
     scored = (
-        f"{_count(volumes, 'volume')}{'' if groups == volumes else f' in {_count(groups, "group")}'}, "
+        f"{_count(volumes, 'volume')}{'' if groups == volumes else f' in {_count(groups, "subject")}'}, "
         f"{_count(slices, 'slice')}"
         for volumes, groups, slices in sorted(counts)
     )

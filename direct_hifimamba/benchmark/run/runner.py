@@ -24,7 +24,7 @@ from direct_hifimamba.benchmark.plan.inputs import DivergedError, check_predicti
 from direct_hifimamba.benchmark.plan.specification import COSINE
 from direct_hifimamba.benchmark.provenance import as_typed
 from direct_hifimamba.benchmark.run.processes import send_signal, start_command, wait_for
-from direct_hifimamba.files import replace_when_complete
+from direct_hifimamba.files import replace_when_complete, set_aside
 from direct_hifimamba.training.direct_command import COSINE_OPTION
 from direct_hifimamba.training.direct_command import main as run_direct
 
@@ -115,10 +115,11 @@ class Run:
         except (OSError, IndexError, ValueError):  # not begun, or just being written
             return 0
 
-    def discard_if_of_another_configuration(self) -> None:
-        """Remove what was done with another one, such as a learning rate that was the best until a trial succeeded."""
+    def set_aside_if_of_another_configuration(self) -> None:
+        """Rename the folder if another configuration was trained there, such as one of another learning rate."""
         if self.folder.config.exists() and OmegaConf.load(self.folder.config) != self.config:
-            shutil.rmtree(self.folder.path)
+            aside = set_aside(self.folder.path)
+            print(f"{self.name}: its configuration has changed; what was trained before is in {aside}")
 
     def training_command(self) -> list[str]:
         """Arguments of `direct-hifimamba`."""
@@ -185,7 +186,7 @@ class Runner:
             two iterations; the last one serves then.
         """
         for run in runs:
-            run.discard_if_of_another_configuration()
+            run.set_aside_if_of_another_configuration()
         # Files of earlier failures would count as progress.
         waiting = [run for run in runs if not (run.is_finished or run.has_diverged)]
         for run in waiting:
@@ -237,6 +238,7 @@ class Runner:
         self._call(run.training_command(), folder.log)
         if not run.is_trained():
             raise RunError(f"The training ended without its last checkpoint.\n{_tail(folder.log)}")
+        # Only the last one is the trained model; the others were there to resume from.
         for checkpoint in set(folder.run.glob("model_*.pt")) - {run.checkpoint}:
             checkpoint.unlink()
 
@@ -253,10 +255,11 @@ class Runner:
             shutil.rmtree(partial)
             raise RunError(f"{_DIVERGED} at {acceleration}: {error}") from error
         except ValueError as error:
-            # The same weights would do the same again; and others would not go with the predictions of these.
-            shutil.rmtree(run.folder.experiment)
-            shutil.rmtree(folder.parent)
-            raise RunError(f"The prediction of {acceleration} is of no use: {error}") from error
+            shutil.rmtree(partial)
+            raise RunError(
+                f"The predictions at {acceleration} failed a check: {error} The trained weights are kept, in "
+                f"{run.checkpoint}; the next call repeats the predictions alone."
+            ) from error
         partial.replace(folder)
 
     def _call(self, arguments: Sequence[str], log: Path) -> None:

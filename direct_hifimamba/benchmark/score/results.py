@@ -17,9 +17,6 @@ from direct_hifimamba.benchmark.score.scores import METRICS
 from direct_hifimamba.benchmark.score.statistics import Difference, Groups, Values, compare, group_members, summarise
 from direct_hifimamba.files import replace_when_complete
 
-FEW_GROUPS = 8
-"""With fewer groups of volumes, uncertainty is that over slices, grouped by volume and group."""
-
 SCHEMA_VERSION = 1
 SCHEMA: dict[str, Any] = json.loads(resources.files(__package__).joinpath("results.schema.json").read_text("utf-8"))
 
@@ -139,6 +136,12 @@ class Model:
             return None
         return self.seconds_per_iteration.median * self.iterations / 60
 
+    @property
+    def is_at_edge(self) -> bool:
+        """Whether the learning rate is the lowest or highest of the search, so that a better one may lie beyond."""
+        rates = [trial.learning_rate for trial in self.search]
+        return bool(rates) and self.learning_rate in (min(rates), max(rates))
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -162,17 +165,18 @@ class SummaryRow:
     acceleration: str
     metric: str
     seeds: int
-    unit: Literal["volume", "slice"]
+    unit: Literal["subject", "volume", "slice"]  # only the first one is written today
     groups: int
     volumes: int
     slices: int
     mean: float
     std: float | None
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     seed_std: float | None
     difference: Difference | None
     difference_to_best: Difference | None
+    singles: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -248,9 +252,7 @@ def _summarise_metric(
     scores: Mapping[str, Sequence[Scores]], acceleration: str, name: str, baseline: str, groups: Groups | None
 ) -> Iterable[SummaryRow]:
     metric = METRICS[name]
-    few = {model: len(group_members(list(seeds[0].volumes), groups)) < FEW_GROUPS for model, seeds in scores.items()}
-    values = {model: _values(seeds, name, few[model]) for model, seeds in scores.items()}
-    summaries = {model: summarise(values[model], metric.combine, groups) for model in scores}
+    summaries = {model: summarise(_values(seeds, name), groups) for model, seeds in scores.items()}
     means = {model: summary.mean for model, summary in summaries.items() if summary is not None}
     if not means:
         return
@@ -262,8 +264,8 @@ def _summarise_metric(
         # Trainings of one seed are a pair; where one of them failed, the other is left out, too.
         seeds = {score.seed for score in scores[model]} & {score.seed for score in scores[other]}
         sides = ([score for score in scores[label] if score.seed in seeds] or scores[label] for label in (model, other))
-        one, another = (_values(side, name, few[model]) for side in sides)
-        return compare(one, another, metric.combine, groups)
+        one, another = (_values(side, name) for side in sides)
+        return compare(one, another, groups)
 
     for model, seeds in scores.items():
         summary = summaries[model]
@@ -274,7 +276,7 @@ def _summarise_metric(
                 acceleration=acceleration,
                 metric=name,
                 seeds=len(seeds),
-                unit="slice" if few[model] else "volume",
+                unit="subject",
                 groups=len(group_members(scored_files, groups)),
                 volumes=len(scored_files),
                 slices=sum(scored[name] is not None for slices in seeds[0].slices.values() for scored in slices),
@@ -285,17 +287,13 @@ def _summarise_metric(
                 seed_std=summary.seed_std,
                 difference=difference_to(model, baseline),
                 difference_to_best=difference_to(model, best),
+                singles=summary.singles,
             )
 
 
-def _values(seeds: Sequence[Scores], metric: str, of_slices: bool) -> Values:
-    """Scores of a model in one metric, per volume of shape (seeds, slices) or, of whole volumes, (seeds, 1)."""
-    if of_slices:
-        return {
-            file: np.array([[scored[metric] for scored in seed.slices[file]] for seed in seeds], np.float64)
-            for file in seeds[0].slices
-        }
-    return {file: np.array([[seed.volumes[file][metric]] for seed in seeds], np.float64) for file in seeds[0].volumes}
+def _values(seeds: Sequence[Scores], metric: str) -> Values:
+    """Scores of a model in one metric, per volume of shape (seeds,)."""
+    return {file: np.array([seed.volumes[file][metric] for seed in seeds], np.float64) for file in seeds[0].volumes}
 
 
 def _validate(values: Any, name: str) -> None:

@@ -27,8 +27,6 @@ from numpy.typing import NDArray
 from sewar.full_ref import vifp
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from direct_hifimamba.benchmark.score.statistics import Combine
-
 Volume = NDArray[np.float32]
 """Of shape (slices, height, width)."""
 
@@ -93,7 +91,7 @@ class Metric:
     higher_is_better: bool
     level: Literal["volume", "slice"]
     definition: str
-    combine: Combine = np.mean
+    combine: Callable[..., Any] = np.mean
 
     @property
     def heading(self) -> str:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from direct_hifimamba.benchmark.report.tables import groups_remark, write_csv, write_markdown, write_model_zoo
-from direct_hifimamba.benchmark.score.results import FEW_GROUPS, Results, summarise_scores
+from direct_hifimamba.benchmark.score.results import Results, Trial, summarise_scores
 from direct_hifimamba.benchmark.score.scores import METRICS
+from direct_hifimamba.benchmark.score.statistics import MIN_SUBJECTS
 from tests.benchmark.example import ACCELERATIONS, BASELINE, QUALITY, ZERO_FILLED, make_results
 
 TRAINED = [label for label in QUALITY if label != ZERO_FILLED]
@@ -30,7 +31,7 @@ def read_tables(text: str) -> list[list[list[str]]]:
 
 @pytest.fixture
 def results() -> Results:
-    return make_results()
+    return make_results(volumes=MIN_SUBJECTS, slices=5)
 
 
 def test_csv_has_every_number(results: Results, tmp_path: Path) -> None:
@@ -57,7 +58,7 @@ def test_markdown_tables_are_complete(results: Results, tmp_path: Path) -> None:
     assert [row[0] for row in differences[1:]] == [label for label in QUALITY if label != BASELINE]
     row = next(row for row in results.summary if (row.model, row.metric) == ("RIM", "fastmri_psnr"))
     assert f"{row.mean:.2f} [{row.low:.2f}, {row.high:.2f}]" in next(cells for cells in scores if cells[0] == "RIM")[2]
-    assert "3 volumes, 30 slices" in text and "600 iterations" in text and "simulated" in text
+    assert "6 volumes, 30 slices" in text and "600 iterations" in text and "simulated" in text
 
 
 def test_comparison_has_a_row_per_model_with_cost_scores_and_differences(results: Results, tmp_path: Path) -> None:
@@ -118,25 +119,40 @@ def test_without_scores_of_the_baseline_there_are_no_differences(results: Result
     assert {row.difference for row in summary} == {None}
 
 
-def test_few_volumes_are_told(results: Results, tmp_path: Path) -> None:
-    many = make_results(volumes=FEW_GROUPS, slices=2)
-    assert {row.unit for row in results.summary} == {"slice"} and {row.unit for row in many.summary} == {"volume"}
-    (remark,) = groups_remark(results.summary)
-    assert "3 groups" in remark and remark in markdown(results, tmp_path)
-    assert groups_remark(many.summary) == [] and "few sources" not in markdown(many, tmp_path)
+def test_few_subjects_show_their_values_and_claim_nothing(results: Results, tmp_path: Path) -> None:
+    few = make_results(volumes=2, slices=2)
+    (remark,) = groups_remark(few.summary)
+    text = markdown(few, tmp_path)
+    assert "2 subjects" in remark and remark in text
+    row = next(row for row in few.summary if (row.model, row.metric) == ("RIM", "fastmri_psnr"))
+    cell = next(cells for cells in read_tables(text)[1] if cells[0] == "RIM")[2]
+    assert cell == f"{row.mean:.2f} {{{row.singles[0]:.2f}, {row.singles[1]:.2f}}} ≈"
+    assert not any(row.difference.is_distinguishable for row in few.summary if row.difference)
+    assert groups_remark(results.summary) == [] and "{" not in markdown(results, tmp_path)
 
 
-def test_files_of_one_source_count_once() -> None:
-    many = make_results(volumes=FEW_GROUPS, slices=2)
-    groups = {file: f"s{index // 4}" for index, file in enumerate(many.protocol.data.files)}
-    grouped = summarise_scores(many.scores, BASELINE, groups)
-    assert {(row.unit, row.groups, row.volumes) for row in grouped} == {("slice", 2, FEW_GROUPS)}
-    assert {row.difference.p_value for row in grouped if row.difference} == {None}
-    assert "2 groups" in groups_remark(grouped)[0]
-    assert [row.mean for row in grouped] == pytest.approx([row.mean for row in many.summary])
+def test_the_unit_is_the_subject(results: Results) -> None:
+    groups = {file: f"s{index // 3}" for index, file in enumerate(results.protocol.data.files)}
+    grouped = summarise_scores(results.scores, BASELINE, groups)
+    assert {(row.unit, row.groups, row.volumes) for row in grouped} == {("subject", 2, MIN_SUBJECTS)}
+    assert {(row.difference.p_value, row.difference.low) for row in grouped if row.difference} == {(None, None)}
+    assert "2 subjects" in groups_remark(grouped)[0]
+    assert [row.mean for row in grouped] == pytest.approx([row.mean for row in results.summary])
 
 
-@pytest.mark.parametrize("volumes", [3, FEW_GROUPS])
+@pytest.mark.parametrize(("chosen", "is_flagged"), [(1e-4, True), (1e-3, False), (1e-2, True)])
+def test_learning_rates_at_the_edge_of_the_search_are_flagged(
+    results: Results, tmp_path: Path, chosen: float, is_flagged: bool
+) -> None:
+    trials = [Trial(rate, 1.0) for rate in (1e-4, 1e-2, 1e-3)]
+    models = [replace(model, learning_rate=chosen, search=trials) for model in results.models]
+    text = markdown(replace(results, models=models), tmp_path)
+    table = next(table for table in read_tables(text) if "learning rate" in table[0])
+    cells = {row[table[0].index("learning rate")] for row in table[1:]}
+    assert cells == {f"{chosen:g} (edge)" if is_flagged else f"{chosen:g}"}
+
+
+@pytest.mark.parametrize("volumes", [3, MIN_SUBJECTS])
 def test_summary_is_the_mean_of_volumes_and_seeds(volumes: int) -> None:
     results = make_results(volumes=volumes, slices=4)
     for row in results.summary:
@@ -167,7 +183,7 @@ def test_undefined_scores_are_left_out(results: Results) -> None:
         for score in results.scores
     ]
     rows = {row.metric: row for row in summarise_scores(scores, BASELINE)}
-    assert rows["vif"].slices == 27 and rows["hfen"].slices == 30
+    assert rows["vif"].slices == 24 and rows["hfen"].slices == 30
     assert np.isfinite(rows["vif"].mean)
 
 

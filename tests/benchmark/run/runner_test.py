@@ -138,32 +138,38 @@ def test_what_is_not_finite_is_a_result(tmp_path: Path, lock: IO[str]) -> None:
     assert calls(run) == ["predict"]
 
 
-def test_a_prediction_from_another_mask_is_made_anew_with_its_training(
-    tmp_path: Path, lock: IO[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
-        raise ValueError("another mask")
+def test_a_failed_check_keeps_the_training(tmp_path: Path, lock: IO[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(partial: Path, data: Path) -> None:
+        if data.name.endswith("8x"):
+            raise ValueError("another mask.")
 
     run = make_run(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(runner, "check_predictions", refuse)
         Runner(1, lock).run([run], "test")
-    assert "The prediction of 4x is of no use: another mask" in (run.error or "")
-    assert not run.folder.experiment.exists()
+    assert f"8x failed a check: another mask. The trained weights are kept, in {run.checkpoint}" in (run.error or "")
+    assert run.is_trained()
+    assert run.checkpoint.exists()
     Runner(1, lock).run([run], "test")
     assert run.is_finished
-    assert calls(run) == ["train", "predict", "train", "predict", "predict"]
+    assert calls(run) == ["train", "predict", "predict", "predict"]
 
 
-def test_what_another_configuration_has_made_is_made_anew(tmp_path: Path, lock: IO[str]) -> None:
+def test_what_another_configuration_has_trained_is_moved_aside(
+    tmp_path: Path, lock: IO[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     run = make_run(tmp_path)
-    Runner(1, lock).run([run], "test")
-    run.config.training.lr = 0.1
-    (run.folder.path / "mark").touch()
-    Runner(1, lock).run([run], "test")
-    assert not (run.folder.path / "mark").exists()
-    assert run.is_finished
-    assert calls(run) == ["train", "predict", "predict"]
+    for number in range(3):
+        run.config.training.lr = 0.1 * number
+        Runner(1, lock).run([run], "test")
+        assert run.is_finished
+        assert calls(run) == ["train", "predict", "predict"]
+    output = capsys.readouterr().out
+    for number in range(2):
+        folder = RunFolder(tmp_path / "out" / f"a_superseded_{number + 1}")
+        assert OmegaConf.load(folder.config).training.lr == pytest.approx(0.1 * number)
+        assert folder.checkpoint(7).exists()
+        assert str(folder.path) in output
 
 
 def test_an_unforeseen_error_is_that_of_its_run(tmp_path: Path, lock: IO[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +183,7 @@ def test_an_unforeseen_error_is_that_of_its_run(tmp_path: Path, lock: IO[str], m
     assert runs[1].is_finished
 
 
-def test_interrupted_runs_go_on_from_their_checkpoints(
+def test_interrupted_runs_resume_from_their_checkpoints(
     tmp_path: Path, lock: IO[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = [make_run(tmp_path, "finished"), make_run(tmp_path, "a", "wait"), make_run(tmp_path, "b", "wait")]
