@@ -14,7 +14,7 @@ from direct.data.transforms import center_crop
 from numpy.typing import NDArray
 
 from direct_hifimamba.data.fourier import root_sum_of_squares
-from direct_hifimamba.data.hdf5 import read_mask, read_slices
+from direct_hifimamba.data.hdf5 import acquired_columns, kspace_shape, read_mask, read_slices
 
 
 def load_target(path: Path, shape: tuple[int, int], centered: bool = True) -> NDArray[np.float32]:
@@ -65,7 +65,10 @@ def _load(path: Path, shape: tuple[int, int], centered: bool, masked: bool) -> N
             raise ValueError(
                 f"{path} has no mask; expected a test file with one, as `prepare` and `simulate` store it."
             )
-        samples = mask if masked and mask is not None else np.True_
+        samples = np.zeros(kspace_shape(file)[-1], bool)
+        samples[acquired_columns(file)] = True  # DIRECT clears k-space elsewhere
+        if masked:
+            samples = samples & mask
         images = np.stack([root_sum_of_squares(kspace * samples, centered) for kspace in read_slices(file)])
     if any(size < wanted for size, wanted in zip(images.shape[1:], shape, strict=True)):
         raise ValueError(f"{path} has images of {images.shape[1:]} pixels; expected at least the {shape} predicted.")

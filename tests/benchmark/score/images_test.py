@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from direct.checkpointer import Checkpointer
+from direct.data.datasets import FastMRIDataset
 from direct.environment import setup_training_environment
 from direct.predict import setup_inference_save_to_h5
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from omegaconf import OmegaConf
 
 from direct_hifimamba.benchmark.score.images import load_reconstruction, load_target, load_zero_filled
 from direct_hifimamba.benchmark.score.scores import score_volume
+from direct_hifimamba.data.fourier import root_sum_of_squares
 from direct_hifimamba.data.hdf5 import write_view, write_volume
 from tests.data.lookalikes import HEADER, NUM_PADDED, centred_fft, magnitude, measure
 
@@ -138,3 +140,16 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "prediction.h5", "w") as file:
         file["reconstruction"] = np.ones((2, 3, 4), np.float32)
     assert load_reconstruction(tmp_path / "prediction.h5").shape == (2, 3, 4)
+
+
+def test_padding_of_the_header_is_cleared_as_direct_clears_it(tmp_path: Path) -> None:
+    last = WIDTH - 2 * NUM_PADDED - 1
+    header = HEADER.format(height=HEIGHT, width=WIDTH, size=SIZE, last=last, center=WIDTH // 2 - NUM_PADDED)
+    path = write_files(tmp_path, centred_fft(coil_images(2)), header.encode())
+    dataset = FastMRIDataset(path.parent, pass_mask=True)
+    for load, name in ((load_target, None), (load_zero_filled, "sampling_mask")):
+        expected = [
+            root_sum_of_squares(sample["kspace"] if name is None else sample["kspace"] * sample[name][..., 0])
+            for sample in (dataset[0], dataset[1])
+        ]
+        np.testing.assert_allclose(load(path, (HEIGHT, WIDTH)), expected, rtol=1e-5, atol=1e-4)
