@@ -33,6 +33,8 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 # isort: split
 from direct.data import datasets_config  # which cannot be imported before direct.environment
 
+from direct_hifimamba.plugin import register_data_sets
+
 PARAMETERS = "parameters"
 
 _SECTIONS = {
@@ -77,6 +79,7 @@ def compose(paths: Sequence[Path], overrides: Sequence[str] = ()) -> DictConfig:
     except OmegaConfBaseException as error:
         raise ValueError(f"A reference cannot be resolved: {_first_line(error)}") from error
     config.pop(PARAMETERS, None)
+    register_data_sets()  # DIRECT's own models do not
     validate(config)
     return config
 

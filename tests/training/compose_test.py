@@ -211,3 +211,11 @@ def test_what_is_wrong_is_one_line_and_writes_nothing(parts, capsys):
         assert word in error
         assert error.count("\n") == 1
     assert {path.name for path in Path().iterdir()} == {path.name for path in parts.values()}
+
+
+def test_our_data_sets_are_known_with_models_of_direct(parts, monkeypatch):
+    monkeypatch.delattr("direct.data.datasets_config.SimulatedMultiCoilConfig", raising=False)
+    Path("unet.yaml").write_text(UNET)
+    data_set = "training.datasets=[{name: SimulatedMultiCoil, num_coils: [4, 6], transforms: {masking: null}}]"
+    config = compose([parts["base"], parts["mask"], Path("unet.yaml")], [data_set])
+    assert config.training.datasets[0].num_coils == [4, 6]

@@ -139,3 +139,19 @@ def test_edge_cases_of_the_proximal_step(case: str) -> None:
     assert all(torch.isfinite(g).all() for g in (prediction.grad, layer.log_weight.grad, layer.noise_exponent.grad))
     if case == "maps that are zero outside":  # nothing was measured there: the prediction stays
         torch.testing.assert_close(result[:, :5], prediction[:, :5])
+
+
+@pytest.mark.slow
+def test_a_large_acquisition_is_solved() -> None:
+    """32 coils of 640 x 368; its time and memory are in docs/performance.md."""
+    coils, height, width = 32, 640, 368
+    maps = torch.ones(1, coils, height, width, 2) * (2 * coils) ** -0.5
+    mask = (torch.arange(width) % 4 == 0).reshape(1, 1, 1, width, 1)
+    measurement = Measurement(torch.randn(1, coils, height, width, 2) * mask, mask, maps)
+    acquisition = Acquisition.from_measurement(measurement, FourierConvention(True, True))
+    with torch.no_grad():
+        image = ProximalDataConsistency(6, initial_weight=1e-4)(torch.zeros(1, height, width), acquisition)
+    # Equal maps make A^H A a projection, so that two iterations solve the equation.
+    weight = ProximalDataConsistency(6, initial_weight=1e-4).weight(acquisition)
+    expected = acquisition.adjoint(acquisition.kspace) / (1 + weight)
+    torch.testing.assert_close(image, expected, rtol=1e-3, atol=1e-5)
