@@ -34,6 +34,9 @@ class HiFiMambaV2Engine(MRIModelEngine):
 
     _load_balancing_loss: torch.Tensor
 
+    def _Engine__bind_sigint_signal(self) -> None:  # noqa: N802
+        """Leave the handler of SIGINT alone, which DIRECT's constructor replaces: :meth:`train` does it instead."""
+
     def forward_function(self, data: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Reconstruct a batch.
 
@@ -67,6 +70,7 @@ class HiFiMambaV2Engine(MRIModelEngine):
 
     def train(self, optimizer: Optimizer, lr_scheduler: LRScheduler, *args: Any, **kwargs: Any) -> None:
         """Train as DIRECT does, with the configured learning rate schedule and weight decay."""
+        super()._Engine__bind_sigint_signal()  # Ctrl-C writes a checkpoint first
         if self.cfg.model.decayed_parameters == "matrices":
             exclude_from_weight_decay(optimizer, lr_scheduler, self.model)
         if self.cfg.model.learning_rate_schedule == "cosine":

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import ctypes
 import json
+import signal
 import subprocess
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import torch.multiprocessing
 from direct.config.defaults import DefaultConfig, LossConfig, TrainingConfig, ValidationConfig
 from direct.data.transforms import fft2, ifft2, modulus, root_sum_of_squares
 from direct.environment import setup_engine
+from direct.exceptions import ProcessKilledException
 from direct.nn.mri_models import MRIModelEngine
 from direct.utils.events import EventStorage
 from omegaconf import OmegaConf
@@ -110,9 +113,20 @@ def test_image_and_its_kspace(coils: int) -> None:
         torch.testing.assert_close(kspace[:, coil], fft2(torch.view_as_real(coil_image), dim=(1, 2)))
 
 
-def test_the_constructor_leaves_malloc_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ctypes, "CDLL", lambda *_: pytest.fail("a C library is loaded"))
-    build_engine()
+def test_the_constructor_changes_nothing_about_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_: pytest.fail("malloc is tuned"))
+    before = signal.getsignal(signal.SIGINT)
+    engine = build_engine()
+    assert signal.getsignal(signal.SIGINT) is before
+    with ThreadPoolExecutor() as pool:  # where no handler can be set
+        pool.submit(build_engine).result()
+    try:
+        monkeypatch.setattr(MRIModelEngine, "train", lambda *_: None)
+        engine.train(None, None)
+        with pytest.raises(ProcessKilledException):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_the_measurement_is_all_that_forward_function_needs() -> None:
