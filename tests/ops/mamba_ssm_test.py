@@ -102,6 +102,14 @@ def test_accepts_a_bias_with_strides(scan: Scan) -> None:
     assert_matches_oracle(scan, make_inputs(channels=6)._replace(delta_bias=bias), True)
 
 
+def test_second_derivatives_are_refused(scan: Scan) -> None:
+    inputs = make_inputs(requires_grad=True)
+    y = scan(*inputs, True)
+    torch.autograd.grad(y.sum(), inputs.u, retain_graph=True)
+    with pytest.raises(RuntimeError, match=r"no second derivatives.*'torch'"):
+        torch.autograd.grad(y.sum(), inputs.u, create_graph=True)
+
+
 def test_large_state_is_refused(scan: Scan) -> None:
     with pytest.raises(ValueError, match=r"up to 256, got 257.*'torch'"):
         scan(*make_inputs(1, 1, 2, 257), True)
@@ -116,6 +124,15 @@ def test_chosen_for_cuda_tensors_in_float32_when_importable() -> None:
         resolve_backend("mamba_ssm", torch.device("cuda"), torch.float64)
     with pytest.raises(RuntimeError, match="'mamba_ssm' is not available: it runs on cuda tensors only"):
         resolve_backend("mamba_ssm", torch.device("cpu"))
+
+
+@pytest.mark.usefixtures("nothing_loaded")
+def test_a_package_that_fails_on_import_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(backend: str) -> Scan:
+        raise RuntimeError("no driver")
+
+    monkeypatch.setattr(interface, "_load", fail)
+    assert interface.unavailable_because("mamba_ssm", "cuda", torch.float32) == "it cannot be imported (no driver)"
 
 
 @pytest.mark.usefixtures("missing")

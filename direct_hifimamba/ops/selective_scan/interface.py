@@ -56,7 +56,7 @@ def unavailable_because(backend: str, device_type: str, dtype: torch.dtype) -> s
         return f"it computes in {entry.dtype} only, not in {dtype}"
     try:
         _load(backend)
-    except ImportError as error:
+    except Exception as error:  # an optional package may raise anything, such as a RuntimeError about its driver
         return f"it cannot be imported ({error})"
     return None
 

@@ -417,7 +417,8 @@ def selective_scan_triton(
         delta = delta + delta_bias[:, None]
     if delta_softplus:
         delta = F.softplus(delta)
-    y = _TritonScan.apply(u, delta, A.contiguous(), B, C)
+    with torch.cuda.device_of(u):  # Triton launches on the current device, which may be another GPU
+        y = _TritonScan.apply(u, delta, A.contiguous(), B, C)
     if D is not None:
         y = torch.addcmul(y, u, D[:, None])
     if z is not None:
