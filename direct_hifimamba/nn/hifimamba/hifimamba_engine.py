@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from direct_hifimamba.nn.hifimamba.moe import Router, Routing, watch_routing
-from direct_hifimamba.nn.layers.sense import Measurement, check_values
+from direct_hifimamba.nn.layers.sense import Measurement, check_fully_sampled, check_values
 from direct_hifimamba.training.distributed import average_gradients, broadcast_weights
 from direct_hifimamba.training.learning_rate import CosineSchedule
 from direct_hifimamba.training.weight_decay import exclude_from_weight_decay
@@ -44,7 +44,8 @@ class HiFiMambaV2Engine(MRIModelEngine):
         ----------
         data : dict
             `masked_kspace` (batch, coil, height, width, 2), `sampling_mask` (batch, 1, height, width, 1) and
-            `sensitivity_map` (batch, coil, height, width, 2).
+            `sensitivity_map` (batch, coil, height, width, 2). DIRECT's `padding` and `acceleration` are checked if they
+            are there.
 
         Returns
         -------
@@ -61,6 +62,8 @@ class HiFiMambaV2Engine(MRIModelEngine):
         """
         measurement = Measurement(data["masked_kspace"], data["sampling_mask"], data["sensitivity_map"])
         check_values(measurement)
+        if "acceleration" in data and "padding" in data:  # DIRECT has drawn the mask, and cleared it in the padding
+            check_fully_sampled(~data["padding"])
         output = self.model(**measurement.reduce_mask()._asdict())
         self._load_balancing_loss = output.load_balancing_loss
         # DIRECT takes the magnitude, whose derivative is NaN at an exact 0, as where no coil's sensitivity is above 0.

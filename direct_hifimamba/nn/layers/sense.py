@@ -17,9 +17,8 @@ from direct.types import FFTOperator
 COIL_DIM = 1
 _SPATIAL = (-2, -1)
 
-#: The shares of the mask's columns (or rows), and of its samples, that may be zero in k-space: transforms clear the
-#: weakest samples (`padding_eps`), and some acquisitions leave out the corners (21 %).
-_MOST_EMPTY_LINES, _MOST_EMPTY_SAMPLES = 0.1, 0.4
+#: The share of the mask's lines, or central samples, that may be zero in k-space: transforms clear the weakest ones.
+_MOST_EMPTY = 0.25
 
 #: Samples whose frequencies are above this quantile are the edge of k-space.
 _EDGE = 0.9
@@ -129,27 +128,53 @@ def check_values(measurement: Measurement) -> None:
     if not (measurement.sampling_mask != 0).flatten(1).any(dim=1).all():
         raise ValueError("sampling_mask samples nothing in at least one slice; expected at least one sample in each.")
     acquired = (measurement.masked_kspace != 0).any(dim=-1).any(dim=COIL_DIM)
-    sampled = (measurement.reduce_mask().sampling_mask != 0)[:, 0, ..., 0]
-    for axis in (axis for axis in (1, 2) if sampled.shape[axis] == 1):
-        _check_share(acquired.any(dim=axis, keepdim=True), sampled, _MOST_EMPTY_LINES)
-    _check_share(acquired, sampled, _MOST_EMPTY_SAMPLES)
+    _check_acquired(acquired, (measurement.reduce_mask().sampling_mask != 0)[:, 0, ..., 0])
 
 
-def _check_share(acquired: torch.Tensor, sampled: torch.Tensor, most: float) -> None:
-    """Refuse slices where more than a share of what is sampled, shape (batch, H or 1, W or 1), was not acquired.
+def check_fully_sampled(acquired: torch.Tensor) -> None:
+    """Check that k-space was fully sampled when a mask was drawn for it.
 
-    What lies outside of all that was acquired does not count: scanners pad k-space with zeros.
+    Parameters
+    ----------
+    acquired : torch.Tensor
+        Where k-space is not (almost) zero, bool of shape (batch, 1, H, W, 1).
+
+    Raises
+    ------
+    ValueError
+        If lines are missing between others, or many samples near the centre.
     """
-    inside = sampled
+    acquired = acquired[:, 0, ..., 0]
+    for axis in (1, 2):
+        _check_acquired(acquired, torch.ones_like(acquired.narrow(axis, 0, 1)))
+
+
+def _check_acquired(acquired: torch.Tensor, sampled: torch.Tensor) -> None:
+    """Refuse slices, shape (batch, H, W), that lack much of what is sampled, shape (batch, H or 1, W or 1).
+
+    Around the samples scanners pad k-space with zeros, noise-free k-space is weak there, and corners may be left out:
+    lines count between others alone, samples in the central half of both axes.
+    """
+    inside = []
     for axis, other in ((1, 2), (2, 1)):
-        line = acquired.any(dim=other, keepdim=True).int()
-        inside = inside & (line.cummax(axis).values * line.flip(axis).cummax(axis).values.flip(axis) > 0)
-    empty = (inside & ~acquired).flatten(1).sum(dim=1) / inside.flatten(1).sum(dim=1).clamp(min=1)
-    if (empty > most).any():
+        line = acquired.any(dim=other, keepdim=True)
+        before, behind = line.int().cummax(axis).values, line.int().flip(axis).cummax(axis).values.flip(axis)
+        inside.append((before * behind).bool())
+        if sampled.shape[other] == 1:
+            _check_share(line, sampled & inside[-1])
+    height, width = acquired.shape[-2:]
+    center = torch.zeros_like(acquired)
+    center[:, height // 4 : height - height // 4, width // 4 : width - width // 4] = True
+    _check_share(acquired, sampled & center & inside[0] & inside[1])
+
+
+def _check_share(acquired: torch.Tensor, sampled: torch.Tensor) -> None:
+    empty = (sampled & ~acquired).flatten(1).sum(dim=1) / sampled.flatten(1).sum(dim=1).clamp(min=1)
+    if (empty > _MOST_EMPTY).any():
         raise ValueError(
-            f"k-space is zero in {empty.max():.0%} of what sampling_mask counts as sampled: was it undersampled "
-            "already when the mask was drawn? Take the mask that belongs to it (in the data set's configuration "
-            "pass_mask: true and transforms.masking: null), or direct-hifimamba reconstruct."
+            f"k-space is zero in {empty.max():.0%} of what would be sampled: was it undersampled already when the mask "
+            "was drawn? Take the mask that belongs to it (in the data set's configuration pass_mask: true and "
+            "transforms.masking: null), or direct-hifimamba reconstruct."
         )
 
 

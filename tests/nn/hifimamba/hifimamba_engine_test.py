@@ -150,6 +150,12 @@ def test_kspace_that_was_undersampled_before_is_refused(radial: bool) -> None:
     engine.forward_function(data | {"sampling_mask": sampled.expand(2, 1, 18, 16, 1)})
     with pytest.raises(ValueError, match="undersampled already"):
         engine.forward_function(data | {"sampling_mask": torch.ones(2, 1, 18, 16, 1)})
+    padding = torch.zeros(2, 1, 18, 16, 1, dtype=torch.bool)
+    padding[..., :3, :] = True
+    drawn = batch() | {"acceleration": torch.ones(2, 1)}
+    engine.forward_function(drawn | {"padding": padding})
+    with pytest.raises(ValueError, match="undersampled already"):
+        engine.forward_function(drawn | {"padding": ~sampled.expand(2, 1, 18, 16, 1)})
 
 
 def test_predicted_images_that_are_not_finite_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
