@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -255,6 +256,15 @@ def read_provenance(path: Path) -> dict[str, Any] | None:
             return json.loads(file.attrs["provenance"])
     except (OSError, KeyError):
         return None
+
+
+def add_provenance(path: Path, more: Mapping[str, Any]) -> None:
+    """Add to what is stored with a file that :func:`read_provenance` can read."""
+    provenance = (read_provenance(path) or {}) | more
+    with replace_when_complete(path) as partial:
+        shutil.copyfile(path, partial)
+        with h5py.File(partial, "r+") as file:
+            file.attrs["provenance"] = json.dumps(provenance, indent=1, sort_keys=True)
 
 
 def read_origin(path: Path) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from direct_hifimamba.data.fourier import image_to_kspace, root_sum_of_squares
 from direct_hifimamba.data.hdf5 import (
     CMRXRECON_SUFFIX,
     acquired_columns,
+    add_provenance,
     kspace_shape,
     missing_links,
     read_provenance,
@@ -119,6 +120,8 @@ def prepare_file(task: Task) -> Outcome:
     except SourceError as error:
         return Outcome(task, failed=str(error))
     record = who | _record(task)
+    if not who.items() <= (read_provenance(task.path) or {}).items():  # of an earlier version
+        add_provenance(task.path, who)
     folders = task.settings.mask_folders(task.split)
     masks = {folder: _store_mask(task, record, folder, options) for folder, options in folders.items()}
     return Outcome(task, record | {"masks": masks})

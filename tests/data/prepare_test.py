@@ -363,7 +363,7 @@ def test_interrupted_preparation_is_completed(prepared, tmp_path, monkeypatch, n
 
 
 def _as_before_padding_was_cleared(dest: Path) -> None:
-    """Turn the masks of a preparation into those of an earlier version: without origin, sampled in the padding."""
+    """Turn a preparation into that of an earlier version: nobody's, its masks without origin and over the padding."""
     protocol = read_protocol(dest)
     for split, part in protocol["splits"].items():
         for name, record in part["files"].items():
@@ -375,6 +375,12 @@ def _as_before_padding_was_cleared(dest: Path) -> None:
                     stored = {"mask": provenance, "seed": 0, "volume_sha256": record["sha256"]}
                     file.attrs["provenance"] = json.dumps(stored)
                 record["masks"][folder] |= whole.provenance()
+            for key in ("subject", "acquisition"):
+                del record[key]
+            with h5py.File(dest / split / name, "r+") as file:
+                provenance = json.loads(file.attrs["provenance"])
+                del provenance["subject"], provenance["acquisition"]
+                file.attrs["provenance"] = json.dumps(provenance)
     write_protocol(dest, protocol)
 
 
