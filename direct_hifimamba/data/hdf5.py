@@ -260,7 +260,7 @@ def read_provenance(path: Path) -> dict[str, Any] | None:
 
 def add_provenance(path: Path, more: Mapping[str, Any]) -> None:
     """Add to what is stored with a file that :func:`read_provenance` can read."""
-    provenance = (read_provenance(path) or {}) | more
+    provenance = {**(read_provenance(path) or {}), **more}
     with replace_when_complete(path) as partial:
         shutil.copyfile(path, partial)
         with h5py.File(partial, "r+") as file:
