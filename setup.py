@@ -1,35 +1,43 @@
-"""Build of the CPU kernels; everything else is in pyproject.toml.
+"""Build of the CPU kernels, and the README as package indexes show it; everything else is in pyproject.toml.
 
 The kernels are optional: where they cannot be compiled the package installs without them and computes with PyTorch.
+With `DIRECT_HIFIMAMBA_REQUIRE_KERNELS=1` in the environment, as for a release, the build fails instead. `CXXFLAGS` of
+the environment follow the flags below, so they win.
 """
 
-import platform
+import os
+import re
+import shlex
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 CSRC = Path("direct_hifimamba/ops/csrc")
 # Not -ffast-math: it would remove the rounding that 2^x is built on.
 FLAGS = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden"]
 FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
+FLAGS += shlex.split(os.environ.get("CXXFLAGS", ""))
 # Instruction set -> flags of its translation unit; which one runs is decided at run time.
-UNITS = {"portable": []}
-MACROS = [("Py_LIMITED_API", "0x030c0000")]
-if platform.machine().lower() in ("x86_64", "amd64"):
-    UNITS |= {
-        "avx2": ["-mavx2", "-mfma"],
-        "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"],
-    }
-    MACROS += [("NATIVE_X86", "1")]
+PORTABLE = {"portable": []}
+X86 = {
+    "avx2": ["-mavx2", "-mfma"],
+    "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"],
+}
 
 
 class BuildKernel(build_ext):
-    """Compiles every unit of `UNITS` with flags of its own; an `Extension` knows only one set of flags."""
+    """Compiles every unit with flags of its own; an `Extension` knows only one set of flags."""
 
     def build_extension(self, ext: Extension) -> None:
         """Compile the units, then the rest, and link."""
-        for unit, flags in UNITS.items():
+        units = PORTABLE
+        if self.compiles_for_x86(ext):
+            units = PORTABLE | X86
+            ext.define_macros.append(("NATIVE_X86", "1"))
+        for unit, flags in units.items():
             ext.extra_objects += self.compiler.compile(
                 [str(CSRC / f"{unit}.cpp")],
                 output_dir=self.build_temp,
@@ -39,21 +47,49 @@ class BuildKernel(build_ext):
             )
         super().build_extension(ext)
 
+    def compiles_for_x86(self, ext: Extension) -> bool:
+        """Whether x86-64 is what the compiler makes code for, and all that it makes code for, whatever runs it here."""
+        probe = Path(self.build_temp, "x86.cpp")
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        probe.write_text("#ifndef __x86_64__\n#error not x86-64: portable code alone\n#endif\n")
+        try:
+            self.compiler.compile([str(probe)], extra_postargs=ext.extra_compile_args)
+        except CompileError:
+            return False
+        return True
+
+
+class Wheel(bdist_wheel):
+    """A wheel whose name says whether it has compiled kernels: without them it is one for any platform."""
+
+    def run(self) -> None:
+        """Build first: only then it is known."""
+        self.run_command("build")
+        self.root_is_pure = not any(Path(self.get_finalized_command("build").build_lib).rglob("_native*"))
+        super().run()
+
+
+def long_description() -> str:
+    """The README without its links into the repository, which lead nowhere in a package index."""
+    return re.sub(r"\[([^]]+)\]\((?!https?:)[^)]+\)", r"\1", Path("README.md").read_text(encoding="utf-8"))
+
 
 setup(
+    long_description=long_description(),
+    long_description_content_type="text/markdown",
     ext_modules=[
         Extension(
             "direct_hifimamba.ops._native",
             sources=[str(CSRC / "native.cpp")],
             depends=[str(source) for source in CSRC.glob("*")],
-            define_macros=MACROS,
+            define_macros=[("Py_LIMITED_API", "0x030c0000")],
             extra_compile_args=FLAGS,
             extra_link_args=["-pthread"],
             language="c++",
-            optional=True,
+            optional=os.environ.get("DIRECT_HIFIMAMBA_REQUIRE_KERNELS", "0") in ("", "0"),
             py_limited_api=True,
         )
     ],
-    cmdclass={"build_ext": BuildKernel},
+    cmdclass={"build_ext": BuildKernel, "bdist_wheel": Wheel},
     options={"bdist_wheel": {"py_limited_api": "cp312"}},
 )

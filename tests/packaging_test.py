@@ -1,7 +1,9 @@
 """The built distributions in an environment of their own, which sees the dependencies of the running one."""
 
+import ctypes
 import json
 import os
+import re
 import shutil
 import site
 import subprocess
@@ -12,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.metadata import Metadata
 
 from direct_hifimamba import __version__
 
@@ -77,6 +80,17 @@ def run(*command: str | Path, **variables: str) -> subprocess.CompletedProcess[s
     return result
 
 
+def build_extension(sources: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run `setup.py` in a copy of what it reads; `variables` are added to its environment."""
+    shutil.copytree(ROOT / "direct_hifimamba", sources / "direct_hifimamba", ignore=NOT_SOURCES)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "direct_hifimamba_hook.py"):
+        shutil.copy(ROOT / name, sources)
+    command = (sys.executable, "setup.py", "--quiet", *command)
+    return subprocess.run(
+        command, cwd=sources, env=os.environ | variables, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
 def pip(python: Path, *arguments: str | Path) -> None:
     run(sys.executable, "-m", "pip", "--python", python, "--quiet", "--no-input", *arguments)
 
@@ -139,6 +153,63 @@ def test_wheel_is_complete_and_nothing_else(wheel: Path) -> None:
     }
 
 
+def test_wheel_with_kernels_is_named_for_its_platform(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert [name for name in names if name.endswith(".so")] == ["direct_hifimamba/ops/_native.abi3.so"]
+    assert wheel.name.startswith(f"direct_hifimamba-{__version__}-cp312-abi3-")
+    assert not wheel.name.endswith("-any.whl")
+
+
+def test_wheel_without_kernels_is_for_any_platform(tmp_path: Path) -> None:
+    result = build_extension(tmp_path, "bdist_wheel", CXX="false")
+    assert result.returncode == 0, result.stderr
+    (wheel,) = (tmp_path / "dist").iterdir()
+    assert wheel.name == f"direct_hifimamba-{__version__}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        assert not [name for name in archive.namelist() if "_native" in name]
+        assert "Root-Is-Purelib: true" in archive.read(f"direct_hifimamba-{__version__}.dist-info/WHEEL").decode()
+
+
+def test_a_release_without_kernels_is_not_built(tmp_path: Path) -> None:
+    result = build_extension(tmp_path, "bdist_wheel", CXX="false", DIRECT_HIFIMAMBA_REQUIRE_KERNELS="1")
+    assert result.returncode != 0
+    assert "portable.cpp" in result.stderr
+    assert not list(tmp_path.rglob("*.whl"))
+
+
+def test_instruction_sets_are_those_of_the_compilers_target(tmp_path: Path) -> None:
+    """By a compiler that makes code for another architecture than this one, as far as the package can see."""
+    compiler = tmp_path / "compiler"
+    refuses = '#!/bin/sh\ncase "$*" in\n*-mavx*) exit 1;;\n*/x86.cpp*) set -- -U__x86_64__ "$@";;\nesac\n'
+    compiler.write_text(f'{refuses}exec g++ "$@"\n')
+    compiler.chmod(0o755)
+    variables = {"CXX": str(compiler), "CXXFLAGS": "-O0", "DIRECT_HIFIMAMBA_REQUIRE_KERNELS": "1"}
+    result = build_extension(tmp_path / "sources", "build_ext", "--inplace", **variables)
+    assert result.returncode == 0, result.stderr
+    (library,) = tmp_path.glob("sources/direct_hifimamba/ops/*.so")
+    native = ctypes.CDLL(str(library))
+    native.native_instruction_sets.restype = ctypes.c_char_p
+    assert native.native_instruction_sets() == b"portable"
+
+
+def test_metadata_are_valid_and_their_links_lead_somewhere(wheel: Path, distributions: Path) -> None:
+    (sdist,) = distributions.glob("*.tar.gz")
+    folder = f"direct_hifimamba-{__version__}"
+    with zipfile.ZipFile(wheel) as archive:
+        texts = [archive.read(f"{folder}.dist-info/METADATA")]
+    with tarfile.open(sdist) as archive:
+        texts.append(archive.extractfile(f"{folder}/PKG-INFO").read())
+    for text in texts:
+        metadata = Metadata.from_email(text, validate=True)
+        assert metadata.project_urls
+        assert metadata.description_content_type == "text/markdown"
+        assert {"Typing :: Typed", "Programming Language :: Python :: 3.13"} <= set(metadata.classifiers)
+        assert metadata.description.startswith("# direct_hifimamba")
+        links = re.findall(r"\]\(([^)]*)\)", metadata.description)
+        assert links
+        assert all(link.startswith("https://") for link in links), links
+
+
 def test_sdist_is_complete(distributions: Path) -> None:
     (sdist,) = distributions.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
@@ -155,6 +226,14 @@ def test_installed_wheel_is_found_and_leaves_nothing_behind(python: Path, probe:
     check_found(run(python, probe, "spawned", "worker"), environment)
     pip(python, "uninstall", "--yes", "direct-hifimamba")
     assert installed_files(environment) == before
+
+
+def test_sdist_installs_where_no_kernels_can_be_compiled(python: Path, probe: Path, distributions: Path) -> None:
+    (sdist,) = distributions.glob("*.tar.gz")
+    command = (sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "--no-cache-dir")
+    run(*command, "--no-build-isolation", sdist, CXX="false")
+    check_found(run(python, probe, "here"), python.parents[1])
+    assert re.search("native +not available: .*not built", run(python, "-m", "direct_hifimamba.cli", "info").stdout)
 
 
 def test_target_folder_on_the_path_is_found(tmp_path: Path, python: Path, probe: Path, wheel: Path) -> None:

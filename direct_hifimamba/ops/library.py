@@ -35,7 +35,9 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     try:
         spec = importlib.util.find_spec(f"{__package__}._native")
         if spec is None or spec.origin is None:
-            raise ImportError("the C++ extension was not built; reinstall the package with gcc or clang at hand")
+            raise ImportError(
+                "the C++ extension was not built; install gcc or clang, then this package with pip's --no-cache-dir"
+            )
         library = ctypes.CDLL(spec.origin)
         library.native_instruction_sets.restype = ctypes.c_char_p
         for name in _FUNCTIONS:
