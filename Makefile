@@ -17,9 +17,10 @@ PYTEST := pytest --numprocesses auto --dist loadfile
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 LOWEST_INSTALLED := .venv-lowest/.installed
+KERNEL_TESTS := $(patsubst %,tests/ops/%_test.py,derivatives experts inverted_bottleneck library native)
 EXTENSION := $(wildcard setup.py direct_hifimamba/ops/csrc/*)
 
-.PHONY: help install peers demo test test-without-kernels test-lowest lint typecheck bench clean
+.PHONY: help install peers demo test test-without-kernels test-sanitised test-lowest lint typecheck bench clean
 
 help:
 	@cat <<- 'END'
@@ -28,6 +29,8 @@ help:
 		make test       all tests
 		make test-without-kernels
 		                tests marked core, in a copy of the sources in which no kernels are compiled
+		make test-sanitised
+		                tests of the compiled kernels, built with g++'s address sanitiser in a copy of the sources
 		make test-lowest
 		                tests marked core, with Python 3.12 and the lowest versions in pyproject.toml, without extras
 		make lint       ruff: rules and format
@@ -69,15 +72,30 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m $(PYTEST) $(PYTEST_ARGS)
 
-test-without-kernels: $(INSTALLED)
+# Go to a copy of the sources, without compiled kernels.
+define IN_A_COPY
 	@copy=$$(mktemp -d)
 	trap 'rm -rf "$$copy"' EXIT
 	git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t "$$copy"
 	cd "$$copy"
 	export PYTHONPATH=$$PWD  # before the editable installation, in subprocesses too
 	python=$(CURDIR)/$(BIN)/python
+endef
+
+test-without-kernels: $(INSTALLED)
+	$(IN_A_COPY)
 	"$$python" -c 'from direct_hifimamba.ops import library; assert not library.INSTRUCTION_SETS'
 	"$$python" -m $(PYTEST) -m 'core and not slow' $(PYTEST_ARGS)
+
+# With g++: the libraries are its own, and the second one has to be there when the first one looks for its functions. What
+# the sanitiser reports is written to the standard error, which pytest must not capture.
+test-sanitised: $(INSTALLED)
+	$(IN_A_COPY)
+	export CXX=g++ CXXFLAGS='-fsanitize=address -O1' LDFLAGS='-fsanitize=address'
+	"$$python" setup.py --quiet build_ext --inplace
+	export LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)"
+	export ASAN_OPTIONS=detect_leaks=0  # Python frees little of what it has at its end
+	"$$python" -m $(PYTEST) --capture=sys -m 'not slow' $(KERNEL_TESTS) $(PYTEST_ARGS)
 
 test-lowest: $(LOWEST_INSTALLED)
 	$(<D)/bin/python -m $(PYTEST) -m 'core and not slow' $(PYTEST_ARGS)

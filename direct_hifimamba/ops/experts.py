@@ -113,6 +113,9 @@ def _forward(
     weights: Sequence[torch.Tensor | None],
 ) -> torch.Tensor:
     """The sum for x (pixels, c), of experts that are given as U, a, V and b one after another."""
+    if len(experts) != len(ExpertWeights._fields) * len(indices) or len(weights) != len(indices):
+        counts = f"{len(experts)} parameters, {len(indices)} indices and {len(weights)} weights"
+        raise ValueError(f"There are {counts}; expected four parameters, an index and a weight of each expert.")
     x, out = checked("x", x, tuple(x.shape)), torch.empty_like(x, memory_format=torch.contiguous_format)
     # Where the first expert has all pixels, it fills the sum that the others are added to.
     add = not indices or indices[0] is not None

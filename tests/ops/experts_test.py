@@ -142,6 +142,9 @@ def test_what_would_be_read_or_written_elsewhere_is_refused() -> None:
     refused(r"index is torch\.int32; expected torch\.int64", index=index.int())
     refused(r"weight is \(3,\) on cpu; expected \(4,\)", index=index, weight=torch.rand(3))
     refused(r"grad is \(8, 16\)", grad=x[1:])
+    for wrong in (expert[:3], [*expert, *expert]):
+        with pytest.raises(ValueError, match=rf"There are {len(wrong)} parameters, 1 indices and 1 weights; expected"):
+            module._forward(x, wrong, [None], [None])
     for wrong in (torch.zeros(9, 32), torch.zeros(16, 9).t()):
         with pytest.raises(ValueError, match="grad_x"):
             module._add_gradients(wrong, x, x, *expert, None, None)

@@ -70,7 +70,9 @@ def test_agrees_with_oracle(layout: str, batch: int, channels: int, groups: int,
 def test_extreme_steps_and_decays(softplus: bool) -> None:
     """Steps from nothing to jumps after which the state is forgotten, decays from none to immediate."""
     inputs = make_inputs(1, 32, 150, 16, optional=False)
-    values = torch.tensor([-110.0, -18.0, -1.0, 0.5, 19.9, 20.1, 50.0] if softplus else [0.0, 1e-8, 1e-3, 1.0, 50.0])
+    values = torch.tensor(
+        [-float("inf"), -110.0, -18.0, -1.0, 0.5, 19.9, 20.1, 50.0] if softplus else [0.0, 1e-8, 1e-3, 1.0, 50.0]
+    )
     draw = torch.randint(len(values), inputs.delta.shape, generator=torch.Generator().manual_seed(2))
     decays = -torch.logspace(-8, 4, 32 * 16)
     inputs = inputs._replace(delta=values[draw], A=decays.view(32, 16))
@@ -205,6 +207,26 @@ def test_operator_registration(optional: bool) -> None:
         y, states = operators.selective_scan(*inputs, True, True)
     arguments = (torch.ones_like(y), *(None if t is None else t.detach() for t in inputs), states, True)
     torch.library.opcheck(operators.selective_scan_backward.default, arguments)
+
+
+@pytest.mark.parametrize("name", [*ScanInputs._fields, "grad_y", "states"])
+def test_operators_refuse_sizes_that_do_not_fit(name: str) -> None:
+    """What a caller of the operators themselves could get wrong, by which memory elsewhere would be read or written."""
+    operators, errors = torch.ops.direct_hifimamba, (ValueError, TypeError, RuntimeError)
+    given = dict(zip(ScanInputs._fields, make_inputs(2, 6, 70, 3, 2), strict=True))
+    y, states = operators.selective_scan(*given.values(), True, True)
+    given = {"grad_y": y, **given, "states": states}
+    for axis in range(given[name].ndim):
+        for size in (0, 1):
+            for wrong in (given[name].narrow(axis, 0, size), given[name].select(axis, 0), given[name].double()):
+                if (wrong.shape, wrong.dtype) == (given[name].shape, torch.float32):
+                    continue
+                changed = given | {name: wrong}
+                with pytest.raises(errors, match="expected"):
+                    operators.selective_scan_backward(*changed.values(), True)
+                if name in ScanInputs._fields:
+                    with pytest.raises(errors, match="expected"):
+                        operators.selective_scan(*list(changed.values())[1:-1], True, True)
 
 
 def test_compiles_as_one_graph() -> None:

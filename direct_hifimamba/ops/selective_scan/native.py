@@ -48,6 +48,11 @@ def _view(tensor: torch.Tensor | None, groups: int) -> _ViewStruct:
 
 def _states_shape(u: torch.Tensor, B: torch.Tensor) -> tuple[int, ...]:
     """Shape of the states at the start of every chunk: (batch, group, chunk, block, state, lane), see csrc/scan.h."""
+    if u.ndim != 3 or B.ndim != 4 or B.shape[1] == 0:
+        raise ValueError(
+            f"u has shape {tuple(u.shape)} and B {tuple(B.shape)}; expected (batch, channels, length) and (batch, "
+            "groups, state, length)."
+        )
     batch, groups, state, length = B.shape
     blocks = (u.shape[1] // groups + library.LANES - 1) // library.LANES
     return batch, groups, (length + library.STEPS - 1) // library.STEPS, blocks, state, library.LANES
