@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from direct_hifimamba.ops.selective_scan.interface import BACKENDS, resolve_backend, unavailable_because
+from direct_hifimamba.ops.selective_scan.interface import BACKENDS, device_type, resolve_backend, unavailable_because
 
 _PACKAGES = ("direct-hifimamba", "direct-recon", "torch", "triton", "mamba-ssm")
 
@@ -29,9 +29,7 @@ def _describe_backend(name: str) -> str:
     reasons = {kind: unavailable_because(name, kind, torch.float32) for kind in ("cpu", "cuda")}
     usable = [kind for kind, reason in reasons.items() if reason is None]
     if not usable:
-        # The device that it was not made for says nothing; the other one says what is missing.
-        reason = next(text for text in reasons.values() if text is not None and "tensors only" not in text)
-        return f"not available: {reason}"
+        return f"not available: {reasons[device_type(name) or 'cpu']}"
     if name == "native":
         from direct_hifimamba.ops.library import instruction_set
 

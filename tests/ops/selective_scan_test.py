@@ -1,11 +1,14 @@
 import pickle
+import sys
 from collections.abc import Callable
+from importlib.abc import MetaPathFinder
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from direct_hifimamba.commands.info import describe
 from direct_hifimamba.ops.selective_scan import BACKENDS, interface, resolve_backend, selective_scan
 from direct_hifimamba.ops.selective_scan.reference import selective_scan_reference
 from tests.ops.scan_cases import ScanInputs, make_inputs, relative_error
@@ -114,6 +117,28 @@ def test_can_be_pickled() -> None:
 def test_auto_falls_back_to_torch() -> None:
     assert resolve_backend("auto", torch.device("meta")) == "torch"
     assert resolve_backend("auto", torch.device("cuda"), torch.float64) == "torch"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("versions do not fit"), SystemExit(1), OSError("no library")], ids=repr)
+def test_auto_survives_a_package_that_fails_in_any_way(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    class Broken(MetaPathFinder):
+        def find_spec(self, name: str, *_: object) -> None:
+            if name.partition(".")[0] in ("mamba_ssm", "triton"):
+                raise error
+
+    for name in [*sys.modules]:
+        if name.partition(".")[0] in ("mamba_ssm", "triton") or name.endswith((".mamba_ssm", ".triton_kernels")):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(interface, "_loaded", {})
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    interface.unavailable_because.cache_clear()
+    try:
+        assert resolve_backend("auto", torch.device("cuda")) == "torch"
+        with pytest.raises(RuntimeError, match=f"'mamba_ssm' is not available: .*{type(error).__name__}"):
+            resolve_backend("mamba_ssm", torch.device("cuda"))
+        assert f"mamba_ssm   not available: it cannot be imported ({type(error).__name__}" in describe()
+    finally:
+        interface.unavailable_because.cache_clear()
 
 
 def test_unknown_backend() -> None:

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,29 @@ class _Launches:
             self.arguments.append(dict(zip(self.kernel.arg_names, args, strict=False)) | kwargs)
 
         return launch
+
+
+def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    from direct_hifimamba.ops.selective_scan import triton_kernels
+
+    chosen: list[torch.Tensor] = []  # in place of the device of a tensor, as there is no second one here
+    launched: list[bool] = []
+
+    @contextmanager
+    def device_of(tensor: torch.Tensor) -> Iterator[None]:
+        chosen.append(tensor)
+        yield
+        chosen.pop()
+
+    class Kernel:
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            return lambda *args, **kwargs: launched.append(len(chosen) == 1)
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    for name in ("_ends_kernel", "_chain_kernel", "_scan_kernel", "_backward_kernel"):
+        monkeypatch.setattr(triton_kernels, name, Kernel())
+    triton_kernels.selective_scan_triton(*make_inputs(requires_grad=True), True).sum().backward()
+    assert launched == [True] * 6
 
 
 def _specialise(value: Any, path: tuple[int, ...]) -> tuple[Any, dict[tuple[int, ...], Any]]:

@@ -65,7 +65,8 @@ class HiFiMambaV2Engine(MRIModelEngine):
         if "acceleration" in data and "padding" in data:  # DIRECT has drawn the mask, and cleared it in the padding
             check_fully_sampled(~data["padding"])
         output = self.model(**measurement.reduce_mask()._asdict())
-        self._load_balancing_loss = output.load_balancing_loss
+        # A vector where DIRECT, for several GPUs in one process, gathers the scalars of the parts of a batch.
+        self._load_balancing_loss = output.load_balancing_loss.mean()
         # DIRECT takes the magnitude, whose derivative is NaN at an exact 0, as where no coil's sensitivity is above 0.
         image = output.image.where((output.image != 0).any(dim=-1, keepdim=True), 0.0)
         coil_images = expand_operator(image, data["sensitivity_map"], dim=self._coil_dim)
@@ -119,7 +120,8 @@ class HiFiMambaV2Engine(MRIModelEngine):
         routed_pixels: dict[str, torch.Tensor] = {}
 
         def count(block: str, routing: Routing) -> None:
-            routed_pixels[block] += torch.bincount(routing.experts, minlength=routing.probabilities.shape[-1])
+            pixels = torch.bincount(routing.experts, minlength=routing.probabilities.shape[-1])
+            routed_pixels[block] += pixels.to(self.device)  # from another one, with several GPUs in one process
 
         with watch_routing(self.model, count) as routers:
             for block, router in routers.items():

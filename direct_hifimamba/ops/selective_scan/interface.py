@@ -46,6 +46,11 @@ def _load(backend: str) -> Backend:
     return _loaded[backend]
 
 
+def device_type(backend: str) -> str | None:
+    """The only type of device that `backend` runs on, or None."""
+    return _BACKENDS[backend].device_type
+
+
 @cache
 def unavailable_because(backend: str, device_type: str, dtype: torch.dtype) -> str | None:
     """Why `backend` cannot compute in `dtype` on tensors of `device_type`, or None when it can."""
@@ -56,8 +61,9 @@ def unavailable_because(backend: str, device_type: str, dtype: torch.dtype) -> s
         return f"it computes in {entry.dtype} only, not in {dtype}"
     try:
         _load(backend)
-    except Exception as error:  # an optional package may raise anything, such as a RuntimeError about its driver
-        return f"it cannot be imported ({error})"
+    except (Exception, SystemExit) as error:  # packages of versions that do not fit together raise anything
+        kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
+        return f"it cannot be imported ({kind}{error})"
     return None
 
 

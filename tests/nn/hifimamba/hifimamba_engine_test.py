@@ -242,6 +242,29 @@ def test_a_wrapped_network_has_the_load_balancing_loss_too() -> None:
     assert engine.build_loss().keys() == {"l1_loss", "load_balancing_loss"}
 
 
+class TwoDevices(nn.Module):
+    """Gives what DataParallel does, which DIRECT takes for several GPUs in one process: scalars become a vector."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, **batch: torch.Tensor) -> HiFiMambaV2Output:
+        parts = [self.module(**{name: tensor[i : i + 1] for name, tensor in batch.items()}) for i in range(2)]
+        images, self.losses = zip(*parts, strict=True)
+        return HiFiMambaV2Output(torch.cat(images), torch.stack(self.losses))
+
+
+def test_several_devices_in_one_process_train_with_the_mean_of_their_losses() -> None:
+    engine = build_engine("l1_loss", load_balancing_weight=0.25)
+    engine.model = TwoDevices(engine.model)
+    engine.models_training_mode()
+    losses = engine._do_iteration(batch(), engine.build_loss()).data_dict
+    expected = 0.25 * torch.stack(engine.model.losses).mean().item()
+    assert losses["load_balancing_loss"].item() == pytest.approx(expected)
+    assert all(gradient is not None for gradient in parameter_gradients(engine, ""))
+
+
 @pytest.mark.parametrize(("text_description", "prefix"), [("equispaced", "val/equispaced"), (None, "val")])
 def test_expert_shares_are_logged_at_validation(text_description: str | None, prefix: str) -> None:
     engine = build_engine("l1_loss", blocks_per_stage=(2, 1))
