@@ -80,6 +80,11 @@ class Router(nn.Module):
         return Routing(experts, weights, probabilities.t())
 
 
+def _count(experts: torch.Tensor, num_experts: int) -> torch.Tensor:
+    """Pixels of each expert, (num_experts,) int64. Unlike `bincount`, it does not break a graph of torch.compile."""
+    return (experts == torch.arange(num_experts, device=experts.device).unsqueeze(1)).sum(dim=1)
+
+
 def load_balancing_loss(routing: Routing) -> torch.Tensor:
     """Load-balancing loss of Switch Transformer [1]_, E sum_e P_e f_e, over all pixels of the batch.
 
@@ -91,7 +96,7 @@ def load_balancing_loss(routing: Routing) -> torch.Tensor:
     .. [1] Fedus, Zoph, Shazeer. Switch Transformers. JMLR 23, 2022, equation 4.
     """
     num_pixels, num_experts = routing.probabilities.shape
-    fractions = torch.bincount(routing.experts, minlength=num_experts).to(routing.probabilities.dtype) / num_pixels
+    fractions = _count(routing.experts, num_experts).to(routing.probabilities.dtype) / num_pixels
     return num_experts * (routing.probabilities.mean(dim=0) * fractions).sum()
 
 
@@ -99,13 +104,13 @@ def load_balancing_loss(routing: Routing) -> torch.Tensor:
 def watch_routing(network: nn.Module, callback: Callable[[str, Routing], None]) -> Iterator[dict[str, Router]]:
     """Call `callback(block, routing)` for every decision of a router within the context; yields block -> router.
 
-    A block's name is its path in the network, such as `stages.0.blocks.1`; that of a wrapper of the network
-    (DistributedDataParallel) is left out.
+    A block is what has a mixture of experts; its name is its path in the network, such as `stages.0.blocks.1`. That of
+    a wrapper of the network (DistributedDataParallel) is left out.
     """
     routers = {
-        name.removeprefix("module.").removesuffix(".moe.routed.router"): module
+        name.removeprefix("module.").rpartition(".")[0]: module.routed.router
         for name, module in network.named_modules()
-        if isinstance(module, Router)
+        if isinstance(module, SharedRoutedMoE) and module.routed is not None
     }
     with ExitStack() as hooks:
         for block, router in routers.items():
@@ -136,7 +141,7 @@ class RoutedExperts(nn.Module):
         """The pixels (P, channels) of each expert, and the load-balancing loss."""
         routing = self.router(pixels)
         order = routing.experts.argsort(stable=True)
-        sizes = torch.bincount(routing.experts, minlength=len(self.experts)).tolist()
+        sizes = _count(routing.experts, len(self.experts)).tolist()
         weights = routing.weights.to(pixels.dtype).index_select(0, order).split(sizes)
         return list(map(Assignment, order.split(sizes), weights)), load_balancing_loss(routing)
 

@@ -162,8 +162,18 @@ def test_numbers_and_widths_of_experts(options: dict[str, object], shared: list[
     assert widths == routed
 
 
+def test_the_load_balancing_loss_compiles_as_one_graph() -> None:
+    routing = routed_experts().router(torch.randn(7, CHANNELS, dtype=torch.float64))
+    compiled = torch.compile(load_balancing_loss, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(routing), load_balancing_loss(routing))
+
+
 def test_watching_ends_with_its_context_also_after_an_error() -> None:
-    module, pixels, seen = routed_experts(), torch.randn(2, CHANNELS, dtype=torch.float64), []
+    module, pixels, seen = (
+        SharedRoutedMoE(nn.ModuleList(), routed_experts()),
+        torch.randn(2, CHANNELS, dtype=torch.float64),
+        [],
+    )
     with pytest.raises(RuntimeError), watch_routing(module, lambda *_: seen.append(1)):
         module(pixels[:, 1:])  # seen by no router
     module(pixels)
