@@ -331,13 +331,6 @@ class _TritonScan(torch.autograd.Function):
     def forward(
         ctx: Any, u: torch.Tensor, step: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor
     ) -> torch.Tensor:
-        with torch.cuda.device_of(u):  # Triton launches on the current device, whichever has the tensors
-            return _TritonScan._forward(ctx, u, step, A, B, C)
-
-    @staticmethod
-    def _forward(
-        ctx: Any, u: torch.Tensor, step: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor
-    ) -> torch.Tensor:
         launch = _Launch(u, B)
         entering = launch.entering(u, step, A, B, reverse=False)
         y = torch.empty_like(u)
@@ -364,20 +357,7 @@ class _TritonScan(torch.autograd.Function):
         u, step, A, B, C, entering = ctx.saved_tensors
         if torch.is_grad_enabled():
             return tuple(gradients_of_definition(_definition, (u, step, A, B, C), dy))
-        with torch.cuda.device_of(u):
-            return _TritonScan._backward(dy, u, step, A, B, C, entering, ctx.needs_input_grad)
-
-    @staticmethod
-    def _backward(
-        dy: torch.Tensor,
-        u: torch.Tensor,
-        step: torch.Tensor,
-        A: torch.Tensor,
-        B: torch.Tensor,
-        C: torch.Tensor,
-        entering: torch.Tensor,
-        needed: tuple[bool, ...],
-    ) -> tuple[torch.Tensor | None, ...]:
+        needed = ctx.needs_input_grad
         launch = _Launch(u, B)
         partial_shape = (launch.blocks, *B.shape)
         du = torch.empty_like(u)
