@@ -81,6 +81,9 @@ def compose(paths: Sequence[Path], overrides: Sequence[str] = ()) -> DictConfig:
     config.pop(PARAMETERS, None)
     register_data_sets()  # DIRECT's own models do not
     validate(config)
+    for loss in OmegaConf.select(config, "training.loss.losses") or ():
+        if "multiplier" not in loss:  # DIRECT has this default, and then fails without the key
+            OmegaConf.update(loss, "multiplier", FunctionConfig.multiplier, force_add=True)
     return config
 
 

@@ -65,7 +65,8 @@ def test_later_files_win_key_by_key(parts):
     assert config.training.batch_size == 3
     assert compose([parts["model"], parts["mask"], parts["base"]]).training.lr == 0.1
     Path("losses.yaml").write_text("training: {loss: {losses: [{function: l2_loss}]}}")
-    assert compose([*parts.values(), Path("losses.yaml")]).training.loss.losses == [{"function": "l2_loss"}]
+    losses = compose([*parts.values(), Path("losses.yaml")]).training.loss.losses
+    assert losses == [{"function": "l2_loss", "multiplier": 1.0}]  # DIRECT does not train without the latter
 
 
 def test_references_are_resolved_and_parameters_left_out(parts):
