@@ -25,8 +25,9 @@ class SimulatedMultiCoilDataset(Dataset[dict[str, Any]]):
     """Multi-coil slices, no two alike, each determined by the seed, the epoch and its number.
 
     In training, DIRECT draws numbers below `length` at random and without repetition, so that a training of fewer
-    iterations than that sees no slice twice. A resumed training begins with the same numbers again: give it another
-    seed. Validation takes every slice as a volume of its own, in ascending order.
+    iterations than that sees no slice twice. `direct-hifimamba train` counts epochs and resumes with slices that are
+    new; a training that is resumed with `direct train` begins with the same numbers again: give it another seed.
+    Validation takes every slice as a volume of its own, in ascending order.
 
     Attributes
     ----------

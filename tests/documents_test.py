@@ -1,0 +1,241 @@
+"""Every configuration and command in README, docs and projects is executed: small, for six iterations, on look-alikes.
+
+A block that cannot be carries the reason: `<!-- Not run by tests/documents_test.py: reason. -->` in the line above it.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+import pytest
+import yaml
+from direct.cli import cli as direct_cli
+from omegaconf import OmegaConf
+
+from direct_hifimamba import cli
+from direct_hifimamba.benchmark import benchmark
+from direct_hifimamba.benchmark.run.cost import Cost
+from direct_hifimamba.benchmark.run.runner import Runner
+from direct_hifimamba.benchmark.score import collect
+from direct_hifimamba.data.prepare import prepare
+from direct_hifimamba.data.protocol import Settings
+from direct_hifimamba.training.compose import compose, to_yaml
+from tests.data import lookalikes
+from tests.projects.benchmark_test import _archives, read
+from tests.projects.hifimamba_test import CASES, SHORT
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "projects").rglob("*.md"))]
+BLOCK = re.compile(
+    r"^(?:<!-- Not run by tests/documents_test\.py: (?P<reason>.+?) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+SIZES = {"size": [32, 32], "num_coils": [2, 3]}
+MOST_EXCEPTIONS = 5
+
+
+class Block(NamedTuple):
+    """A block of code and why it cannot be run, if so."""
+
+    reason: str | None
+    language: str
+    text: str
+
+
+def blocks_of(document: Path) -> list[Block]:
+    return [Block(**match.groupdict()) for match in BLOCK.finditer(document.read_text())]
+
+
+def commands_of(text: str) -> list[list[str]]:
+    """The commands of a block in words, as a shell sees them; the shell itself runs those that are not ours."""
+    if text.startswith("$ "):  # a session with what was printed
+        text = "".join(line.removeprefix("$ ") for line in text.splitlines(keepends=True) if line.startswith("$ "))
+    script = re.sub(r"^(?=direct|python)", "echo ", text, flags=re.MULTILINE)
+    output = subprocess.run(["bash", "-e", "-c", script], check=True, capture_output=True, text=True).stdout
+    return [line.split() for line in output.splitlines()]
+
+
+class Shell:
+    """Runs commands in this process, in a folder of its own, with small sizes."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.monkeypatch = monkeypatch
+        self.last_iterations: dict[str, int] = {}
+        monkeypatch.chdir(folder)
+        shutil.copytree(ROOT / "projects", folder / "projects", ignore=shutil.ignore_patterns("data", "results*"))
+        (folder / "configs").symlink_to(ROOT / "configs")
+
+    def run(self, words: list[str]) -> None:
+        program, *arguments = [re.sub("^/data", f"{self.folder}/data", word) for word in words]
+        if program == "python":
+            self._run_script(*arguments)
+            return
+        assert program in ("direct", "direct-hifimamba")
+        name = arguments[0]
+        if name in ("train", "predict"):
+            self._shrink(name, arguments)
+        if name == "benchmark":
+            self._shrink_benchmark(Path(arguments[1]))
+        if name == "simulate" or "magnitude" in arguments or {"acdc", "prostate158"} & set(arguments):
+            arguments += ["--size", "32", "32"]  # the last one counts
+        if program == "direct":
+            self.monkeypatch.setattr(sys, "argv", ["direct", *arguments])
+            direct_cli.main()
+        else:
+            cli.main(arguments)
+
+    def _shrink(self, name: str, arguments: list[str]) -> None:
+        options = dict(pairwise(arguments))
+        path = options["--cfg"]
+        if name == "train":
+            config = OmegaConf.load(path)
+            self.last_iterations[path] = config.training.num_iterations - 1
+            write_small(Path(path), [Path(path)])
+        else:
+            checkpoint = Path(options["--checkpoint"])
+            assert checkpoint.name == f"model_{self.last_iterations[path]}.pt"
+            arguments[arguments.index("--checkpoint") + 1] = str(checkpoint.with_name("model_5.pt"))
+        arguments += ["--device", "cpu", "--num-workers", "0"]
+
+    def _shrink_benchmark(self, path: Path) -> None:
+        """Leave the baseline and one acceleration of a specification."""
+        values = read(path)
+        name, paths = next(iter(values["accelerations"].items()))
+        model = values["models"][values["baseline"]]
+        if any(Path(part).name == "hifimamba.yaml" for part in model["configs"]):
+            model["configs"] = [*model["configs"], str(ROOT / "configs" / "tiny.yaml")]
+        values |= {"accelerations": {name: paths}, "models": {values["baseline"]: model}, "seeds": [0]}
+        values |= {"budget": {"iterations": 6}, "search": None}
+        path.write_text(yaml.safe_dump({key: value for key, value in values.items() if value is not None}))
+
+    def _run_script(self, path: str, *arguments: str) -> None:
+        assert path == "projects/hifimamba_benchmark/data.py" and not arguments
+        self.monkeypatch.syspath_prepend(str(Path(path).parent.absolute()))
+        self.monkeypatch.delitem(sys.modules, "data", raising=False)
+        module = import_module("data")
+        (module.FOLDER / "data").mkdir()
+        _archives(module.FOLDER / "data" / "packages", module, self.monkeypatch)
+        self.monkeypatch.setattr(module, "SIZE", "--size 32 32")
+        self.monkeypatch.setattr(module, "run", lambda command: cli.main(command.split()[1:]))
+        self.monkeypatch.setattr(sys, "argv", [path])
+        module.main()
+
+
+def write_small(path: Path, parts: list[Path], *overrides: str) -> None:
+    """Compose a configuration of a network that takes milliseconds and six iterations."""
+    parts = [*parts, ROOT / "configs" / "tiny.yaml"]
+    path.write_text(to_yaml(compose(parts, [*SHORT, *overrides]), parts, []))
+
+
+@pytest.fixture
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
+    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("direct.environment.setup_logging", lambda *_: None)
+    for writer in ("JSONWriter", "TensorboardWriter"):
+        monkeypatch.setattr(f"direct.engine.{writer}", lambda path: type("Writer", (), {"write": lambda self: None})())
+    # Benchmarks in this process as well, without measured costs and BART.
+    monkeypatch.setattr("direct.engine.Engine._Engine__bind_sigint_signal", lambda self: None)
+    monkeypatch.setattr(Runner, "_call", lambda self, arguments, log: (log.touch(), cli.main(arguments)))
+    monkeypatch.setattr(benchmark, "measure_costs", lambda configs, *_, **__: {label: Cost(1) for label in configs})
+    monkeypatch.setattr(collect, "find_bart", lambda: None)
+    yield Shell(tmp_path, monkeypatch)
+    signal.signal(signal.SIGINT, handler)
+
+
+def test_at_most_five_blocks_are_not_run_and_say_why() -> None:
+    reasons = [block.reason for document in DOCUMENTS for block in blocks_of(document) if block.reason]
+    assert 0 < len(reasons) <= MOST_EXCEPTIONS
+    fences = sum(len(re.findall("^```", document.read_text(), flags=re.MULTILINE)) for document in DOCUMENTS)
+    assert fences == 2 * sum(len(blocks_of(document)) for document in DOCUMENTS)
+
+
+def build_data(document: Path, folder: Path) -> None:
+    """What the commands of a document start from."""
+    name = document.parent.name
+    if document == ROOT / "README.md":
+        lookalikes.fastmri(folder / "data", "multi", size=32)
+    elif name in CASES:
+        CASES[name].build(folder / "download")
+    elif name == "hifimamba_demo":
+        for split in ("training", "test"):
+            lookalikes.save_nifti(
+                folder / "volumes" / split / "a.nii.gz", lookalikes.magnitude(0, 4, 32, 32), np.eye(4)
+            )
+
+
+WITH_COMMANDS = [
+    document for document in DOCUMENTS if any(not block.language and not block.reason for block in blocks_of(document))
+]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Estimation of sensitivity map of Single-coil data")
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+@pytest.mark.parametrize("document", WITH_COMMANDS, ids=lambda path: str(path.relative_to(ROOT).with_suffix("")))
+def test_commands_run_one_after_the_other(document: Path, shell: Shell) -> None:
+    build_data(document, shell.folder)
+    for block in blocks_of(document):
+        if block.language == "yaml" and "model:" in block.text:
+            Path("config.yaml").write_text(block.text)
+        if not block.language and not block.reason:
+            for words in commands_of(block.text):
+                shell.run(words)
+    if document == ROOT / "README.md":
+        _reconstruct(next(block.text for block in blocks_of(document) if "Reconstructor" in block.text))
+
+
+def _reconstruct(text: str) -> None:
+    """The README's Python for a trained model; tests/readme_test.py has the others."""
+    with h5py.File(next(Path("data/multicoil_val").iterdir())) as file:
+        kspace = file["kspace"][:1]
+    width = kspace.shape[-1]
+    mask = np.arange(width) % 3 == 0
+    mask[width // 2 - 4 : width // 2 + 4] = True
+    names: dict[str, Any] = {"kspace": kspace * mask, "mask": mask}
+    exec(text.replace("model_49999", "model_5"), names)
+    assert names["images"].shape == (1, *kspace.shape[-2:])
+
+
+YAML = [
+    (document, block.text)
+    for document in DOCUMENTS
+    for block in blocks_of(document)
+    if block.language == "yaml" and "model:" not in block.text
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("document", "text"), YAML, ids=lambda value: getattr(value, "stem", ""))
+def test_parts_of_a_configuration_train(document: Path, text: str, shell: Shell) -> None:
+    """A section `training`, or a data set in the place of the README's."""
+    (readme,) = [block.text for block in blocks_of(ROOT / "README.md") if block.language == "yaml"]
+    Path("readme.yaml").write_text(readme)
+    lookalikes.fastmri(shell.folder / "download", "multi", size=48)
+    prepare(shell.folder / "download", shell.folder / "data", Settings.of("fastmri", coils="multi", slices="central:2"))
+    lookalikes.save_nifti(Path("heads/a.nii.gz"), lookalikes.magnitude(0, 8, 40, 40), np.eye(4))
+    part, overrides = yaml.safe_load(text), []
+    if "training" in part:
+        overrides = [f"training.datasets.0.{key}={value}" for key, value in SIZES.items()]
+    else:
+        dataset = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(readme).inference.dataset, part))
+        dataset["transforms"]["masking"] = None  # masks are stored
+        part = {"training": {"datasets": [dataset]}, "validation": {"datasets": [dataset]}}
+    Path("part.yaml").write_text(yaml.safe_dump(part))
+    write_small(Path("config.yaml"), [Path("readme.yaml"), Path("part.yaml")], *overrides)
+    words = ["train", "output", "--cfg", "config.yaml", "--device", "cpu", "--num-workers", "0"]
+    for split in ("training", "validation"):
+        words += [f"--{split}-root", "data/val_equispaced_4x"]
+    cli.main(words)
+    assert Path("output/config/model_5.pt").exists()
