@@ -1,4 +1,4 @@
-"""Every configuration and command in README, docs and projects is executed: small, for six iterations, on look-alikes.
+"""Configurations and commands in README, docs and projects are executed: small, for six iterations, on look-alikes.
 
 A block that cannot be carries the reason: `<!-- Not run by tests/documents_test.py: reason. -->` in the line above it.
 """
@@ -6,12 +6,10 @@ A block that cannot be carries the reason: `<!-- Not run by tests/documents_test
 from __future__ import annotations
 
 import re
-import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,15 +22,10 @@ from direct.cli import cli as direct_cli
 from omegaconf import OmegaConf
 
 from direct_hifimamba import cli
-from direct_hifimamba.benchmark import benchmark
-from direct_hifimamba.benchmark.run.cost import Cost
-from direct_hifimamba.benchmark.run.runner import Runner
-from direct_hifimamba.benchmark.score import collect
 from direct_hifimamba.data.prepare import prepare
 from direct_hifimamba.data.protocol import Settings
 from direct_hifimamba.training.compose import compose, to_yaml
 from tests.data import lookalikes
-from tests.projects.benchmark_test import _archives, read
 from tests.projects.hifimamba_test import CASES, SHORT
 
 ROOT = Path(__file__).parents[1]
@@ -58,10 +51,11 @@ def blocks_of(document: Path) -> list[Block]:
 
 
 def commands_of(text: str) -> list[list[str]]:
-    """The commands of a block in words, as a shell sees them; the shell itself runs those that are not ours."""
+    """The commands of a block in words, as a shell sees them."""
     if text.startswith("$ "):  # a session with what was printed
         text = "".join(line.removeprefix("$ ") for line in text.splitlines(keepends=True) if line.startswith("$ "))
-    script = re.sub(r"^(?=direct|python)", "echo ", text, flags=re.MULTILINE)
+    ours = ("direct", "direct-hifimamba", "python")
+    script = "".join(f'{name}() {{ echo {name} "$@"; }}\n' for name in ours) + text
     output = subprocess.run(["bash", "-e", "-c", script], check=True, capture_output=True, text=True).stdout
     return [line.split() for line in output.splitlines()]
 
@@ -74,21 +68,15 @@ class Shell:
         self.monkeypatch = monkeypatch
         self.last_iterations: dict[str, int] = {}
         monkeypatch.chdir(folder)
-        shutil.copytree(ROOT / "projects", folder / "projects", ignore=shutil.ignore_patterns("data", "results*"))
-        (folder / "configs").symlink_to(ROOT / "configs")
+        (folder / "projects").symlink_to(ROOT / "projects")
 
     def run(self, words: list[str]) -> None:
         program, *arguments = [re.sub("^/data", f"{self.folder}/data", word) for word in words]
-        if program == "python":
-            self._run_script(*arguments)
-            return
         assert program in ("direct", "direct-hifimamba")
         name = arguments[0]
         if name in ("train", "predict"):
             self._shrink(name, arguments)
-        if name == "benchmark":
-            self._shrink_benchmark(Path(arguments[1]))
-        if name == "simulate" or "magnitude" in arguments or {"acdc", "prostate158"} & set(arguments):
+        if "magnitude" in arguments or {"acdc", "prostate158"} & set(arguments):
             arguments += ["--size", "32", "32"]  # the last one counts
         if program == "direct":
             self.monkeypatch.setattr(sys, "argv", ["direct", *arguments])
@@ -109,29 +97,6 @@ class Shell:
             arguments[arguments.index("--checkpoint") + 1] = str(checkpoint.with_name("model_5.pt"))
         arguments += ["--device", "cpu", "--num-workers", "0"]
 
-    def _shrink_benchmark(self, path: Path) -> None:
-        """Leave the baseline and one acceleration of a specification."""
-        values = read(path)
-        name, paths = next(iter(values["accelerations"].items()))
-        model = values["models"][values["baseline"]]
-        if any(Path(part).name == "hifimamba.yaml" for part in model["configs"]):
-            model["configs"] = [*model["configs"], str(ROOT / "configs" / "tiny.yaml")]
-        values |= {"accelerations": {name: paths}, "models": {values["baseline"]: model}, "seeds": [0]}
-        values |= {"budget": {"iterations": 6}, "search": None}
-        path.write_text(yaml.safe_dump({key: value for key, value in values.items() if value is not None}))
-
-    def _run_script(self, path: str, *arguments: str) -> None:
-        assert path == "projects/hifimamba_benchmark/data.py" and not arguments
-        self.monkeypatch.syspath_prepend(str(Path(path).parent.absolute()))
-        self.monkeypatch.delitem(sys.modules, "data", raising=False)
-        module = import_module("data")
-        (module.FOLDER / "data").mkdir()
-        _archives(module.FOLDER / "data" / "packages", module, self.monkeypatch)
-        self.monkeypatch.setattr(module, "SIZE", "--size 32 32")
-        self.monkeypatch.setattr(module, "run", lambda command: cli.main(command.split()[1:]))
-        self.monkeypatch.setattr(sys, "argv", [path])
-        module.main()
-
 
 def write_small(path: Path, parts: list[Path], *overrides: str) -> None:
     """Compose a configuration of a network that takes milliseconds and six iterations."""
@@ -145,11 +110,6 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
     monkeypatch.setattr("direct.environment.setup_logging", lambda *_: None)
     for writer in ("JSONWriter", "TensorboardWriter"):
         monkeypatch.setattr(f"direct.engine.{writer}", lambda path: type("Writer", (), {"write": lambda self: None})())
-    # Benchmarks in this process as well, without measured costs and BART.
-    monkeypatch.setattr("direct.engine.Engine._Engine__bind_sigint_signal", lambda self: None)
-    monkeypatch.setattr(Runner, "_call", lambda self, arguments, log: (log.touch(), cli.main(arguments)))
-    monkeypatch.setattr(benchmark, "measure_costs", lambda configs, *_, **__: {label: Cost(1) for label in configs})
-    monkeypatch.setattr(collect, "find_bart", lambda: None)
     yield Shell(tmp_path, monkeypatch)
     signal.signal(signal.SIGINT, handler)
 
@@ -168,16 +128,10 @@ def build_data(document: Path, folder: Path) -> None:
         lookalikes.fastmri(folder / "data", "multi", size=32)
     elif name in CASES:
         CASES[name].build(folder / "download")
-    elif name == "hifimamba_demo":
-        for split in ("training", "test"):
-            lookalikes.save_nifti(
-                folder / "volumes" / split / "a.nii.gz", lookalikes.magnitude(0, 4, 32, 32), np.eye(4)
-            )
 
 
-WITH_COMMANDS = [
-    document for document in DOCUMENTS if any(not block.language and not block.reason for block in blocks_of(document))
-]
+# Commands of the others are checked by tests/projects: they train several networks of full size.
+WITH_COMMANDS = [document for document in DOCUMENTS if document == ROOT / "README.md" or document.parent.name in CASES]
 
 
 @pytest.mark.slow
@@ -235,7 +189,8 @@ def test_parts_of_a_configuration_train(document: Path, text: str, shell: Shell)
     Path("part.yaml").write_text(yaml.safe_dump(part))
     write_small(Path("config.yaml"), [Path("readme.yaml"), Path("part.yaml")], *overrides)
     words = ["train", "output", "--cfg", "config.yaml", "--device", "cpu", "--num-workers", "0"]
-    for split in ("training", "validation"):
+    splits = ("validation",) if "training" in yaml.safe_load(text) else ("training", "validation")
+    for split in splits:  # simulated slices have no folder
         words += [f"--{split}-root", "data/val_equispaced_4x"]
     cli.main(words)
     assert Path("output/config/model_5.pt").exists()
