@@ -318,8 +318,7 @@ def _gradients(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[torch.Tensor | No
         ), None
     if not ctx.keep:
         raise RuntimeError("The bottleneck ran without `keep` and so has no backward pass.")
-    with torch.autocast("cpu", enabled=False):  # as it was in the forward pass
-        return *_backward(grad, *saved), None
+    return *_backward(grad, *saved), None
 
 
 _forward.register_autograd(_gradients, setup_context=_setup_context)

@@ -158,11 +158,12 @@ def test_autocast_takes_the_definition() -> None:
 
 
 def test_a_backward_pass_under_autocast_is_that_without() -> None:
-    x, weights = draw(1, 8, 8, 16).requires_grad_(), draw_weights(16, 32)
-    output = inverted_bottleneck(x, weights)
-    expected = torch.autograd.grad(output.sum(), x, retain_graph=True)
+    leaves = [tensor.requires_grad_() for tensor in (draw(1, 8, 8, 16), *draw_weights(16, 32))]
+    output = inverted_bottleneck(leaves[0], BottleneckWeights(*leaves[1:]))
+    expected = torch.autograd.grad(output.sum(), leaves, retain_graph=True)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(torch.autograd.grad(output.sum(), x)[0], expected[0])
+        actual = torch.autograd.grad(output.sum(), leaves)
+    assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
 
 
 def test_no_images() -> None:

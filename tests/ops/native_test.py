@@ -1,3 +1,7 @@
+import ctypes
+import multiprocessing
+import sys
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -257,6 +261,27 @@ def test_forked_workers_may_use_threads(monkeypatch: pytest.MonkeyPatch) -> None
     expected = [dataset[i] for i in range(len(dataset))]
     loader = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60)
     assert all(torch.equal(a, b) for a, b in zip(loader, expected, strict=True))
+
+
+def _scan_where_no_thread_starts(expected: torch.Tensor) -> None:
+    libc, attributes = ctypes.CDLL(None), ctypes.create_string_buffer(256)
+    libc.pthread_attr_init(attributes)
+    libc.pthread_attr_setstacksize(attributes, ctypes.c_size_t(2**60))  # more than there are addresses
+    libc.pthread_setattr_default_np(attributes)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        threading.Thread(target=print).start()
+    assert torch.equal(Scans()[0], expected)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the default size of stacks is set by a function of glibc")
+def test_threads_that_do_not_start_are_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a forked process, where the kernels start threads of their own."""
+    monkeypatch.setattr(library, "number_of_threads", lambda *_: 3)
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=_scan_where_no_thread_starts, args=(Scans()[0],))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
 
 
 def test_auto_takes_it_for_float32_on_the_cpu() -> None:

@@ -134,7 +134,8 @@ class HiFiMambaV2Config(ModelConfig, metaclass=_NamesRemovedKeys):
     stochastic_depth : float
         Rate, in [0, 1), at the last block, rising linearly from 0 at the first. Default: 0.3.
     activation_checkpointing : bool
-        Recompute each block in the backward pass instead of storing its activations. Default: False.
+        Recompute each block in the backward pass instead of storing its activations. State gates and the blending of
+        frequencies, which cost little, are recomputed either way. Default: False.
     """
 
     hidden_channels: int = 128
