@@ -75,6 +75,8 @@ def espirit(
     ValueError
         If shapes or sizes are wrong, or if the calibration region is zero or not finite.
     """
+    if not 0 <= crop <= 1:
+        raise ValueError(f"crop is {crop}; expected an eigenvalue from 0 to 1.")
     block, operator = _calibrate(kspace, calibration, kernel_size, threshold)
     height, width = kspace.shape[-2:]
     coarse = [min(size, COARSE_GRID * points) for size, points in zip((height, width), operator.shape[:2], strict=True)]
@@ -133,10 +135,12 @@ def _calibrate(
     threshold: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the calibration region (coil, height, width) and the samples of G that determine it."""
-    if kspace.ndim != 3 or not np.iscomplexobj(kspace):
+    if not 0 <= threshold < 1:
+        raise ValueError(f"threshold is {threshold}; expected a fraction from 0 up, below 1.")
+    if kspace.ndim != 3 or not len(kspace) or not np.iscomplexobj(kspace):
         raise ValueError(
             f"k-space has the shape {kspace.shape} and type {kspace.dtype}; expected complex numbers of shape (coil, "
-            "height, width)."
+            "height, width) and at least one coil."
         )
     rows, columns = calibration_region(kspace.shape[1:], calibration)
     block = torch.from_numpy(kspace[:, rows, columns].astype(np.complex64))

@@ -33,9 +33,15 @@ KEY = "sensitivity_map"
 Transform = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def _steps(transform: Transform) -> list[Any]:
-    """What DIRECT's composed transforms consist of, out of the wrappers in which some of them are."""
+def transform_steps(transform: Transform) -> list[Any]:
+    """Return the single transforms of which DIRECT has composed `transform`, without the wrappers of some of them."""
     return [getattr(step, "_transform", step) for step in getattr(transform, "transforms", ())]
+
+
+def is_centered(steps: list[Any]) -> bool:
+    """Return whether all Fourier transforms in steps of DIRECT have the zero frequency in the centre of k-space."""
+    operators = [getattr(step, "backward_operator", None) for step in steps]
+    return all(getattr(operator, "keywords", {}).get("centered", True) for operator in operators)
 
 
 class EspiritTransform:
@@ -61,8 +67,7 @@ class EspiritTransform:
     """
 
     def __init__(self, transform: Transform, crop: float = 0.0, cache: Path | None = None) -> None:
-        operators = [getattr(step, "backward_operator", None) for step in _steps(transform)]
-        if any(not getattr(operator, "keywords", {}).get("centered", True) for operator in operators):
+        if not is_centered(transform_steps(transform)):
             raise ValueError(
                 f"sensitivity_maps is {ESPIRIT}, which needs k-space with the zero frequency in the centre; the "
                 "configuration's Fourier transform has centered=False."
@@ -132,7 +137,7 @@ class StoredMapsTransform:
     """
 
     def __init__(self, transform: Transform) -> None:
-        if any(isinstance(step, EstimateSensitivityMapModule) for step in _steps(transform)):
+        if any(isinstance(step, EstimateSensitivityMapModule) for step in transform_steps(transform)):
             raise ValueError(
                 f"sensitivity_maps is {STORED}, and the transforms would estimate others; set "
                 "transforms.sensitivity_map_estimation.estimate_sensitivity_maps: false."

@@ -169,6 +169,9 @@ def test_wrong_input_is_refused() -> None:
         ((kspace * np.nan, (24, 24)), "finite"),
         ((kspace[0], (24, 24)), "expected complex numbers of shape"),
         ((kspace.real, (24, 24)), "expected complex numbers of shape"),
+        ((kspace[:0], (24, 24)), "at least one coil"),
+        ((kspace, (24, 24), 6, 1.0), "threshold is 1.0"),
+        ((kspace, (24, 24), 6, 0.001, 90), "crop is 90"),
     ):
         with pytest.raises(ValueError, match=message):
             espirit(*arguments)

@@ -1,7 +1,7 @@
 """DIRECT's data set `SimulatedMultiCoil`: slices that are drawn when they are asked for."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,28 @@ import direct.environment  # noqa: F401  # before the data sets' configurations,
 import numpy as np
 import torch
 from direct.data.datasets_config import DatasetConfig
+from direct.data.mri_transforms import (
+    CompressCoilModule,
+    CreateSamplingMask,
+    CropKspace,
+    PadCoilDimensionModule,
+    PadKspace,
+    RandomFlip,
+    RandomReverse,
+    RandomRotation,
+    RescaleKspace,
+)
 from torch.utils.data import Dataset
 
 from direct_hifimamba.data.espirit import espirit
+from direct_hifimamba.data.sensitivity import Transform, is_centered, transform_steps
 from direct_hifimamba.data.simulation.heads import find_heads
 from direct_hifimamba.data.simulation.sample import SampleOptions, draw_sample
 
 SENSITIVITIES = ("estimated", "espirit", "exact")
+
+_NEW_GEOMETRY = (CropKspace, RescaleKspace, PadKspace, RandomRotation, RandomFlip, RandomReverse)
+_NEW_COILS = (CompressCoilModule, PadCoilDimensionModule)
 
 _logger = logging.getLogger(__name__)
 
@@ -37,7 +52,9 @@ class SimulatedMultiCoilDataset(Dataset[dict[str, Any]]):
     Parameters
     ----------
     transform : callable, optional
-        DIRECT's transforms. `masking` must be null: every slice brings its mask.
+        DIRECT's transforms. `masking` has to be null, as every slice has a mask of its own. Transforms that change the
+        geometry (crop, rescale, pad, flip, rotation) need `clean_target` to be False and `sensitivities` to be
+        `estimated` alone; so do, for `sensitivities`, those that change the number of coils.
     length : int
         Number of slices.
     seed : int
@@ -53,6 +70,13 @@ class SimulatedMultiCoilDataset(Dataset[dict[str, Any]]):
         noisy k-space) and `exact`; one is drawn for every slice.
     text_description : str, optional
         Name in logs.
+
+    Raises
+    ------
+    ValueError
+        If an option is invalid, or if the transforms do not fit what is drawn.
+    FileNotFoundError
+        If the folder `heads` has no NIfTI file.
     """
 
     ndim = 2
@@ -60,7 +84,7 @@ class SimulatedMultiCoilDataset(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        transform: Transform | None = None,
         length: int = 1_000_000,
         seed: int = 0,
         heads: str | None = None,
@@ -73,6 +97,8 @@ class SimulatedMultiCoilDataset(Dataset[dict[str, Any]]):
             raise ValueError(f"length is {length}; expected at least 1.")
         if not sensitivities or not set(sensitivities) <= set(SENSITIVITIES):
             raise ValueError(f"sensitivities are {list(sensitivities)}; expected some of {', '.join(SENSITIVITIES)}.")
+        if transform is not None:
+            _check_steps(transform_steps(transform), clean_target, set(sensitivities) != {"estimated"})
         self.transform = transform
         self.seed = seed
         self.clean_target = clean_target
@@ -130,6 +156,24 @@ class SimulatedMultiCoilDataset(Dataset[dict[str, Any]]):
             maps = drawn.sensitivity_map if exact else espirit(drawn.kspace, drawn.calibration_mask)
             sample["sensitivity_map"] = torch.view_as_real(torch.from_numpy(maps))
         return sample
+
+
+def _check_steps(steps: list[Any], clean_target: bool, other_maps: bool) -> None:
+    """Refuse transforms after which k-space does not belong to the mask, the target or the maps that were drawn."""
+    if not is_centered(steps):
+        raise ValueError(
+            "Simulated k-space has the zero frequency in the centre; the configuration's Fourier transform has "
+            "centered=False."
+        )
+    if any(isinstance(step, CreateSamplingMask) for step in steps):
+        raise ValueError("Every simulated slice has a mask of its own; set transforms.masking: null.")
+    refused = (_NEW_GEOMETRY if clean_target or other_maps else ()) + (_NEW_COILS if other_maps else ())
+    if names := [type(step).__name__ for step in steps if isinstance(step, refused)]:
+        raise ValueError(
+            f"The transforms have {', '.join(names)}, which would change k-space but not the target or the "
+            "sensitivities that were drawn with it; leave them out, or set clean_target: false and sensitivities: "
+            "[estimated]."
+        )
 
 
 _DEFAULTS = SampleOptions()

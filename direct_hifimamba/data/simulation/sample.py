@@ -17,15 +17,26 @@ from scipy.interpolate import CubicSpline
 from direct_hifimamba.data.simulation import anatomy, coils, contrast
 from direct_hifimamba.data.simulation.anatomy import Image, Plane
 from direct_hifimamba.data.simulation.heads import Head, load_head
-from direct_hifimamba.data.simulation.sampling import draw_sampling
+from direct_hifimamba.data.simulation.sampling import MASKS, draw_sampling
 
 FIELD_GRID = 28
 """Fields of coils are computed at so many points along either axis and interpolated by cubic splines."""
+
+MIN_LENGTH = 16
+"""Smallest height and width of a slice, in pixels."""
+
+MAX_ATTEMPTS = 50
+"""Scenes that are drawn until one shows enough of the object."""
 
 
 @dataclass(frozen=True)
 class SampleOptions:
     """Ranges to draw from; both ends belong to them.
+
+    Raises
+    ------
+    ValueError
+        If a range, a fraction or the name of a mask is invalid.
 
     Attributes
     ----------
@@ -67,11 +78,18 @@ class SampleOptions:
 
     def __post_init__(self) -> None:
         for name in ("num_coils", "size", "pixel_size", "snr"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high:
-                raise ValueError(f"{name} is {(low, high)}; expected two numbers above 0 in ascending order.")
-        if min(self.accelerations) <= 1:
+            limits = tuple(getattr(self, name))
+            if len(limits) != 2 or not 0 < limits[0] <= limits[1]:
+                raise ValueError(f"{name} is {limits}; expected two numbers above 0 in ascending order.")
+        if self.shape is not None and (len(self.shape) != 2 or min(self.shape) < MIN_LENGTH):
+            raise ValueError(f"shape is {tuple(self.shape)}; expected height and width, from {MIN_LENGTH} up.")
+        for name in ("head_fraction", "noiseless_fraction", "whitened_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a number from 0 to 1.")
+        if not self.accelerations or min(self.accelerations) <= 1:
             raise ValueError(f"accelerations are {tuple(self.accelerations)}; expected numbers above 1.")
+        if not self.masks or not set(self.masks) <= set(MASKS):
+            raise ValueError(f"masks are {tuple(self.masks)}; expected some of {', '.join(MASKS)}.")
 
 
 @dataclass(frozen=True)
@@ -120,12 +138,24 @@ def draw_sample(seed: int | Sequence[int], options: SampleOptions) -> Sample:
     Returns
     -------
     Sample
+
+    Raises
+    ------
+    ValueError
+        If the field of view is so large that the object is hardly visible in it.
     """
     rng = np.random.default_rng(seed)
     shape = _draw_shape(options, rng)
     scene = _draw_scene(shape, options, rng)
+    attempts = 1
     while np.mean(scene.image > 0.1) < 0.04:  # the slice lies beside the object
+        if attempts == MAX_ATTEMPTS:
+            raise ValueError(
+                f"The object covers less than 4 % of {attempts} slices of {shape[0]} x {shape[1]} pixels of "
+                f"{scene.record['pixel_size']:g} mm; choose smaller pixels or a smaller image."
+            )
         scene = _draw_scene(shape, options, rng)
+        attempts += 1
     plane, record = scene.plane, scene.record
 
     fields, covariance = _draw_coils(scene, options, rng)

@@ -100,7 +100,9 @@ def check_shapes(measurement: Measurement, smallest_size: int) -> None:
             f"sensitivity_map has shape {tuple(sensitivity_map.shape)} and masked_kspace {tuple(masked_kspace.shape)}; "
             "expected the same batch, coils, height and width."
         )
-    batch, _, height, width, _ = masked_kspace.shape
+    batch, coils, height, width, _ = masked_kspace.shape
+    if 0 in (batch, coils):
+        raise ValueError(f"masked_kspace has {batch} slices and {coils} coils; expected at least one of each.")
     if min(height, width) < smallest_size:
         raise ValueError(f"masked_kspace is {height} x {width}; expected at least {smallest_size} x {smallest_size}.")
     mask_shape, full_mask_shape = tuple(sampling_mask.shape), (batch, 1, height, width, 1)

@@ -6,6 +6,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from direct.common.subsample import FastMRIEquispacedMaskFunc
 from direct.data import transforms
 from direct.data.datasets import build_dataset_from_input
 from direct.data.mri_transforms import build_mri_transforms
@@ -114,6 +115,30 @@ def test_deterministic_in_spawned_workers_for_seed_epoch_and_number() -> None:
         assert np.array_equal(sample["kspace"], drawn.kspace)
         assert np.array_equal(sample["target"], drawn.target)
         assert np.array_equal(sample["sampling_mask"][0, :, :, 0], drawn.mask)
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "message"),
+    [
+        ({}, {"random_flip_probability": 0.5}, "have RandomFlip"),
+        ({}, {"crop": (64, 64)}, "have CropKspace"),
+        ({"clean_target": False, "sensitivities": ["exact"]}, {"random_rotation_probability": 1.0}, "RandomRotation"),
+        ({"sensitivities": ["espirit", "estimated"]}, {"compress_coils": 3}, "have CompressCoilModule"),
+        ({}, {"mask_func": FastMRIEquispacedMaskFunc([4], [0.08])}, "masking: null"),
+        ({}, {"backward_operator": partial(transforms.ifft2, centered=False)}, "centered=False"),
+    ],
+)
+def test_transforms_that_contradict_what_is_drawn_are_refused(
+    config: dict[str, Any], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(config, **options)
+
+
+def test_the_estimated_target_and_maps_allow_every_transform() -> None:
+    data_set = build({"clean_target": False}, random_flip_probability=1.0, crop=(64, 64), compress_coils=3)
+    assert data_set[0]["masked_kspace"].shape == (3, 64, 64, 2)
+    assert data_set[0]["target"].shape == (64, 64)
 
 
 def test_invalid_settings_are_named(tmp_path: Path) -> None:

@@ -98,8 +98,31 @@ def test_masks_have_the_rate_that_is_asked_for(name, tolerance, acceleration):
     assert (name == "poisson") == bool((sample.mask != sample.mask[0]).any())
 
 
-def test_invalid_options_are_named():
-    with pytest.raises(ValueError, match=r"snr is \(30, 10\)"):
-        SampleOptions(snr=(30, 10))
-    with pytest.raises(ValueError, match="accelerations"):
-        SampleOptions(accelerations=(1,))
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"snr": (30, 10)}, r"snr is \(30, 10\)"),
+        ({"num_coils": (4,)}, r"num_coils is \(4,\)"),
+        ({"shape": (320, 8)}, r"shape is \(320, 8\)"),
+        ({"head_fraction": 1.5}, "head_fraction is 1.5"),
+        ({"accelerations": (1,)}, "accelerations are"),
+        ({"accelerations": ()}, "accelerations are"),
+        ({"masks": ("equispace",)}, "masks are .*expected some of equispaced"),
+        ({"masks": ()}, "masks are"),
+    ],
+)
+def test_invalid_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        SampleOptions(**options)
+
+
+def test_a_field_of_view_in_which_the_object_is_tiny_is_refused(monkeypatch):
+    monkeypatch.setattr("direct_hifimamba.data.simulation.sample.MAX_ATTEMPTS", 2)
+    with pytest.raises(ValueError, match="2 slices of 64 x 64 pixels of 20 mm"):
+        draw_sample(0, SampleOptions(shape=(64, 64), pixel_size=(20, 20)))
+
+
+def test_a_single_coil_is_drawn():
+    sample = draw_sample(0, SampleOptions(shape=(32, 32), num_coils=(1, 1)))
+    assert sample.kspace.shape == (1, 32, 32)
+    np.testing.assert_allclose(np.abs(sample.sensitivity_map), 1, rtol=1e-5)

@@ -130,6 +130,11 @@ def test_dividing_the_samples_is_dividing_the_measurement() -> None:
     [
         ({"masked_kspace": torch.zeros(1, 1, 16, 16, 2, dtype=torch.int32)}, TypeError, "masked_kspace is torch.int32"),
         ({"masked_kspace": torch.zeros(1, 16, 16, 2)}, ValueError, r"masked_kspace has shape \(1, 16, 16, 2\)"),
+        (
+            {"masked_kspace": torch.zeros(1, 0, 16, 16, 2), "sensitivity_map": torch.zeros(1, 0, 16, 16, 2)},
+            ValueError,
+            "1 slices and 0 coils",
+        ),
         ({"sensitivity_map": torch.zeros(1, 2, 16, 16, 2)}, ValueError, "expected the same batch, coils"),
         ({"sampling_mask": torch.ones(1, 16, 16, 1)}, ValueError, r"sampling_mask has shape \(1, 16, 16, 1\)"),
     ],
