@@ -29,7 +29,8 @@ from tests.data import lookalikes
 from tests.projects.hifimamba_test import CASES, SHORT
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "projects").rglob("*.md"))]
+README, CONFIGURATION = ROOT / "README.md", ROOT / "docs" / "configuration.md"
+DOCUMENTS = [README, *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "projects").rglob("*.md"))]
 BLOCK = re.compile(
     r"^(?:<!-- Not run by tests/documents_test\.py: (?P<reason>.+?) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
@@ -76,6 +77,8 @@ class Shell:
         name = arguments[0]
         if name in ("train", "predict"):
             self._shrink(name, arguments)
+        if name == "reconstruct":
+            arguments[1] = arguments[1].replace("model_49999", "model_5")
         if "magnitude" in arguments or {"acdc", "prostate158"} & set(arguments):
             arguments += ["--size", "32", "32"]  # the last one counts
         if program == "direct":
@@ -121,17 +124,39 @@ def test_at_most_five_blocks_are_not_run_and_say_why() -> None:
     assert fences == 2 * sum(len(blocks_of(document)) for document in DOCUMENTS)
 
 
+def complete_configuration() -> str:
+    """The one that docs/configuration.md shows; README has its section `model`."""
+    (text,) = [block.text for block in blocks_of(CONFIGURATION) if block.language == "yaml"]
+    return text
+
+
+def undersampled(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """K-space of a slice of the look-alike, and its mask."""
+    with h5py.File(next((folder / "data" / "multicoil_val").iterdir())) as file:
+        kspace = file["kspace"][:1]
+    width = kspace.shape[-1]
+    mask = np.arange(width) % 3 == 0
+    mask[width // 2 - 4 : width // 2 + 4] = True
+    return kspace * mask, mask
+
+
 def build_data(document: Path, folder: Path) -> None:
     """What the commands of a document start from."""
     name = document.parent.name
-    if document == ROOT / "README.md":
+    if document in (README, CONFIGURATION):
         lookalikes.fastmri(folder / "data", "multi", size=32)
+        kspace, mask = undersampled(folder)
+        with h5py.File(folder / "kspace.h5", "w") as file:
+            file["kspace"], file["mask"] = kspace, mask
     elif name in CASES:
         CASES[name].build(folder / "download")
 
 
 # Commands of the others are checked by tests/projects: they train several networks of full size.
-WITH_COMMANDS = [document for document in DOCUMENTS if document == ROOT / "README.md" or document.parent.name in CASES]
+WITH_COMMANDS = [
+    *(README, CONFIGURATION, ROOT / "docs" / "installation.md"),
+    *(document for document in DOCUMENTS if document.parent.name in CASES),
+]
 
 
 @pytest.mark.slow
@@ -142,22 +167,19 @@ def test_commands_run_one_after_the_other(document: Path, shell: Shell) -> None:
     build_data(document, shell.folder)
     for block in blocks_of(document):
         if block.language == "yaml" and "model:" in block.text:
-            Path("config.yaml").write_text(block.text)
+            config = OmegaConf.merge(OmegaConf.create(complete_configuration()), OmegaConf.create(block.text))
+            OmegaConf.save(config, "config.yaml")
         if not block.language and not block.reason:
             for words in commands_of(block.text):
                 shell.run(words)
-    if document == ROOT / "README.md":
+    if document == README:
         _reconstruct(next(block.text for block in blocks_of(document) if "Reconstructor" in block.text))
 
 
 def _reconstruct(text: str) -> None:
     """The README's Python for a trained model; tests/readme_test.py has the others."""
-    with h5py.File(next(Path("data/multicoil_val").iterdir())) as file:
-        kspace = file["kspace"][:1]
-    width = kspace.shape[-1]
-    mask = np.arange(width) % 3 == 0
-    mask[width // 2 - 4 : width // 2 + 4] = True
-    names: dict[str, Any] = {"kspace": kspace * mask, "mask": mask}
+    kspace, mask = undersampled(Path())
+    names: dict[str, Any] = {"kspace": kspace, "mask": mask}
     exec(text.replace("model_49999", "model_5"), names)
     assert names["images"].shape == (1, *kspace.shape[-2:])
 
@@ -173,9 +195,9 @@ YAML = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("document", "text"), YAML, ids=lambda value: getattr(value, "stem", ""))
 def test_parts_of_a_configuration_train(document: Path, text: str, shell: Shell) -> None:
-    """A section `training`, or a data set in the place of the README's."""
-    (readme,) = [block.text for block in blocks_of(ROOT / "README.md") if block.language == "yaml"]
-    Path("readme.yaml").write_text(readme)
+    """A section `training`, or a data set in the place of that of docs/configuration.md."""
+    complete = complete_configuration()
+    Path("complete.yaml").write_text(complete)
     lookalikes.fastmri(shell.folder / "download", "multi", size=48)
     prepare(shell.folder / "download", shell.folder / "data", Settings.of("fastmri", coils="multi", slices="central:2"))
     lookalikes.save_nifti(Path("heads/a.nii.gz"), lookalikes.magnitude(0, 8, 40, 40), np.eye(4))
@@ -183,11 +205,11 @@ def test_parts_of_a_configuration_train(document: Path, text: str, shell: Shell)
     if "training" in part:
         overrides = [f"training.datasets.0.{key}={value}" for key, value in SIZES.items()]
     else:
-        dataset = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(readme).inference.dataset, part))
+        dataset = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(complete).inference.dataset, part))
         dataset["transforms"]["masking"] = None  # masks are stored
         part = {"training": {"datasets": [dataset]}, "validation": {"datasets": [dataset]}}
     Path("part.yaml").write_text(yaml.safe_dump(part))
-    write_small(Path("config.yaml"), [Path("readme.yaml"), Path("part.yaml")], *overrides)
+    write_small(Path("config.yaml"), [Path("complete.yaml"), Path("part.yaml")], *overrides)
     words = ["train", "output", "--cfg", "config.yaml", "--device", "cpu", "--num-workers", "0"]
     splits = ("validation",) if "training" in yaml.safe_load(text) else ("training", "validation")
     for split in splits:  # simulated slices have no folder

@@ -1,30 +1,35 @@
-"""What the README shows must work."""
+"""What README and docs show must work, and their links must lead somewhere."""
 
 import re
 from pathlib import Path
 
+import pytest
 import torch
 from omegaconf import OmegaConf
 
 from direct_hifimamba.training.compose import validate
 from tests.helpers import measure
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("projects/**/*.md")})
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+def blocks(document: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / document).read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
 def test_the_configuration_is_complete_and_known_to_direct() -> None:
-    (text,) = blocks("yaml")
+    (text,) = blocks("docs/configuration.md", "yaml")
     config = OmegaConf.create(text)
     assert {"model", "physics", "training", "validation", "inference"} <= config.keys()
     validate(config)
+    (section,) = blocks("README.md", "yaml")
+    assert OmegaConf.create(section).model == config.model
 
 
 def test_the_python_examples_run() -> None:
-    network, _, scan = blocks("python")  # a trained model is reconstruct_test's business
+    network, reconstructor, scan = blocks("docs/python.md", "python")
+    assert blocks("README.md", "python") == [reconstructor]  # a trained model is reconstructor_test's business
     measurement = measure(height=16, width=18, coils=2)
     names = {"y": measurement.masked_kspace, "mask": measurement.sampling_mask, "maps": measurement.sensitivity_map}
     exec(network, names)
@@ -35,3 +40,17 @@ def test_the_python_examples_run() -> None:
     names = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
     exec(scan, names)
     assert names["y"].shape == u.shape
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_to_files(document: Path) -> None:
+    links = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", document.read_text())
+    assert [link for link in links if not (document.parent / link).exists()] == []
+
+
+def test_files_that_contributing_names_exist() -> None:
+    names = re.findall(
+        r"`((?:direct_hifimamba|tests|projects|performance)/[^`<>*]+)`", (ROOT / "CONTRIBUTING.md").read_text()
+    )
+    assert len(names) > 10
+    assert [name for name in names if not (ROOT / name.rstrip("/")).exists()] == []
