@@ -71,7 +71,7 @@ class Wheel(bdist_wheel):
 
 def long_description() -> str:
     """The README without its links into the repository, which lead nowhere in a package index."""
-    return re.sub(r"\[([^]]+)\]\((?!https?:)[^)]+\)", r"\1", Path("README.md").read_text(encoding="utf-8"))
+    return re.sub(r"!?\[([^]]+)\]\((?!https?:)[^)]+\)", r"\1", Path("README.md").read_text(encoding="utf-8"))
 
 
 setup(
