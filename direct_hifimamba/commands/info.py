@@ -1,4 +1,4 @@
-"""What this installation has and what it would use."""
+"""`direct-hifimamba info`: versions, devices and backends of this installation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _device(kind: str) -> str:
 
 
 def _describe_backend(name: str) -> str:
-    """Where a backend of the selective scan runs, or why it does not."""
+    """Return on which devices a backend of the selective scan runs, or why it does not."""
     reasons = {kind: unavailable_because(name, kind, torch.float32) for kind in ("cpu", "cuda")}
     usable = [kind for kind, reason in reasons.items() if reason is None]
     if not usable:
@@ -38,7 +38,7 @@ def _describe_backend(name: str) -> str:
 
 
 def describe() -> str:
-    """Versions, devices, and the backends of the selective scan, as lines of text."""
+    """Return versions, devices and the backends of the selective scan, as lines of text."""
     lines = [f"{package:18}{_installed(package)}" for package in _PACKAGES]
     lines.append(f"{'python':18}{platform.python_version()}")
     lines.append(f"{'cpu':18}{platform.machine()}, {torch.get_num_threads()} threads")

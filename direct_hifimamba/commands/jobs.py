@@ -10,5 +10,5 @@ def add_jobs_argument(parser: argparse.ArgumentParser) -> None:
 
 def _number(word: str) -> int:
     if not (word.isdecimal() and int(word)):
-        raise argparse.ArgumentTypeError(f"{word!r} is no number of processes; expected 1 or more.")
+        raise argparse.ArgumentTypeError(f"{word!r} is not a number of processes; expected an integer, 1 or more.")
     return int(word)

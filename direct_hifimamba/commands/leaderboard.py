@@ -13,7 +13,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", type=Path, metavar="FILE", help=".md or .csv (default: Markdown on standard output)"
     )
     parser.add_argument(
-        "--baseline", metavar="MODEL", help="to take differences to (default: the baseline of the first results)"
+        "--baseline",
+        metavar="MODEL",
+        help="model that the others are compared with (default: the baseline of the first results)",
     )
 
 

@@ -1,4 +1,4 @@
-"""`direct-hifimamba prepare`: bring a public data set into the form that DIRECT reads."""
+"""`direct-hifimamba prepare`: convert a public data set to the files that DIRECT reads."""
 
 import argparse
 import sys
@@ -12,7 +12,7 @@ from direct_hifimamba.data.protocol import CROP, FILE_NAME, MULTI_COIL, RESAMPLE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `direct-hifimamba prepare`."""
+    """Declare the arguments of `direct-hifimamba prepare`."""
     parser.add_argument("data_set", choices=DATA_SETS, help="name of the data set")
     parser.add_argument("source", type=Path, help="folder with the unpacked download")
     parser.add_argument("dest", type=Path, help="folder to write to: new, empty, or to be completed")

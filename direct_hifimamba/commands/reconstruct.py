@@ -19,15 +19,13 @@ from direct_hifimamba.reconstruction.reconstructor import (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `direct-hifimamba reconstruct`."""
-    parser.add_argument(
-        "checkpoint", type=Path, help="model_<iteration>.pt that direct train has written, of any model"
-    )
+    parser.add_argument("checkpoint", type=Path, help="model_<iteration>.pt of `direct train`, of any model")
     parser.add_argument(
         "input",
         type=Path,
         help="HDF5, .npz or .mat file (of prepare or CMRxRecon) with kspace (slices[, coils], height, width) and mask "
-        "(width) or (height, width); "
-        "or .npy file with k-space; sensitivity_map as well, if the configuration takes stored sensitivities",
+        "(width) or (height, width), and with sensitivity_map if the configuration uses stored sensitivities; or .npy "
+        "file with k-space",
     )
     parser.add_argument(
         "output", type=Path, help="existing folder, or stem of the files: .h5, .nii.gz and .png are appended"
@@ -39,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-check",
         action="store_true",
-        help="do not compare k-space with the mask and with what the configuration expects",
+        help="do not check that k-space agrees with the mask and the configuration",
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--complex", action="store_true", help="write complex images, not magnitudes, to the .h5 file")

@@ -17,17 +17,20 @@ OF_RANDOM_SLICES = ("number", "heads")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `direct-hifimamba simulate`."""
+    """Declare the arguments of `direct-hifimamba simulate`."""
     defaults = SimulationOptions()
     parser.add_argument(
         "source",
-        help=f"NIfTI magnitude volume, folder of them, {TEMPLATE} for the averaged brain in nilearn, or {RANDOM} for "
-        "slices of which everything is drawn at random: anatomy, contrast, coils, noise, resolution and mask",
+        help=f"NIfTI magnitude volume, a folder of such volumes, {TEMPLATE} for the average brain in nilearn, or "
+        f"{RANDOM} for slices whose anatomy, contrast, coils, noise, resolution and mask are all random",
     )
     parser.add_argument("output", type=Path, help="folder for the HDF5 files: new, empty, or to be completed")
     parser.add_argument("--number", type=int, help=f"{RANDOM} only: number of slices, each in a file (default: 1)")
     parser.add_argument(
-        "--heads", type=Path, metavar="FOLDER", help=f"{RANDOM} only: NIfTI files, as `heads` downloads them, to cut"
+        "--heads",
+        type=Path,
+        metavar="FOLDER",
+        help=f"{RANDOM} only: NIfTI files to cut slices from, as `heads` downloads",
     )
     parser.add_argument("--coils", type=int, help=f"number of coils (default: {defaults.num_coils}; {RANDOM}: 4 to 32)")
     parser.add_argument(
@@ -35,12 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         help=f"mean foreground signal over noise standard deviation (default: no noise; {RANDOM}: from 10 up)",
     )
-    parser.add_argument("--phase", type=float, help=f"bound of the object's phase, rad (default: {defaults.phase})")
+    parser.add_argument(
+        "--phase", type=float, help=f"largest phase of the object in radians (default: {defaults.phase})"
+    )
     parser.add_argument("--orientation", choices=ORIENTATIONS, help=f"default: {defaults.orientation}")
     parser.add_argument(
         "--slices", type=int, nargs=2, metavar=("START", "STOP"), help="range of slices, STOP excluded (default: all)"
     )
-    parser.add_argument("--slab", type=int, metavar="N", help="write a file for every N slices (default: for a volume)")
+    parser.add_argument("--slab", type=int, metavar="N", help="write one file per N slices (default: per volume)")
     parser.add_argument("--voxel-size", type=float, metavar="MM", help="resample the pixels to this size")
     parser.add_argument(
         "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="crop and zero-pad the slices to this size"

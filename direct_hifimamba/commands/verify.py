@@ -10,7 +10,7 @@ from direct_hifimamba.data.verify import verify
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `direct-hifimamba verify`."""
+    """Declare the arguments of `direct-hifimamba verify`."""
     parser.add_argument("dest", type=Path, help="folder that direct-hifimamba prepare has written")
     add_jobs_argument(parser)
 

@@ -1,1 +1,1 @@
-"""Numerical kernels; nothing here knows about MRI."""
+"""Numerical operators, which know nothing about MRI: definitions in PyTorch and compiled kernels."""

@@ -1,7 +1,7 @@
-"""Derivatives that compiled kernels do not have: second ones, forward mode and the transforms of `torch.func`.
+"""Derivatives that compiled kernels lack: second derivatives, forward mode and the transforms of `torch.func`.
 
-A kernel brings its first derivative in reverse mode. Everything else is left to PyTorch, which differentiates the
-operator's definition.
+A kernel implements its first derivative in reverse mode. For all others PyTorch differentiates the operator's
+definition.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from torch.autograd import forward_ad
 
 
 def are_transformed(tensors: Sequence[torch.Tensor | None]) -> bool:
-    """Whether a transform of `torch.func` is at work, or one of the tensors carries a tangent of forward mode.
+    """Return whether a transform of `torch.func` is active, or one of the tensors carries a forward-mode tangent.
 
-    Under `torch.compile` neither is.
+    Under `torch.compile` the result is False.
     """
     if torch.compiler.is_compiling():
         return False
@@ -27,11 +27,24 @@ def are_transformed(tensors: Sequence[torch.Tensor | None]) -> bool:
 def gradients_of_definition(
     definition: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor | None], grad: torch.Tensor
 ) -> list[torch.Tensor | None]:
-    """Gradients of `definition(*inputs)` that can be differentiated again; None for those that are not wanted.
+    """Return gradients of `definition(*inputs)` that can be differentiated again.
 
-    For backward passes in which `torch.is_grad_enabled()`, that is, under `create_graph=True`.
+    To be called in backward passes with `create_graph=True`, in which `torch.is_grad_enabled()` is True.
+
+    Parameters
+    ----------
+    definition : Callable
+        Maps `inputs` to one tensor.
+    inputs : sequence of torch.Tensor or None
+    grad : torch.Tensor
+        Gradient of the result.
+
+    Returns
+    -------
+    list of torch.Tensor or None
+        One gradient per input; None for inputs that are None or need no gradient.
     """
-    # Views: an input that is given twice has two gradients.
+    # Views, because an input that is given twice has two gradients.
     inputs = [None if tensor is None else tensor.view_as(tensor) for tensor in inputs]
     wanted = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
     found = iter(torch.autograd.grad(definition(*inputs), wanted, grad, create_graph=True))

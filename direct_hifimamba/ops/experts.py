@@ -1,6 +1,6 @@
-"""Sum of two-layer experts, each on pixels of its own: its definition, and a compiled kernel for CPUs.
+"""Sum of two-layer experts, each applied to some of the pixels: definition, and a compiled kernel for CPUs.
 
-The kernel never makes the hidden values of all pixels at once; its backward pass computes them again.
+The kernel never stores the hidden values of all pixels at once; its backward pass recomputes them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from direct_hifimamba.ops.library import checked, pointer
 
 
 class ExpertWeights(NamedTuple):
-    """Parameters of an expert, V gelu(U x + a) + b, from c to `hidden` and back to c channels."""
+    """Parameters of an expert V gelu(U x + a) + b, from c channels to `hidden` and back to c."""
 
     expand: torch.Tensor  #: U, (hidden, c)
     expand_bias: torch.Tensor  #: a, (hidden,)
@@ -37,7 +37,7 @@ class Assignment(NamedTuple):
 def sum_of_experts_definition(
     features: torch.Tensor, experts: Sequence[ExpertWeights], assignments: Sequence[Assignment]
 ) -> torch.Tensor:
-    """The sum as it is defined, on any device, under autocast too; see :func:`sum_of_experts`."""
+    """Definition of :func:`sum_of_experts` in plain PyTorch, for any device, also under autocast."""
     total: torch.Tensor | None = None
     for expert, (pixels, weight) in zip(experts, assignments, strict=True):
         chosen = features if pixels is None else features.index_select(0, pixels)
@@ -53,21 +53,21 @@ def sum_of_experts_definition(
 def sum_of_experts(
     features: torch.Tensor, experts: Sequence[ExpertWeights], assignments: Sequence[Assignment]
 ) -> torch.Tensor:
-    """Sum over experts of what each makes of the pixels that are assigned to it.
+    """Add up the outputs of several experts, each for the pixels that are assigned to it.
 
     Parameters
     ----------
     features : torch.Tensor
         Of shape (pixels, c).
     experts : sequence of ExpertWeights
-        Their parameters, of the dtype of `features`. An expert without pixels gets gradients of zero.
+        Parameters, of the dtype of `features`. The gradients of an expert without pixels are zero.
     assignments : sequence of Assignment
-        The pixels of each, and the weights of its outputs there.
+        Pixels of each expert, and weights of its outputs there.
 
     Returns
     -------
     torch.Tensor
-        Of shape (pixels, c); 0 for pixels that no expert has.
+        Of shape (pixels, c); 0 for pixels without an expert.
     """
     weights = [assignment.weight for assignment in assignments if assignment.weight is not None]
     tensors = [features, *weights, *(weight for expert in experts for weight in expert)]
@@ -89,7 +89,7 @@ _ExpertBackward = library.struct(
 def _checked(
     x: torch.Tensor, expert: ExpertWeights, index: torch.Tensor | None, weight: torch.Tensor | None
 ) -> tuple[int, ExpertWeights, torch.Tensor | None, torch.Tensor | None]:
-    """The number of an expert's pixels, and its tensors, contiguous and checked to belong together."""
+    """Return the number of an expert's pixels, and its tensors, contiguous and of matching shapes."""
     channels, hidden = x.shape[-1], len(expert.expand)
     library.check_channels(channels=channels, hidden_channels=hidden)
     if x.ndim != 2:
@@ -112,16 +112,16 @@ def _forward(
     indices: Sequence[torch.Tensor | None],
     weights: Sequence[torch.Tensor | None],
 ) -> torch.Tensor:
-    """The sum for x (pixels, c), of experts that are given as U, a, V and b one after another."""
+    """Return the sum for x (pixels, c); `experts` has four tensors U, a, V and b per expert."""
     if len(experts) != len(ExpertWeights._fields) * len(indices) or len(weights) != len(indices):
         counts = f"{len(experts)} parameters, {len(indices)} indices and {len(weights)} weights"
         raise ValueError(f"There are {counts}; expected four parameters, an index and a weight of each expert.")
     x, out = checked("x", x, tuple(x.shape)), torch.empty_like(x, memory_format=torch.contiguous_format)
-    # Where the first expert has all pixels, it fills the sum that the others are added to.
+    # If the first expert has all pixels, it initialises the sum to which the others are added.
     add = not indices or indices[0] is not None
     if add:
         out.zero_()
-    alive: list[Any] = []  # what the structs point to
+    alive: list[Any] = []  # keeps the tensors that the structs point to
     structs: list[ctypes.Structure] = []
     work = 0
     for i, (index, weight) in enumerate(zip(indices, weights, strict=True)):
@@ -155,7 +155,7 @@ def _add_gradients(
     index: torch.Tensor | None,
     weight: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of one expert's parameters and of `weight`, empty if it is None; that of x is added to `grad_x`."""
+    """Return gradients of one expert's parameters and of `weight` (empty if None); add that of x to `grad_x`."""
     expert = ExpertWeights(expand, expand_bias, project, project_bias)
     x, grad = checked("x", x, tuple(x.shape)), checked("grad", grad, tuple(x.shape))
     pixels, expert, index, weight = _checked(x, expert, index, weight)

@@ -1,10 +1,10 @@
-r"""Depthwise inverted bottleneck: its definition, and one pass over memory on a CPU.
+r"""Depthwise inverted bottleneck: definition, and a compiled kernel for CPUs that passes over memory once.
 
 .. math::
     x + g(P\, g(N(K * g(N(W x))))), \quad g = \mathrm{GELU}, \quad N = \mathrm{GroupNorm}(1)
 
-The compiled kernel never makes the E expanded channels of an image at once, but for the output of the depthwise
-convolution. The statistics of the first normalisation come from mean and covariance of the c channels of x.
+Of the values with E expanded channels, the compiled kernel stores only the output of the depthwise convolution for the
+whole image. The statistics of the first normalisation follow from mean and covariance of the c channels of x.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from direct_hifimamba.ops import library
 from direct_hifimamba.ops.derivatives import gradients_of_definition
 from direct_hifimamba.ops.library import checked, pointer
 
-#: Added to variances before they divide; the kernel has it as well.
+#: Added to variances before the division; the same constant as in the kernel.
 EPS = 1e-5
 
 
 class BottleneckWeights(NamedTuple):
-    """Parameters, from c to E and back to c channels."""
+    """Parameters of a bottleneck, from c channels to E and back to c."""
 
     expand: torch.Tensor  #: W, (E, c)
     expand_scale: torch.Tensor  #: (E,) of the first normalisation
@@ -35,7 +35,7 @@ class BottleneckWeights(NamedTuple):
 
 
 def inverted_bottleneck_definition(features: torch.Tensor, weights: BottleneckWeights) -> torch.Tensor:
-    """The bottleneck as it is defined, on any device, under autocast too; see :func:`inverted_bottleneck`."""
+    """Definition of :func:`inverted_bottleneck` in plain PyTorch, for any device, also under autocast."""
 
     def normalise(hidden: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
         return F.group_norm(hidden.permute(0, 3, 1, 2), 1, scale, offset, EPS)
@@ -47,7 +47,7 @@ def inverted_bottleneck_definition(features: torch.Tensor, weights: BottleneckWe
 
 
 def inverted_bottleneck(features: torch.Tensor, weights: BottleneckWeights) -> torch.Tensor:
-    """Skip connection around expansion, 3 x 3 depthwise convolution and projection, normalised per image.
+    """Apply expansion, 3 x 3 depthwise convolution and projection, with normalisation per image and a skip connection.
 
     Parameters
     ----------
@@ -69,24 +69,24 @@ def inverted_bottleneck(features: torch.Tensor, weights: BottleneckWeights) -> t
 
 _Bottleneck = library.struct(
     "Bottleneck",
-    "height width channels wide",
+    "height width channels inner",
     "x expand expand_scale expand_offset depthwise depthwise_scale depthwise_offset project convolved projected y "
     "statistics input_mean input_covariance",
 )
 _ProjectBackward = library.struct(
     "ProjectBackward",
-    "pixels channels wide parts",
+    "pixels channels inner parts",
     "grad projected convolved gain offset Pt grad_normalised sums",
 )
 _ExpandBackward = library.struct(
     "ExpandBackward",
-    "height width channels wide parts",
+    "height width channels inner parts",
     "x grad W b Wt depthwise grad_normalised convolved gain slope level grad_x sums",
 )
 
 
 def _checked(x: torch.Tensor, weights: BottleneckWeights) -> tuple[torch.Tensor, BottleneckWeights]:
-    """Contiguous features and weights, checked to belong together."""
+    """Return features and weights, contiguous and of matching shapes."""
     channels, inner = x.shape[-1], len(weights.expand)
     library.check_channels(channels=channels, expanded_channels=inner)
     if x.ndim != 4:
@@ -108,10 +108,10 @@ def _forward(
     project: torch.Tensor,
     keep: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The bottleneck, and what its backward pass needs, of which the first two are empty unless `keep`.
+    """Return the bottleneck's output and five tensors for its backward pass, the first two empty unless `keep`.
 
-    Per image: output of K, (height, width, E); argument of the last GELU, (height, width, c); and float64, mean and
-    deviation that the second N used, (2,), mean of x over pixels, (c,), and covariance, (c, c).
+    Per image these are the output of K, (height, width, E); the argument of the last GELU, (height, width, c); and in
+    float64 mean and standard deviation of the second N, (2,), mean of x over pixels, (c,), and its covariance, (c, c).
     """
     weights = BottleneckWeights(
         expand, expand_scale, expand_offset, depthwise, depthwise_scale, depthwise_offset, project
@@ -145,7 +145,7 @@ def _forward_fake(x, expand, *rest):  # type: ignore[no-untyped-def]
 
 
 class _ExpandNorm(NamedTuple):
-    """The first normalisation of one image."""
+    """Statistics of the first normalisation of one image."""
 
     mean: torch.Tensor  #: mean of W x over pixels and channels, scalar float64
     std: torch.Tensor  #: its standard deviation, scalar float64
@@ -159,7 +159,7 @@ class _ExpandNorm(NamedTuple):
         return cls(channel_means.mean(), (variance + EPS).sqrt())
 
     def fold(self, weights: BottleneckWeights) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weight and bias of the linear map that expands and normalises."""
+        """Return weight and bias of the linear map that expands and normalises."""
         gain = weights.expand_scale / self.std.float()
         return weights.expand * gain[:, None], weights.expand_offset - gain * self.mean.float()
 
@@ -172,10 +172,10 @@ def _project_gradients(
     offset: torch.Tensor,
     weight: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of g(P g(n)) with n = gain convolved + offset.
+    """Return gradients of g(P g(n)) with n = gain convolved + offset.
 
-    Returns that of n, (height, width, E); of P, (c, E); and the first one, and its product with `convolved`, summed
-    over pixels, (E,).
+    They are the gradient of n, (height, width, E); that of P, (c, E); and sums over pixels, (E,), of the gradient of n
+    and of its product with `convolved`.
     """
     pixels, (channels, inner) = grad.shape[0] * grad.shape[1], weight.shape
     normalised_grad, transposed = torch.empty_like(convolved), weight.t().contiguous()
@@ -199,9 +199,9 @@ def _expand_gradients(
     slope: torch.Tensor,
     level: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of K * g(W x + b), where that of the result is gain normalised_grad - slope convolved - level.
+    """Return gradients of K * g(W x + b), given gain normalised_grad - slope convolved - level as that of the result.
 
-    Returns `grad` plus the gradient of x, and those of W, b and K.
+    They are `grad` plus the gradient of x, and the gradients of W, b and K.
     """
     (height, width, channels), inner = x.shape, len(weight)
     grad_x, sums = torch.empty_like(x), library.new_sums(x, height * width, inner * channels + 10 * inner)
@@ -232,7 +232,7 @@ def _backward(
 ) -> tuple[
     torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
 ]:
-    """Gradients of x and the weights, given that of the result and what the forward pass kept."""
+    """Return gradients of x and the weights, given that of the result and the tensors of the forward pass."""
     weights = BottleneckWeights(
         expand, expand_scale, expand_offset, depthwise, depthwise_scale, depthwise_offset, project
     )
@@ -257,14 +257,14 @@ def _backward(
 def _backward_image(
     x: torch.Tensor, weights: BottleneckWeights, saved: list[torch.Tensor], grad: torch.Tensor, grads: BottleneckWeights
 ) -> torch.Tensor:
-    """Gradient of one image; those of the weights are added to `grads`."""
+    """Return the gradient of one image, and add those of the weights to `grads`."""
     convolved, projected, statistics, input_mean, input_covariance = saved
     count = convolved.numel()
     mean, std = statistics.float()
     gain = weights.depthwise_scale / std
     offset = weights.depthwise_offset - gain * mean
 
-    # Through projection and second normalisation up to its affine part; sums over pixels on the way.
+    # Through projection and second normalisation up to its affine part, with sums over pixels.
     normalised_grad, project_grad, offset_grad, product = _project_gradients(
         grad, projected, convolved, gain, offset, weights.project
     )
@@ -283,7 +283,7 @@ def _backward_image(
     )
     grads.depthwise.add_(depthwise_grad)
 
-    # What the statistics of the first normalisation add, again from sums over pixels alone.
+    # Contribution of the statistics of the first normalisation, again from sums over pixels only.
     offset_grad, correlation = offset_grad.double(), correlation.double()
     W, scale = weights.expand.double(), weights.expand_scale.double()
     scale_grad = ((correlation * W).sum(1) - norm.mean * offset_grad) / norm.std

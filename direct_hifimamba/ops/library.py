@@ -1,4 +1,4 @@
-"""The compiled kernels for CPUs: when they apply, and how Python calls the library that `csrc` is built into."""
+"""Interface to the compiled kernels for CPUs, a library that is built from `csrc`."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ _FUNCTIONS = (
 )
 #: Multiply-accumulates below which starting another thread does not pay.
 _WORK_PER_THREAD = 500_000
-#: Backward passes sum over pixels in at most so many parts, of at least so many pixels, whatever the number of threads.
+#: Largest number of parts in which backward passes sum over pixels, and smallest number of pixels per part; they do not
+#: depend on the number of threads, so that results do not either.
 _PARTS, _PIXELS_PER_PART = 8, 256
 
 
 def _load() -> tuple[ctypes.CDLL | None, str]:
-    """The library, or None and why there is none."""
+    """Return the library, or None and the reason why it is missing."""
     try:
         spec = importlib.util.find_spec(f"{__package__}._native")
         if spec is None or spec.origin is None:
@@ -48,15 +49,19 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
                 ctypes.c_int64,
             )
     except (ImportError, OSError, AttributeError) as error:  # the last: a library of another version
-        logger.warning("No compiled kernels on the CPU, PyTorch takes their place and several times as long: %s", error)
+        logger.warning(
+            "The compiled kernels for CPUs are missing; PyTorch replaces them and takes several times as long: %s",
+            error,
+        )
         return None, str(error)
     return library, ""
 
 
 _LIBRARY, UNAVAILABLE_BECAUSE = _load()
-#: Instruction sets that the kernels were built for and this machine has, fastest first; none without the library.
+#: Instruction sets of the kernels that this machine has, fastest first; empty without the library.
 INSTRUCTION_SETS: list[str] = _LIBRARY.native_instruction_sets().decode().split() if _LIBRARY else []
-#: Channels that the scan takes side by side, its steps between stored states, and what the others need a multiple of.
+#: Channels that the scan processes together; its steps between stored states; and the number whose multiples the other
+#: kernels accept as channels.
 LANES, STEPS, CHANNELS = (
     (_LIBRARY.native_scan_lanes(), _LIBRARY.native_scan_steps(), _LIBRARY.native_channels()) if _LIBRARY else (0, 0, 0)
 )
@@ -66,7 +71,7 @@ _definitions_only: ContextVar[bool] = ContextVar("definitions_only", default=Fal
 
 @contextmanager
 def definitions_only() -> Iterator[None]:
-    """Let bottlenecks and experts be computed as they are defined within this context, without compiled kernels."""
+    """Compute bottlenecks and experts by their definitions within this context, without compiled kernels."""
     token = _definitions_only.set(True)
     try:
         yield
@@ -75,7 +80,7 @@ def definitions_only() -> Iterator[None]:
 
 
 def native_kernel_applies(tensors: Sequence[torch.Tensor], channels: Sequence[int]) -> bool:
-    """Whether the kernels of bottlenecks and experts take `tensors` and these numbers of channels, here and now."""
+    """Return whether the kernels of bottlenecks and experts accept `tensors` and these numbers of channels now."""
     return (
         CHANNELS > 0
         and all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
@@ -87,12 +92,12 @@ def native_kernel_applies(tensors: Sequence[torch.Tensor], channels: Sequence[in
 
 
 def instruction_set() -> str:
-    """The instruction set that the next call uses: the fastest one, or that of `ISA_VARIABLE`.
+    """Return the instruction set that the next call uses: the fastest one, or that of `ISA_VARIABLE`.
 
     Raises
     ------
     ValueError
-        If the variable names one that does not exist here.
+        If the variable names one that this machine or the library does not have.
     """
     name = os.environ.get(ISA_VARIABLE) or INSTRUCTION_SETS[0]
     if name not in INSTRUCTION_SETS:
@@ -101,12 +106,12 @@ def instruction_set() -> str:
 
 
 def number_of_threads(work: int, work_per_thread: int) -> int:
-    """As many threads as PyTorch uses, or fewer where each would get less than `work_per_thread`."""
+    """Return the number of PyTorch's threads, or fewer so that each gets at least `work_per_thread`."""
     return max(1, min(torch.get_num_threads(), work // work_per_thread))
 
 
 def struct(name: str, integers: str, pointers: str) -> type[ctypes.Structure]:
-    """The C++ struct `name` of integers and then pointers, whose names are separated by spaces."""
+    """Return the type of the C++ struct `name` of integers, then pointers; their names are separated by spaces."""
     fields = [
         *((field, ctypes.c_int64) for field in integers.split()),
         *((field, ctypes.c_void_p) for field in pointers.split()),
@@ -115,7 +120,13 @@ def struct(name: str, integers: str, pointers: str) -> type[ctypes.Structure]:
 
 
 def pointer(tensor: torch.Tensor | None) -> int | None:
-    """The address of a contiguous tensor's values, which have to live until the kernel is done."""
+    """Return the address of a contiguous tensor's values, None for None; the caller keeps the tensor alive.
+
+    Raises
+    ------
+    ValueError
+        If the tensor is not contiguous.
+    """
     if tensor is None:
         return None
     if not tensor.is_contiguous():
@@ -126,7 +137,7 @@ def pointer(tensor: torch.Tensor | None) -> int | None:
 def checked(
     name: str, tensor: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
-    """A contiguous tensor, copied if need be.
+    """Return a tensor as contiguous one, copied if necessary, after checking it.
 
     Raises
     ------
@@ -150,12 +161,12 @@ def check_channels(**channels: int) -> None:
 
 
 def new_sums(like: torch.Tensor, pixels: int, floats: int) -> torch.Tensor:
-    """Memory for the sums of every part of the pixels, (parts, floats), of the dtype of `like`."""
+    """Return memory for the sums of each part of the pixels, (parts, floats), of the dtype of `like`."""
     return like.new_empty(max(1, min(_PARTS, pixels // _PIXELS_PER_PART)), floats)
 
 
 def add_up(sums: torch.Tensor, *shapes: tuple[int, ...]) -> Iterator[torch.Tensor]:
-    """Sums over the parts in their order, cut into tensors of these shapes."""
+    """Yield the sums over the parts, added in their order, as tensors of these shapes."""
     for parts, shape in zip(sums.split([math.prod(shape) for shape in shapes], dim=1), shapes, strict=True):
         total = parts[0].clone()
         for part in parts[1:]:
@@ -173,14 +184,14 @@ def call(function: str, arguments: ctypes.Structure, work: int, work_per_thread:
     arguments : ctypes.Structure
         The C++ struct of that function, or the first of a list of them.
     work, work_per_thread : int
-        Some measure of the work, and how much of it makes starting another thread pay.
+        Work in any unit, and the least amount of it for which another thread is started.
 
     Raises
     ------
     MemoryError
         If the working memory could not be allocated.
     IndexError
-        If an `index` among the arguments has rows that do not exist.
+        If an `index` among the arguments names rows that do not exist.
     RuntimeError
         If the library was built from other sources than these.
     """

@@ -1,1 +1,1 @@
-"""What DIRECT's training lacks, for any model."""
+"""Additions to DIRECT's training, for any model."""

@@ -1,8 +1,8 @@
-"""One configuration for DIRECT from several small ones, with an error for every key that DIRECT does not know.
+"""Compose one configuration for DIRECT from several files, with an error for every key that DIRECT does not know.
 
-DIRECT takes a single YAML file, and ignores misspelt keys in its data sets and losses. Here files are merged in order,
-the later ones winning: mappings key by key, lists as a whole. What stands under `parameters` is there to be referred
-to, as in ``${parameters.mask}``, and is left out of the result.
+DIRECT reads a single YAML file, and ignores misspelt keys in its data sets and losses. Here files are merged in order,
+mappings key by key and lists as a whole; later files take precedence. The section `parameters` holds values for
+references such as ``${parameters.mask}``, and is removed from the result.
 """
 
 import os
@@ -60,7 +60,7 @@ def compose(paths: Sequence[Path], overrides: Sequence[str] = ()) -> DictConfig:
     Returns
     -------
     DictConfig
-        What DIRECT takes, without interpolations.
+        The configuration in the form of DIRECT, without references.
 
     Raises
     ------
@@ -91,7 +91,7 @@ def _load(path: Path) -> DictConfig:
     try:
         config = OmegaConf.load(path)
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no valid YAML: {error}") from error
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(config, DictConfig) or not config:
         raise ValueError(f"{path} has no keys; expected YAML such as 'model: ...'.")
     return config
@@ -137,7 +137,7 @@ def _check_model(model: Any, path: str) -> None:
 
 
 def _check_section(section: Any, schema: type, path: str) -> None:
-    """Check a section; its data sets and losses, for which DIRECT's dataclasses allow anything, one by one."""
+    """Check a section, including its data sets and losses, for which DIRECT's dataclasses allow any key."""
     section = _mapping(section, path).copy()
     if "dataset" in section:
         _check_dataset(section.pop("dataset"), f"{path}.dataset")
@@ -180,7 +180,7 @@ def _mapping(values: Any, path: str) -> DictConfig:
 
 
 def _merge(values: Any, schema: type, path: str) -> DictConfig:
-    """Fill `values` into the defaults of a dataclass, which checks keys and types."""
+    """Merge `values` into the defaults of a dataclass, which checks keys and types."""
     try:
         return cast(DictConfig, OmegaConf.merge(OmegaConf.structured(schema), _mapping(values, path)))
     except ConfigKeyError as error:
@@ -195,7 +195,7 @@ def _merge(values: Any, schema: type, path: str) -> DictConfig:
 
 
 def _build(values: Any, schema: type, path: str) -> Any:
-    """Make the dataclass, which checks as well that nothing mandatory is missing and whatever it checks itself."""
+    """Return an instance of the dataclass, after checking that no mandatory key is missing; it checks its values."""
     merged = _merge(values, schema, path)
     try:
         return OmegaConf.to_object(merged)
@@ -217,7 +217,7 @@ def _first_line(error: Exception) -> str:
 
 
 def to_yaml(config: DictConfig, paths: Sequence[Path], overrides: Sequence[str]) -> str:
-    """YAML of a composed configuration, the same for the same input, under a comment that says what it is made of."""
+    """Return the YAML of a composed configuration under a comment that lists its files and overrides; deterministic."""
     parts = [Path(os.path.relpath(path)).as_posix() for path in paths]
     header = "".join(f"# {part}\n" for part in (*parts, *overrides))
     return f"# Composed by direct-hifimamba config compose of\n{header}{OmegaConf.to_yaml(config)}"

@@ -1,7 +1,7 @@
-"""The command `direct`, for any model; its `train` is deterministic and has two options more.
+"""The command `direct` for any model, with a deterministic `train` that has two more options.
 
-DIRECT's own `setup_train` always trains with steps of the learning rate and with weight decay of all parameters, and
-draws masks that no seed determines. The one here is made of the same functions of DIRECT.
+DIRECT's own `setup_train` always uses a step schedule of the learning rate and weight decay of all parameters, and its
+masks do not depend on the seed. The one here consists of the same functions of DIRECT.
 """
 
 import argparse
@@ -37,7 +37,7 @@ MATRICES_OPTION = "--decay-matrices"
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run `direct` with `arguments`, the first of which is the subcommand."""
+    """Run `direct` with `arguments`; the first one is the subcommand."""
     register_data_sets()
     parser = argparse.ArgumentParser(prog="direct-hifimamba")
     subparsers = parser.add_subparsers(dest="subcommand", required=True)
@@ -45,10 +45,12 @@ def main(arguments: Sequence[str]) -> None:
         register(subparsers)
     train_parser = subparsers.choices["train"]
     train_parser.add_argument(
-        COSINE_OPTION, action="store_true", help="Half a cosine instead of steps of the learning rate."
+        COSINE_OPTION, action="store_true", help="Learning-rate schedule of half a cosine instead of steps."
     )
     train_parser.add_argument(
-        MATRICES_OPTION, action="store_true", help="Weight decay of matrices and kernels alone, not of vectors."
+        MATRICES_OPTION,
+        action="store_true",
+        help="Weight decay of matrices and convolution kernels only, not of vectors.",
     )
     train_parser.set_defaults(subcommand=train)
     args = parser.parse_args(arguments)
@@ -63,22 +65,22 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train in one process or in one for every GPU, as DIRECT's `train_from_argparse`."""
-    torch.set_num_threads(1)  # Fourier transforms in workers of the DataLoader would get in each other's way.
+    """Train in one process or in one per GPU, like DIRECT's `train_from_argparse`."""
+    torch.set_num_threads(1)  # as workers of the DataLoader run Fourier transforms in parallel
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"  # no warnings of TensorBoard
     launch(setup_train, args.num_machines, args.num_gpus, args.machine_rank, args.dist_url, args)
 
 
 def setup_train(args: argparse.Namespace) -> None:
-    """Train in this process, which may be one of several ranks, as DIRECT's `setup_train`.
+    """Train in this process, which may be one of several ranks, like DIRECT's `setup_train`.
 
     Parameters
     ----------
     args : argparse.Namespace
-        Of `direct-hifimamba train`.
+        Arguments of `direct-hifimamba train`.
     """
-    register_data_sets()  # other models than ours do not
+    register_data_sets()  # models of DIRECT do not
     set_all_seeds(args.seed)
     run_name = args.name or Path(str(args.cfg_file)).stem
     env = setup_training_environment(
@@ -107,7 +109,7 @@ def setup_train(args: argparse.Namespace) -> None:
     rank, world_size = communication.get_rank(), communication.get_world_size()
     sampler = SeededBatchSampler(training_data, training.batch_size, args.seed, start, rank, world_size)
     env.engine.build_batch_sampler = partial(_batch_sampler, env.engine.build_batch_sampler, sampler)
-    # Of dropout and of the workers: neither does the initialisation matter, nor does a resumed training repeat them.
+    # Random numbers of dropout and of the workers: independent of the initialisation, not repeated after resuming.
     torch.manual_seed(int(np.random.SeedSequence((args.seed, start, rank)).generate_state(1)[0]))
 
     env.engine.train(
@@ -124,7 +126,7 @@ def setup_train(args: argparse.Namespace) -> None:
 
 
 def _build_datasets(env: Any, configs: Sequence[DictConfig], args: argparse.Namespace, split: int) -> list[Any]:
-    """The data sets of training (split 0) or validation (split 1)."""
+    """Return the data sets of training (split 0) or validation (split 1)."""
     options: dict[str, Any] = {}
     root = (args.training_root, args.validation_root)[split]
     if root is not None:
@@ -148,14 +150,14 @@ def _build_datasets(env: Any, configs: Sequence[DictConfig], args: argparse.Name
 
 
 def _with_seed(config: DictConfig) -> DictConfig:
-    """A copy with `use_seed: true`, in which :class:`SeededDataset` puts another seed where the user wants one."""
+    """Return a copy with `use_seed: true`, which :class:`SeededDataset` needs to control the seed."""
     config = config.copy()
     OmegaConf.update(config, "transforms.use_seed", True, force_add=True)
     return config
 
 
 def _build_optimizer(env: Any, args: argparse.Namespace) -> tuple[Optimizer, LRScheduler]:
-    """The optimizer of all models and the schedule of its learning rate."""
+    """Return the optimizer of all models and its learning-rate schedule."""
     training, models = env.cfg.training, [env.engine.model, *env.engine.models.values()]
     optimizer: Optimizer = str_to_class("torch.optim", training.optimizer)(
         [{"params": model.parameters()} for model in models], lr=training.lr, weight_decay=training.weight_decay
@@ -174,7 +176,7 @@ def _build_optimizer(env: Any, args: argparse.Namespace) -> tuple[Optimizer, LRS
 
 
 def _first_iteration(experiment: Path) -> int:
-    """The iteration that DIRECT resumes at."""
+    """Return the iteration at which DIRECT resumes."""
     last_model = experiment / "last_model.txt"
     return int(last_model.read_text()) + 1 if last_model.exists() else 0
 
@@ -182,5 +184,5 @@ def _first_iteration(experiment: Path) -> int:
 def _batch_sampler(
     build: Any, sampler: SeededBatchSampler, dataset: Any, batch_size: int, sampler_type: str, **options: Any
 ) -> Any:
-    """`sampler` for training; for validation what DIRECT's `build` gives."""
+    """Return `sampler` for training, and for validation the one that DIRECT's `build` returns."""
     return sampler if sampler_type == "random" else build(dataset, batch_size, sampler_type, **options)

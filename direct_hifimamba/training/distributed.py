@@ -1,7 +1,7 @@
-"""Additional models in several processes.
+"""Synchronisation of additional models between processes.
 
-DIRECT wraps the model alone in DistributedDataParallel. Models that train with it, such as the sensitivity model, begin
-with other weights in every process and never exchange gradients, so that every process trains one of its own.
+DIRECT wraps only the model in DistributedDataParallel. Additional models, such as the sensitivity model, would start
+from different weights in every process and never exchange gradients, so that each process would train another one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import distributed, nn
 
 @torch.no_grad()
 def broadcast_weights(models: Iterable[nn.Module]) -> None:
-    """Give the models in every process the weights and buffers of the first process."""
+    """Copy weights and buffers of the models from the first process to all others."""
     if communication.get_world_size() == 1:
         return
     for model in models:
@@ -25,9 +25,10 @@ def broadcast_weights(models: Iterable[nn.Module]) -> None:
 
 @torch.no_grad()
 def average_gradients(models: Iterable[nn.Module]) -> None:
-    """Replace every gradient by its mean over the processes; one that is missing, as of a single coil, counts as zero.
+    """Replace every gradient by its mean over the processes.
 
-    To be called between the backward pass and the optimizer's step, in every process.
+    A missing gradient counts as zero: DIRECT does not call the sensitivity model for a single coil. Call it in every
+    process, between the backward pass and the optimizer's step.
     """
     if communication.get_world_size() == 1:
         return

@@ -1,4 +1,4 @@
-"""Cosine learning rates, for which DIRECT has a schedule but no key: it always trains with warm-up and steps."""
+"""Cosine learning-rate schedule. DIRECT has one but no key for it: it always trains with warm-up and steps."""
 
 import math
 from typing import Any, ClassVar
@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 
 class CosineSchedule(WarmupCosineLR):
-    """Warm-up as in DIRECT's own schedule, and half a cosine to zero at the last iteration.
+    """Learning-rate schedule of DIRECT's warm-up and half a cosine, which ends at zero.
 
     In iteration i of n the learning rate is ``lr * warm_up(i) * (1 + cos(pi * i / n)) / 2``, where ``warm_up`` rises
     linearly from 1/3 to 1 in the first `lr_warmup_iter` iterations.
@@ -17,9 +17,9 @@ class CosineSchedule(WarmupCosineLR):
     Parameters
     ----------
     optimizer : Optimizer
-        Its learning rates are the highest ones.
+        Its learning rates are the maxima of the schedule.
     training : TrainingConfig
-        Of which `num_iterations` and `lr_warmup_iter` are used.
+        `num_iterations` and `lr_warmup_iter` are used.
     """
 
     def __init__(self, optimizer: Optimizer, training: TrainingConfig) -> None:
@@ -30,12 +30,12 @@ class CosineSchedule(WarmupCosineLR):
             warmup_iterations=training.lr_warmup_iter,
         )
 
-    # A schedule of DIRECT takes over every attribute in a checkpoint, whichever schedule wrote it. A warm-up that never
-    # ends and of a method that it does not know is an error there instead of a run with half of each.
+    # DIRECT's schedule loads every attribute from a checkpoint, even of another schedule. With an endless warm-up of an
+    # unknown method it raises an error instead of continuing with a mixture of both schedules.
     _FOREIGN: ClassVar = {"warmup_method": "that of the cosine schedule", "warmup_iterations": math.inf}
 
     def state_dict(self) -> dict[str, Any]:
-        """State for a checkpoint, with which DIRECT's own schedule refuses to resume."""
+        """Return the state for a checkpoint, from which DIRECT's own schedule refuses to resume."""
         return super().state_dict() | self._FOREIGN
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -44,11 +44,11 @@ class CosineSchedule(WarmupCosineLR):
         Raises
         ------
         ValueError
-            If the checkpoint is of another schedule.
+            If the checkpoint was written with another schedule or number of iterations.
         """
         if state_dict.get("warmup_method") != self._FOREIGN["warmup_method"]:
             raise ValueError(
-                "The checkpoint was trained with DIRECT's own learning rate schedule; resume with that one, or start a "
+                "The checkpoint was trained with DIRECT's own learning-rate schedule; resume with that one, or start a "
                 "new experiment with --initialization-checkpoint."
             )
         if state_dict["max_iters"] != self.max_iters:

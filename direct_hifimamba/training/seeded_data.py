@@ -1,8 +1,8 @@
-"""Training data whose order and random masks are determined by the seed, whatever the number of workers.
+"""Training data whose order and random masks depend on the seed, but not on the number of workers.
 
-DIRECT draws the masks of `use_seed: false` from a generator that nobody can seed, and a resumed training begins with
-the samples that it has seen already. Here a batch depends on the seed and the iteration alone, and a mask on the seed,
-the epoch and the sample, so both are the same in forked and spawned workers and after a training was resumed.
+With `use_seed: false`, DIRECT draws masks from a generator that cannot be seeded, and a resumed training repeats the
+samples of its beginning. Here a batch depends only on the seed and the iteration, and a mask on the seed, the epoch and
+the sample, so that both are the same in forked and spawned workers and in a resumed training.
 """
 
 import random
@@ -14,19 +14,19 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
-_EPOCHS = 2**20  # more than any training has
+_EPOCHS = 2**20  # more than in any training
 
 
 class SeededDataset(Dataset[dict[str, Any]]):
     """A training data set of DIRECT, repeated for every epoch.
 
-    Number ``epoch * size + index`` is sample `index` of the data set in that epoch, where `size` is its length. A data
-    set with an attribute `epoch` is told the epoch.
+    Number ``epoch * size + index`` is sample `index` of the data set in that epoch, where `size` is its length. If the
+    data set has an attribute `epoch`, it is set to the epoch.
 
     Attributes
     ----------
     ndim : int
-        As that of the data set.
+        That of the data set.
     size : int
         Number of samples in an epoch.
 
@@ -34,9 +34,9 @@ class SeededDataset(Dataset[dict[str, Any]]):
     ----------
     dataset : Dataset
     seed : int, optional
-        If given, the transforms of the data set, which have `use_seed: true`, get their seeds from this one, the epoch,
-        the name of the file without its folder, and the slice. None: from the path of the file, as in DIRECT, which
-        makes them the same in every epoch.
+        If given, random transforms of the data set, which need `use_seed: true`, depend on this seed, the epoch, the
+        name of the file without its folder, and the slice. If None, they depend on the path of the file, as in DIRECT,
+        and are the same in every epoch.
     """
 
     def __init__(self, dataset: Any, seed: int | None) -> None:
@@ -51,7 +51,7 @@ class SeededDataset(Dataset[dict[str, Any]]):
         return self.size * _EPOCHS
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """A sample of an epoch, as the data set has it."""
+        """Return a sample of the data set in an epoch."""
         epoch, index = divmod(int(number), self.size)
         if hasattr(self._dataset, "epoch"):
             self._dataset.epoch = epoch
@@ -62,7 +62,10 @@ class SeededDataset(Dataset[dict[str, Any]]):
 
 
 class _SeededTransform:
-    """Transforms that find seed, epoch, file name and slice where DIRECT takes the seed from: in `filename`."""
+    """Transforms whose random numbers depend on seed, epoch, file name and slice.
+
+    DIRECT derives random seeds from `filename`, so that this is replaced while the transforms run.
+    """
 
     def __init__(self, transform: Any, seed: int) -> None:
         self.epoch = 0
@@ -79,19 +82,19 @@ class _SeededTransform:
 class SeededBatchSampler(Sampler[list[int]]):
     """Endless batches of numbers for `ConcatDataset` of several :class:`SeededDataset`, from a given iteration on.
 
-    As in DIRECT, a batch is of one data set, which is drawn in proportion to the sizes, and every epoch of a data set
-    is in another order.
+    As in DIRECT, all samples of a batch belong to one data set, which is chosen in proportion to the sizes, and every
+    epoch of a data set has another order.
 
     Parameters
     ----------
     datasets : sequence of SeededDataset
     batch_size : int
-        Of one process.
+        Number of samples in a batch of one process.
     seed : int
     start : int
-        Number of batches to leave out at the beginning: the iteration that a training is resumed at.
+        Number of batches to skip at the beginning: the iteration at which a training resumes.
     rank, world_size : int
-        Every process takes its part of the samples.
+        Number of this process, and number of processes; each gets its part of the samples.
     """
 
     def __init__(

@@ -1,27 +1,27 @@
-"""Weight decay of matrices alone: DIRECT's optimizers decay every parameter."""
+"""Weight decay of matrices only, whereas DIRECT's optimizers decay every parameter."""
 
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-# Of two dimensions, but no matrices. Decay of A_log would make all states of a channel forget equally fast.
+# Not matrices although they have two axes. Decay of A_log would make all states of a channel decay equally fast.
 _STATE_SPACE_VECTORS = ("A_log", "step_size_bias")
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether a parameter is a matrix or the kernel of a convolution, and no vector, scalar or `A_log`."""
+    """Return whether a parameter is a matrix or a convolution kernel, and not a vector, scalar or `A_log`."""
     return parameter.ndim > 1 and name.rpartition(".")[2] not in _STATE_SPACE_VECTORS
 
 
 def exclude_from_weight_decay(optimizer: Optimizer, lr_scheduler: LRScheduler, model: nn.Module) -> None:
-    """Move the parameters of `model` that :func:`decays` excludes to groups of their own, without weight decay.
+    """Move the parameters of `model` that :func:`decays` excludes to separate groups without weight decay.
 
     Parameters
     ----------
     optimizer : Optimizer
-        Before its first step. Parameters that are not the model's stay as they are. Nothing changes the second time.
+        Before its first step. Parameters of other models stay as they are. A second call changes nothing.
     lr_scheduler : LRScheduler
-        Of the optimizer; the new groups have the learning rates of those that they come from.
+        Of the optimizer; the new groups have the learning rates of their original groups.
     model : nn.Module
     """
     excluded = {id(parameter) for name, parameter in model.named_parameters() if not decays(name, parameter)}

@@ -954,4 +954,4 @@ def test_command_line_reaches_every_option(tmp_path, capsys):
     assert set(protocol["configurations"]) == {"val", "val_random_3x", "val_radial_4x"}
     with pytest.raises(SystemExit, match="2"):
         cli.main([*words.split()[:4], "--jobs", "0"])
-    assert "'0' is no number of processes; expected 1 or more" in capsys.readouterr().err
+    assert "'0' is not a number of processes; expected an integer, 1 or more" in capsys.readouterr().err

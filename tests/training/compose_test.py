@@ -172,8 +172,8 @@ def test_additional_models_are_checked(parts):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("training: {lr: 1", "broken.yaml is no valid YAML: "),
-        ("training: {lr: 1}\ntraining: {lr: 2}", "broken.yaml is no valid YAML: (?s:.)*duplicate key"),
+        ("training: {lr: 1", "broken.yaml is not valid YAML: "),
+        ("training: {lr: 1}\ntraining: {lr: 2}", "broken.yaml is not valid YAML: (?s:.)*duplicate key"),
         ("", "broken.yaml has no keys; expected YAML such as 'model: ...'"),
         ("- model", "broken.yaml has no keys; expected YAML such as 'model: ...'"),
     ],

@@ -125,7 +125,7 @@ def test_schedules_are_not_mixed(monkeypatch, tmp_path, schedule, first):
     with pytest.raises(ValueError, match="Unknown warmup method: that of the cosine schedule"):
         _train(monkeypatch, tmp_path / "cosine", range(first, ITERATIONS), schedule)
     _train(monkeypatch, tmp_path / "steps", range(first), schedule)
-    with pytest.raises(ValueError, match="was trained with DIRECT's own learning rate schedule; resume with that one"):
+    with pytest.raises(ValueError, match="was trained with DIRECT's own learning-rate schedule; resume with that one"):
         _train(monkeypatch, tmp_path / "steps", range(first, ITERATIONS), "cosine")
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-#: Channels of a squeeze-and-excitation gate over those of its hidden layer.
+#: Ratio of the channels of a squeeze-and-excitation gate to those of its hidden layer.
 REDUCTION = 8
 
 
@@ -26,7 +26,7 @@ class GlobalContext(nn.Module):
         self.excite = nn.Linear(hidden, channels, bias=False)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Scale the channels of features (batch, height, width, channels) by what the whole image shows."""
+        """Scale the channels of features (batch, height, width, channels) by gates from their mean over the image."""
         mean = features.mean(dim=(1, 2), keepdim=True)
         return features * torch.sigmoid(self.excite(F.relu(self.squeeze(mean))))
 
@@ -34,8 +34,8 @@ class GlobalContext(nn.Module):
 class ChannelAttention(nn.Module):
     """Channel gate of the reference: pointwise convolution, GELU, 3 x 3 depthwise convolution, sigmoid.
 
-    The depthwise convolution acts on a zero-padded 1 x 1 map, so all its taps but the centre one multiply zeros; it
-    is kept as what it is, a scale and an offset per channel.
+    The depthwise convolution acts on a zero-padded 1 x 1 map, where only its central tap has an effect. So it is stored
+    as a scale and an offset per channel.
 
     Parameters
     ----------
@@ -53,6 +53,6 @@ class ChannelAttention(nn.Module):
         nn.init.uniform_(self.offset, -bound, bound)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """The gate (batch, 1, 1, channels) of features (batch, height, width, channels), which it is to multiply."""
+        """Return the gate (batch, 1, 1, channels) by which features (batch, height, width, channels) are multiplied."""
         mean = features.mean(dim=(1, 2), keepdim=True)
         return torch.sigmoid(F.gelu(self.pointwise(mean)) * self.scale + self.offset)

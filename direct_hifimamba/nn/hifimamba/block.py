@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class HiFiMambaBlock(nn.Module):
-    """Global context, frequency split, steered selective scan and mixture of experts around a skip connection.
+    """Block: global context, frequency split, steered selective scan and mixture of experts, with a skip connection.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ class HiFiMambaBlock(nn.Module):
     moe : SharedRoutedMoE
         The block's mixture of experts; its experts may be shared with other blocks.
     stochastic_depth : float
-        Rate at which the block is skipped for a sample in training.
+        Probability that training skips the block for a sample.
     """
 
     def __init__(self, config: HiFiMambaV2Config, moe: SharedRoutedMoE, stochastic_depth: float) -> None:
@@ -74,5 +74,5 @@ class HiFiMambaBlock(nn.Module):
         if self.selective_scan is not None:
             parts.append(self.selective_scan(self.low_norm(low), self.steering_norm(high)))
         mixed, balance = self.moe(self.mix(torch.cat(parts, dim=-1)))
-        # Skipping the gate skips the block, at less cost.
+        # A gate of zero skips the block, at less cost than zeros in all pixels.
         return torch.addcmul(features, mixed, self.stochastic_depth(self.channel_attention(mixed))), balance

@@ -7,12 +7,12 @@ from torch import nn
 
 from direct_hifimamba.ops.inverted_bottleneck import BottleneckWeights, inverted_bottleneck
 
-#: Inner channels of a bottleneck over its channels.
+#: Ratio of the inner channels of a bottleneck to its channels.
 EXPANSION = 5
 
 
 class InvertedBottleneck(nn.Module):
-    """Pointwise expansion, 3 x 3 depthwise convolution and pointwise projection around a skip connection.
+    """Bottleneck of pointwise expansion, 3 x 3 depthwise convolution and projection, with a skip connection.
 
     Parameters
     ----------

@@ -9,7 +9,7 @@ from typing import Any
 
 from direct.config.defaults import ModelConfig
 
-# One constraint per key. Plain strings instead of enums: OmegaConf finds enum members by their upper-case name only.
+# Plain strings instead of enums, as OmegaConf finds enum members by their upper-case names only.
 _CHOICES: dict[str, tuple[str, ...]] = {
     "pyramid": ("binomial", "haar", "none"),
     "pyramid_expand": ("bilinear", "binomial"),
@@ -31,7 +31,7 @@ _MINIMUM: dict[str, int] = {
 }
 _UNIT_INTERVAL = ("stochastic_depth", "scan_dropout")
 
-#: Keys of earlier versions: those that did not help, and sizes that nobody changed. Each acts as this value now.
+#: Keys of earlier versions that were removed, with the values that are fixed now.
 REMOVED_KEYS: dict[str, Any] = {
     "global_context_reduction": 8,
     "pyramid_levels": 1,
@@ -84,22 +84,22 @@ class HiFiMambaV2Config(ModelConfig, metaclass=_NamesRemovedKeys):
         Expansion of the binomial pyramid: "bilinear" (reference) or "binomial" (Burt-Adelson, without the reference's
         half-pixel shift). Default: "bilinear".
     cross_frequency_routing : bool
-        Mix detail and high features by their cosine similarity; without, they are added. Default: True.
+        Mix detail and high features by their cosine similarity; if False, they are added. Default: True.
     state_space : bool
-        Model the low band with the selective scan; without, the mixture gets context and high band alone, and the keys
-        of the scan mean nothing. Default: True.
+        Model the low band with the selective scan. If False, the mixture gets context and high band only, and the keys
+        of the scan have no effect. Default: True.
     state_size : int
         States N of the selective scan per channel. Default: 16.
     scan_directions : int
-        1: along rows, as the paper; 2: and backwards; 4: and along columns, both ways. Default: 1.
+        1: along rows, as in the paper; 2: also backwards; 4: also along columns, in both directions. Default: 1.
     steering : bool
-        Let the high band add to input and output matrices of the scan. Default: True.
+        Add matrices from the high band to the input and output matrices of the scan. Default: True.
     scan_dropout : float
         Dropout rate, in [0, 1), on the output of the scan module. Default: 0.1.
     scan_backend : str
         Backend of :func:`direct_hifimamba.ops.selective_scan.selective_scan`. Default: "auto".
     moe : str
-        "shared_routed" (a shared expert plus a routed one for every pixel), "shared" or "routed" (one kind alone),
+        "shared_routed" (a shared expert plus a routed one for every pixel), "shared" or "routed" (one kind only),
         "none" (one MLP as wide as the two experts that act on a pixel, no router). Default: "shared_routed".
     num_routed_experts : int
         Experts of which the router chooses one for every pixel. Default: 4.
@@ -110,18 +110,18 @@ class HiFiMambaV2Config(ModelConfig, metaclass=_NamesRemovedKeys):
         Weight of the load-balancing loss, added by the engine. Default: 1e-3.
     data_consistency : str
         "hard" replaces predicted samples by measured ones, as the authors' code does. "proximal" solves
-        (A^H A + lambda) x = A^H y + lambda z for the image x, z being the prediction and lambda a learned weight that
-        follows the noise, and starts from a CG-SENSE image instead of the zero-filled one: better for several coils and
-        for any noise. Default: "hard".
+        (A^H A + lambda) x = A^H y + lambda z for the image x, where z is the prediction and lambda a learned weight
+        that depends on the noise, and the initial image is CG-SENSE instead of zero-filled: better for several coils
+        and at any noise level. Default: "hard".
     data_consistency_steps : int
         Repetitions of "hard", or conjugate-gradient iterations of "proximal". Default: 1.
     data_consistency_activation : str
         "silu" or "none" on the image before it is embedded again. Default: "silu".
     image_residual : bool
-        Carry the image from stage to stage, every stage predicting a correction. Default: False.
+        Pass the image from stage to stage, so that every stage predicts a correction. Default: False.
     image_normalisation : bool
-        Work on the image over the largest magnitude of the zero-filled one, so that the result scales with the
-        measurement. Without, embeddings of bright patches say little about their brightness. Default: False.
+        Divide images by the largest magnitude of the initial one, so that the result scales with the measurement. If
+        False, embeddings of bright patches depend little on their brightness. Default: False.
     initialisation : str
         "reference", or "balanced", with which every branch learns from the first step. Default: "reference".
     learning_rate_schedule : str
@@ -130,7 +130,7 @@ class HiFiMambaV2Config(ModelConfig, metaclass=_NamesRemovedKeys):
     decayed_parameters : str
         What `training.weight_decay` acts on: "all", as in DIRECT, or "matrices" and kernels of convolutions, but no
         vectors (biases, scales, `D`), scalars and `A_log` (:mod:`direct_hifimamba.training.weight_decay`), set by the
-        engine. A training that is resumed needs the value that it began with. Default: "all".
+        engine. A resumed training needs the same value as before. Default: "all".
     stochastic_depth : float
         Rate, in [0, 1), at the last block, rising linearly from 0 at the first. Default: 0.3.
     activation_checkpointing : bool
@@ -194,7 +194,7 @@ class HiFiMambaV2Config(ModelConfig, metaclass=_NamesRemovedKeys):
         Raises
         ------
         TypeError
-            If a value has not the type of its key.
+            If a value does not have the type of its key.
         ValueError
             If a value is outside its range; key, value and range are named.
         """

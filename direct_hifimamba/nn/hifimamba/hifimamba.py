@@ -1,4 +1,4 @@
-"""HiFi-MambaV2: unrolled MRI reconstruction with frequency-split state space blocks and a mixture of experts."""
+"""HiFi-MambaV2: unrolled MRI reconstruction with frequency-split state-space blocks and a mixture of experts."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from direct_hifimamba.nn.layers.patch import PatchEmbedding, PatchProjection
 from direct_hifimamba.nn.layers.recompute import recompute
 from direct_hifimamba.nn.layers.sense import Acquisition, Measurement, check_shapes, find_fourier_convention
 
-#: Conjugate-gradient iterations for the first image, from zero.
+#: Conjugate-gradient iterations for the initial image, which start from zero.
 FIRST_ITERATIONS = 10
 
 
 class HiFiMambaV2Output(NamedTuple):
-    """What the network returns."""
+    """Output of :class:`HiFiMambaV2`."""
 
-    image: torch.Tensor  #: (batch, H, W, 2) float32, in the scale of the measured k-space
-    load_balancing_loss: torch.Tensor  #: scalar float32
+    image: torch.Tensor  #: (batch, H, W, 2), in the scale of the measured k-space; dtype of the parameters
+    load_balancing_loss: torch.Tensor  #: scalar
 
 
 class ImageUpdate(nn.Module):
-    """The image that features predict, made consistent with the measurement.
+    """Prediction of an image from features, followed by data consistency.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ class ImageUpdate(nn.Module):
     def __init__(self, config: HiFiMambaV2Config) -> None:
         super().__init__()
         self.residual = config.image_residual
-        # A correction starts small: what it is added to is an image already.
+        # A correction is added to an image, so it starts small.
         initial_scale = 0.1 if self.residual else 1.0
         self.prediction = PatchProjection(config.hidden_channels, config.patch_size, initial_scale)
         proximal = config.data_consistency == "proximal"
@@ -50,14 +50,14 @@ class ImageUpdate(nn.Module):
         self.data_consistency = data_consistency(config.data_consistency_steps)
 
     def forward(self, features: torch.Tensor, image: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
-        """Replace `image` (batch, H, W, 2), or correct it under `image_residual`, by what `features` predict."""
+        """Return the new image (batch, H, W, 2), predicted from `features`, or `image` corrected by the prediction."""
         prediction = self.prediction(features, *image.shape[1:3]).to(image.dtype)
         predicted = acquisition.enter(image + prediction if self.residual else prediction)
         return acquisition.leave(self.data_consistency(predicted, acquisition))
 
 
 class Stage(nn.Module):
-    """Blocks, an image update, and the updated image embedded again.
+    """Stage of the unrolled network: blocks, an image update, and an embedding of the new image.
 
     Parameters
     ----------
@@ -88,10 +88,10 @@ class Stage(nn.Module):
 
 
 class HiFiMambaV2(nn.Module):
-    """HiFi-MambaV2 [1]_, after the authors' research code where the paper leaves a choice.
+    """HiFi-MambaV2 [1]_; where the paper leaves a choice, it follows the authors' research code.
 
-    Differences to that code: the measured multi-coil k-space and the host's sensitivity maps enter data consistency,
-    any image size and number of coils is taken, and there is no parameter that never acts.
+    Differences to that code: data consistency uses the measured multi-coil k-space and DIRECT's sensitivity maps, any
+    image size and number of coils is possible, and there are no parameters without effect.
 
     Parameters
     ----------
@@ -141,8 +141,8 @@ class HiFiMambaV2(nn.Module):
             Measured k-space of shape (batch, coil, H, W, 2); H and W from 16 up, and more than two patches. Samples
             outside the mask are ignored.
         sampling_mask : torch.Tensor
-            Non-zero where sampled, of shape (batch or 1, 1, H or 1, W or 1, 1), any dtype. A height or width of 1 says
-            that all rows or columns are sampled alike; Fourier transforms along them are then saved.
+            Non-zero where sampled, of shape (batch or 1, 1, H or 1, W or 1, 1), any dtype. A height or width of 1 means
+            that all rows or columns have the same samples, which saves Fourier transforms.
         sensitivity_map : torch.Tensor
             Sensitivity maps of shape (batch, coil, H, W, 2), their squared magnitudes adding up to 1 over coils, or to
             0 where there is no object.
@@ -155,7 +155,7 @@ class HiFiMambaV2(nn.Module):
         Raises
         ------
         TypeError
-            If k-space or maps are no real floating tensors, or parameters are neither float32 nor float64.
+            If k-space or maps are not real floating-point tensors, or parameters are neither float32 nor float64.
         ValueError
             If shapes do not fit.
         """
@@ -182,18 +182,18 @@ class HiFiMambaV2(nn.Module):
         return acquisition.leave(self.first_update(torch.zeros_like(acquisition.kspace[:, 0]), acquisition))
 
     def _reconstruct(self, image: torch.Tensor, acquisition: Acquisition) -> HiFiMambaV2Output:
-        """Reconstruct, beginning with an `image` (batch, H, W, 2)."""
+        """Run the unrolled stages from an initial `image` (batch, H, W, 2)."""
         features = self.embedding(image)
         losses = []
         for stage in self.stages:
             features, image, loss = stage(features, image, acquisition)
             losses.append(loss)
         image = self.update(self.norm(features), image, acquisition)
-        # Half of the mean over stages: the reference counts its data-consistency modules, which add 0, as well.
+        # Half of the mean over stages, as the reference also counts its data-consistency modules, which add 0.
         return HiFiMambaV2Output(image, torch.stack(losses).mean() / 2)
 
 
 def _largest_magnitude(image: torch.Tensor) -> torch.Tensor:
-    """Of every complex image (batch, H, W, 2), as (batch, 1, 1, 1); 1 for an image that is zero."""
+    """Return the largest magnitude of each complex image (batch, H, W, 2), shape (batch, 1, 1, 1); 1 if it is zero."""
     largest = image.norm(dim=-1, keepdim=True).amax(dim=(1, 2), keepdim=True)
     return largest.where(largest > 0, 1.0)

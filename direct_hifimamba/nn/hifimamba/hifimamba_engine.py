@@ -24,18 +24,19 @@ from direct_hifimamba.training.weight_decay import exclude_from_weight_decay
 
 
 class HiFiMambaV2Engine(MRIModelEngine):
-    """Trains and evaluates :class:`direct_hifimamba.HiFiMambaV2` in DIRECT.
+    """Engine that trains and evaluates :class:`direct_hifimamba.HiFiMambaV2` in DIRECT.
 
-    Adds the load-balancing loss to the configured losses, weighted by `model.load_balancing_weight`, logs at validation
-    which share of the pixels each expert got, and trains with `model.learning_rate_schedule` and
-    `model.decayed_parameters`. Additional models, such as `additional_models.sensitivity_model`, stay equal in all
-    processes (:mod:`direct_hifimamba.training.distributed`), which they do not with other engines of DIRECT.
+    It adds the load-balancing loss, weighted by `model.load_balancing_weight`, to the configured losses, logs at
+    validation the fraction of pixels of each expert, and trains with `model.learning_rate_schedule` and
+    `model.decayed_parameters`. Unlike in other engines of DIRECT, additional models, such as
+    `additional_models.sensitivity_model`, stay equal in all processes
+    (:mod:`direct_hifimamba.training.distributed`).
     """
 
     _load_balancing_loss: torch.Tensor
 
     def _Engine__bind_sigint_signal(self) -> None:  # noqa: N802
-        """Leave the handler of SIGINT alone, which DIRECT's constructor replaces: :meth:`train` does it instead."""
+        """Do nothing: DIRECT's constructor would replace the handler of SIGINT, which :meth:`train` does instead."""
 
     def forward_function(self, data: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Reconstruct a batch.
@@ -44,8 +45,8 @@ class HiFiMambaV2Engine(MRIModelEngine):
         ----------
         data : dict
             `masked_kspace` (batch, coil, height, width, 2), `sampling_mask` (batch, 1, height, width, 1) and
-            `sensitivity_map` (batch, coil, height, width, 2). DIRECT's `padding` and `acceleration` are checked if they
-            are there.
+            `sensitivity_map` (batch, coil, height, width, 2). DIRECT's `padding` is checked if `acceleration`
+            shows that DIRECT has drawn the mask.
 
         Returns
         -------
@@ -62,18 +63,18 @@ class HiFiMambaV2Engine(MRIModelEngine):
         """
         measurement = Measurement(data["masked_kspace"], data["sampling_mask"], data["sensitivity_map"])
         check_values(measurement)
-        if "acceleration" in data and "padding" in data:  # DIRECT has drawn the mask, and cleared it in the padding
+        if "acceleration" in data and "padding" in data:  # DIRECT has drawn the mask and cleared it in the padding
             check_fully_sampled(~data["padding"])
         output = self.model(**measurement.reduce_mask()._asdict())
         # A vector where DIRECT, for several GPUs in one process, gathers the scalars of the parts of a batch.
         self._load_balancing_loss = output.load_balancing_loss.mean()
-        # DIRECT takes the magnitude, whose derivative is NaN at an exact 0, as where no coil's sensitivity is above 0.
+        # DIRECT takes the magnitude, whose derivative is NaN at exactly 0, as where all sensitivities are 0.
         image = output.image.where((output.image != 0).any(dim=-1, keepdim=True), 0.0)
         coil_images = expand_operator(image, data["sensitivity_map"], dim=self._coil_dim)
         return image, self.forward_operator(coil_images, dim=self._spatial_dims)
 
     def train(self, optimizer: Optimizer, lr_scheduler: LRScheduler, *args: Any, **kwargs: Any) -> None:
-        """Train as DIRECT does, with the configured learning rate schedule and weight decay."""
+        """Train as DIRECT does, with the configured learning-rate schedule and weight decay."""
         super()._Engine__bind_sigint_signal()  # Ctrl-C writes a checkpoint first
         if self.cfg.model.decayed_parameters == "matrices":
             exclude_from_weight_decay(optimizer, lr_scheduler, self.model)
@@ -94,18 +95,24 @@ class HiFiMambaV2Engine(MRIModelEngine):
         return output
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """Predict as DIRECT does; images that are not finite are a ValueError, and nothing is written."""
+        """Predict as DIRECT does.
+
+        Raises
+        ------
+        ValueError
+            If an image is not finite; nothing is written.
+        """
         output = super().predict(*args, **kwargs)
         for volume, _, filename in output[0]:
             if not torch.isfinite(volume).all():
                 raise ValueError(
                     f"The images of {filename} have values that are NaN or infinite; expected finite ones. Is the "
-                    "checkpoint one of a training that diverged?"
+                    "checkpoint from a training that diverged?"
                 )
         return output
 
     def build_loss(self) -> dict[str, Callable[..., torch.Tensor]]:
-        """Add `load_balancing_loss` to the losses of the configuration, if the model routes."""
+        """Return the losses of the configuration, and `load_balancing_loss` if the model has routers."""
         losses = super().build_loss()
         weight = self.cfg.model.load_balancing_weight
         if weight > 0 and any(isinstance(module, Router) for module in self.model.modules()):
@@ -116,7 +123,7 @@ class HiFiMambaV2Engine(MRIModelEngine):
 
     @torch.no_grad()
     def evaluate(self, data_loader: DataLoader[Any], loss_fns: dict[str, Callable[..., Any]] | None) -> Any:
-        """Evaluate as DIRECT does, and log the share of pixels of every expert of every block."""
+        """Evaluate as DIRECT does, and log the fraction of pixels of every expert of every block."""
         routed_pixels: dict[str, torch.Tensor] = {}
 
         def count(block: str, routing: Routing) -> None:
@@ -125,7 +132,7 @@ class HiFiMambaV2Engine(MRIModelEngine):
 
         with watch_routing(self.model, count) as routers:
             for block, router in routers.items():
-                # All of them before the first pixel: a process without a volume takes part in the reduction as well.
+                # Before the first pixel, as a process without a volume takes part in the reduction, too.
                 routed_pixels[block] = torch.zeros(router.num_experts, dtype=torch.float64, device=self.device)
             results = super().evaluate(data_loader, loss_fns)
 

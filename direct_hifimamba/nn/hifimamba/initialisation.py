@@ -1,4 +1,4 @@
-"""Initialisation schemes."""
+"""Initialisation of the network's weights, by two schemes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ _STD = 0.02
 
 @torch.no_grad()
 def initialise(network: nn.Module, scheme: str) -> None:
-    """Initialise all projections, and the bottlenecks' depthwise convolutions, of `network`.
+    """Initialise all projections of `network`, and the depthwise convolutions of its bottlenecks.
 
-    Norms, state matrices, patch embeddings and the convolutions around the scan stay as PyTorch and their layers make
-    them.
+    Norms, state matrices, patch embeddings and the convolutions around the scan keep the defaults of PyTorch and their
+    layers.
 
-    "reference" draws them from a truncated normal of standard deviation 0.02, but for the projections to step size, B
-    and C and the channel attention, which stay at PyTorch's default. The state part of the selective scan then starts
-    about a thousand times smaller than its skip connection. "balanced" keeps the scale of the signal instead: Xavier
-    for projections, Kaiming for depthwise convolutions; routers stay small, so that none starts sure of its choice.
+    "reference" draws weights from a truncated normal distribution of standard deviation 0.02, except the projections to
+    delta, B and C and the channel attention, which keep PyTorch's default. The state part of the selective scan is then
+    initially about a thousand times smaller than its skip connection. "balanced" preserves the scale of the signal:
+    Xavier for projections, Kaiming for depthwise convolutions. The weights of routers stay small, so that their initial
+    probabilities are almost uniform.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Shared-routed mixture of experts: shared experts on every pixel, routed ones on the pixels that choose them."""
+"""Shared-routed mixture of experts: a shared expert for every pixel, plus one that a router chooses per pixel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from direct_hifimamba.nn.hifimamba.config import HiFiMambaV2Config
 
 
-#: Hidden channels of an expert over its channels.
+#: Ratio of the hidden channels of an expert to its channels.
 EXPANSION = 2
 
 
@@ -40,7 +40,7 @@ class Expert(nn.Module):
 
     @property
     def weights(self) -> ExpertWeights:
-        """The parameters, as the operator takes them."""
+        """Parameters in the form of the operator."""
         return ExpertWeights(self.expand.weight, self.expand.bias, self.project.weight, self.project.bias)
 
 
@@ -49,7 +49,7 @@ def _weights(experts: nn.ModuleList) -> list[ExpertWeights]:
 
 
 class Routing(NamedTuple):
-    """What a router decided for P pixels and E experts."""
+    """Decisions of a router with E experts for P pixels."""
 
     experts: torch.Tensor  #: the chosen expert of every pixel, (P,) int64
     weights: torch.Tensor  #: its probability, which weighs its output, (P,)
@@ -57,7 +57,7 @@ class Routing(NamedTuple):
 
 
 class Router(nn.Module):
-    """Linear router that chooses the most probable expert, in the precision of its weights also under autocast.
+    """Linear router that chooses the most probable expert; under autocast it keeps the precision of its weights.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ class Router(nn.Module):
         """Choose an expert for each of the pixels (P, channels)."""
         weight, bias = self.projection.weight, self.projection.bias
         with torch.autocast(pixels.device.type, enabled=False):
-            # Experts by pixels: softmax over so short a last axis takes a CPU 20 times as long.
+            # Experts by pixels, as softmax over a short last axis takes a CPU 20 times as long.
             probabilities = torch.addmm(bias.unsqueeze(1), weight, pixels.to(weight.dtype).t()).softmax(dim=0)
             weights, experts = probabilities.max(dim=0)
         return Routing(experts, weights, probabilities.t())
@@ -86,10 +86,10 @@ def _count(experts: torch.Tensor, num_experts: int) -> torch.Tensor:
 
 
 def load_balancing_loss(routing: Routing) -> torch.Tensor:
-    """Load-balancing loss of Switch Transformer [1]_, E sum_e P_e f_e, over all pixels of the batch.
+    """Return the load-balancing loss of Switch Transformer [1]_, E sum_e P_e f_e, over all pixels of the batch.
 
-    P_e is the mean probability of expert e and f_e the fraction of pixels that chose it: 1 at uniform load, E when
-    one expert is sure of everything. The gradient runs through P_e only.
+    P_e is the mean probability of expert e and f_e the fraction of pixels that chose it. The loss is 1 for a uniform
+    load and E if one expert has probability 1 everywhere. The gradient flows through P_e only.
 
     References
     ----------
@@ -102,10 +102,10 @@ def load_balancing_loss(routing: Routing) -> torch.Tensor:
 
 @contextmanager
 def watch_routing(network: nn.Module, callback: Callable[[str, Routing], None]) -> Iterator[dict[str, Router]]:
-    """Call `callback(block, routing)` for every decision of a router within the context; yields block -> router.
+    """Call `callback(block, routing)` for every call of a router within the context; yield the routers by block.
 
-    A block is what has a mixture of experts; its name is its path in the network, such as `stages.0.blocks.1`. That of
-    a wrapper of the network (DistributedDataParallel) is left out.
+    A block is a module with a mixture of experts; its name is its path in the network, such as `stages.0.blocks.1`,
+    without the prefix of DistributedDataParallel.
     """
     routers = {
         name.removeprefix("module.").rpartition(".")[0]: module.routed.router
@@ -120,9 +120,9 @@ def watch_routing(network: nn.Module, callback: Callable[[str, Routing], None]) 
 
 
 class RoutedExperts(nn.Module):
-    """Experts of which each pixel uses the one that its router chose.
+    """Experts and a router that chooses one of them for each pixel.
 
-    Every expert runs at every call, on no pixel if need be, so that its parameters always have a gradient.
+    Every expert runs in every call, if necessary on zero pixels, so that its parameters always have a gradient.
 
     Parameters
     ----------
@@ -138,7 +138,7 @@ class RoutedExperts(nn.Module):
         self.experts = experts
 
     def assign(self, pixels: torch.Tensor) -> tuple[list[Assignment], torch.Tensor]:
-        """The pixels (P, channels) of each expert, and the load-balancing loss."""
+        """Route pixels (P, channels): return the assignment of each expert, and the load-balancing loss."""
         routing = self.router(pixels)
         order = routing.experts.argsort(stable=True)
         sizes = _count(routing.experts, len(self.experts)).tolist()
@@ -157,9 +157,9 @@ class SharedRoutedMoE(nn.Module):
     Parameters
     ----------
     shared : nn.ModuleList
-        The expert on every pixel, or none.
+        The expert for every pixel, or none.
     routed : RoutedExperts, optional
-        The experts that pixels choose from.
+        The experts of which one is chosen per pixel.
     """
 
     def __init__(self, shared: nn.ModuleList, routed: RoutedExperts | None) -> None:
@@ -184,15 +184,15 @@ class SharedRoutedMoE(nn.Module):
 
 
 def build_mixtures(config: HiFiMambaV2Config) -> list[SharedRoutedMoE]:
-    """One mixture of experts per block of the network, experts shared between blocks as `config.expert_sharing` says.
+    """Return one mixture of experts per block; `config.expert_sharing` determines which blocks share experts.
 
-    Routers are never shared. With `moe: none` the mixture is a single MLP as wide as the two experts that would act on
-    a pixel, so that the cost per pixel stays.
+    Routers are never shared. With `moe: none` the mixture is a single MLP with the hidden channels of two experts, so
+    that the cost per pixel is the same.
     """
     channels, hidden = config.hidden_channels, EXPANSION * config.hidden_channels
 
-    def experts(count: int, width: int = hidden) -> nn.ModuleList:
-        return nn.ModuleList(Expert(channels, width) for _ in range(count))
+    def experts(count: int, hidden: int = hidden) -> nn.ModuleList:
+        return nn.ModuleList(Expert(channels, hidden) for _ in range(count))
 
     num_blocks = sum(config.blocks_per_stage)
     blocks_per_set = {"block": (1,) * num_blocks, "stage": config.blocks_per_stage, "network": (num_blocks,)}

@@ -1,4 +1,4 @@
-"""Weights of the authors' research code: what their names and shapes mean here, and their conversion."""
+"""Conversion of weights of the authors' research code to names and shapes of this package."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from direct_hifimamba.files import replace_when_complete
 from direct_hifimamba.nn.hifimamba.hifimamba import HiFiMambaV2
 
-# Parameters that never act in the reference, its usage counters and its fixed filters.
+# Parameters of the reference without effect, its usage counters and its fixed filters.
 _DROPPED = re.compile(
     r"layers\.\d+\.blocks\.\d+\.("
     r"(moe_post|route_score|self_attention\.out_norm)\.(weight|bias)"
@@ -80,10 +80,10 @@ _POINTWISE = re.compile(r".*(bottleneck\.(expand|project)|channel_attention\.poi
 
 
 def convert_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Names and shapes of :class:`HiFiMambaV2` for a state_dict, or gradients, of the authors' code.
+    """Convert a state_dict, or gradients, of the authors' code to names and shapes of :class:`HiFiMambaV2`.
 
-    Parameters that cannot act are dropped; names that are not known, and parts of another shape or number than they
-    have to be put together, are kept as they are.
+    Parameters without effect are dropped. Unknown names, and parts that cannot be combined because of their number or
+    shape, stay unchanged.
     """
     converted: dict[str, torch.Tensor] = {}
     for reference_name, value in state_dict.items():
@@ -95,7 +95,7 @@ def convert_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torc
         if _POINTWISE.fullmatch(name):
             value = value.squeeze(-1).squeeze(-1)
         elif name.endswith("channel_attention.scale") and value.shape[1:] == (1, 3, 3):
-            value = value[:, 0, 1, 1]  # the only tap that meets more than padding
+            value = value[:, 0, 1, 1]  # the other taps act on padding only
         converted[name] = value
 
     for name in [name for name in converted if name.endswith("sequence_convolution_dt.weight")]:
@@ -107,18 +107,18 @@ def convert_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torc
             continue
         rank = values[0].shape[0]
         converted[f"{prefix}.weight"] = torch.cat([converted.pop(name) for name in parts]).unsqueeze(2)
-        # The steering stream's step size is computed and discarded in the reference.
+        # The reference computes delta of the steering stream and discards it.
         converted[steering] = converted[steering][:, rank:]
     return converted
 
 
 def infer_options(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """Read every size of :class:`HiFiMambaV2Config` that shows in a state_dict of the authors' code.
+    """Return the keys of :class:`HiFiMambaV2Config` that follow from shapes of the authors' state_dict.
 
     Raises
     ------
     ValueError
-        If it is no such state_dict.
+        If it is not a state_dict of the authors' code.
     """
     positions = [re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", name) for name in state_dict]
     blocks_of_stage = Counter(stage for stage, _ in {(int(match[1]) // 2, match[2]) for match in positions if match})
@@ -148,7 +148,7 @@ def from_reference(
     backward_operator: FFTOperator,
     **options: Any,
 ) -> HiFiMambaV2:
-    """HiFi-MambaV2 with the sizes and weights of a state_dict of the authors' code.
+    """Return HiFi-MambaV2 with the sizes and weights of a state_dict of the authors' code.
 
     Parameters
     ----------
@@ -157,12 +157,12 @@ def from_reference(
     forward_operator, backward_operator : FFTOperator
         Fourier transform of DIRECT and its inverse.
     **options : Any
-        Keys of :class:`HiFiMambaV2Config` that weights do not show, such as `stochastic_depth` or `scan_backend`.
+        Other keys of :class:`HiFiMambaV2Config`, such as `stochastic_depth` or `scan_backend`.
 
     Returns
     -------
     HiFiMambaV2
-        In training mode, as any new module.
+        In training mode, like any new module.
 
     Raises
     ------
@@ -196,13 +196,13 @@ def load_reference_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     OSError
         If the file cannot be opened.
     ValueError
-        If it cannot be read without running code that it contains, or holds no state_dict.
+        If reading would run code from the file, or if the file has no state_dict.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # torch.load raises whatever the damaged or unsafe content happens to cause
+    except Exception as error:  # damaged or unsafe content can raise any exception
         raise ValueError(
             f"{path} cannot be read as tensors alone ({type(error).__name__}). Expected a file that torch.save wrote "
             "from a state_dict; save the checkpoint's state_dict by itself."
@@ -219,9 +219,9 @@ def load_reference_checkpoint(path: Path) -> dict[str, torch.Tensor]:
 
 
 def convert_checkpoint(source: Path, destination: Path) -> Path:
-    """Turn a checkpoint of the authors' code into one that `direct predict --checkpoint` loads.
+    """Convert a checkpoint of the authors' code to one that `direct predict --checkpoint` loads.
 
-    Next to `destination`, with the suffix `.yaml`, its model configuration is written.
+    The model configuration is written beside `destination`, with the suffix `.yaml`.
 
     Parameters
     ----------

@@ -14,16 +14,16 @@ from direct_hifimamba.nn.layers.recompute import pixelwise
 
 
 class Bands(NamedTuple):
-    """Two bands of shape (batch, height, width, channels) that add up to the features they were split from."""
+    """Low and detail band, of shape (batch, height, width, channels), whose sum is the original features."""
 
     low: torch.Tensor
     detail: torch.Tensor | None
 
 
 class LaplacianPyramid(nn.Module):
-    """Two bands of a Laplacian pyramid: what a coarser grid can carry, and the rest.
+    """Laplacian pyramid of two bands: the part that a coarser grid represents, and the rest.
 
-    Any height and width from 3 up; of an odd size, the last fine sample lies on a coarse one.
+    Height and width are at least 3. If one is odd, the last fine sample coincides with a coarse one.
 
     Parameters
     ----------
@@ -31,9 +31,9 @@ class LaplacianPyramid(nn.Module):
         "binomial" (5 taps, [1 4 6 4 1] / 16 along both axes, reflecting boundaries), "haar" (averages of 2 x 2 pixels,
         repeated), or "none" (no split: everything is low, there is no detail).
     expand : str
-        How the binomial pyramid returns to the fine grid. "bilinear" is the reference's: it puts coarse sample i at
-        2 i + 1/2 although it was taken at 2 i, so that a ramp leaks a constant into the detail band. "binomial" is
-        the shift-free expansion of [1]_: zeros inserted, the same filter, gain 4.
+        Interpolation of the binomial pyramid to the fine grid. "bilinear" is the reference's: it places coarse sample i
+        at 2 i + 1/2 although it was taken at 2 i, so that a ramp causes a constant in the detail band. "binomial" is
+        the expansion of [1]_ without this shift: inserted zeros, the same filter, gain 4.
 
     References
     ----------
@@ -61,7 +61,7 @@ class LaplacianPyramid(nn.Module):
         return F.avg_pool2d(image, 2, ceil_mode=True) if self.pyramid == "haar" else self._blur(image, stride=2)
 
     def _expand(self, coarse: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-        """`coarse` on the grid of `image`."""
+        """Interpolate `coarse` to the grid of `image`."""
         if self.pyramid == "binomial" and self.expand == "binomial":
             fine = torch.zeros_like(image, dtype=coarse.dtype)
             fine[..., ::2, ::2] = coarse
@@ -77,12 +77,12 @@ class LaplacianPyramid(nn.Module):
 
 
 class SFLap(nn.Module):
-    """A bottleneck whose output is split into a low band and its detail.
+    """Bottleneck whose output is split into a low and a detail band.
 
     Parameters
     ----------
     channels : int
-        Of the :class:`InvertedBottleneck`.
+        Input and output channels.
     pyramid, expand : str
         See :class:`LaplacianPyramid`.
     """
@@ -98,10 +98,10 @@ class SFLap(nn.Module):
 
 
 class CrossFrequencyRouting(nn.Module):
-    """Cross-frequency consensus routing: detail added to the high features, or in their place where both agree.
+    """Cross-frequency consensus routing: the result is high + detail, or rather detail where the two agree.
 
-    The high features are taken with the weight 1 - sigmoid(gamma s) per pixel, s the cosine similarity over channels of
-    their sum with the detail and the detail, gamma = 2 at the start and positive always.
+    With g = sigmoid(gamma s) per pixel it is (1 - g) (high + detail) + g detail. Here s is the cosine similarity over
+    channels of high + detail and detail; gamma is learned, positive, and initially 2.
     """
 
     def __init__(self) -> None:

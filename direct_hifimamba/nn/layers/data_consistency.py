@@ -1,4 +1,4 @@
-"""Data consistency: make a predicted image agree with the measured k-space."""
+"""Data-consistency layers, which make a predicted image agree with the measured k-space."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import nn
 
 from direct_hifimamba.nn.layers.sense import Acquisition
 
-#: Noise-to-signal ratio at which the learned factor exp(a) of the proximal step is lambda itself.
+#: Noise-to-signal ratio nu_0 at which lambda of the proximal step equals the learned factor exp(a).
 NOISE_TO_SIGNAL = 1e-3
 
 
 class HardDataConsistency(nn.Module):
-    """Replace predicted samples by measured ones where k-space is sampled (the authors' code).
+    """Replacement of predicted samples by measured ones where k-space is sampled, as in the authors' code.
 
-    Of several coils, their combination undoes a part of it, so that it can be repeated: every repetition is a step of
-    projection onto convex sets (POCS).
+    With several coils, the coil combination partly reverses the replacement, so that repetitions improve it: each is a
+    step of projection onto convex sets (POCS).
 
     Parameters
     ----------
@@ -39,12 +39,11 @@ class HardDataConsistency(nn.Module):
 
 
 class ProximalDataConsistency(nn.Module):
-    r"""Balance measurement and prediction: solve (A^H A + lambda) x = A^H y + lambda z by conjugate gradients.
+    r"""Proximal step: solves (A^H A + lambda) x = A^H y + lambda z by conjugate gradients.
 
-    This is the data-consistency layer of MoDL [1]_, here with a weight that follows the noise: in every slice
+    This is the data-consistency layer of MoDL [1]_ with a weight that depends on the noise: in every slice
     lambda = exp(a) (nu / nu_0)^b, where nu is the noise-to-signal ratio that is estimated from the samples,
-    nu_0 = 1e-3, and a and b are learned. A fixed lambda is too large where there is little noise, and too small where
-    there is much.
+    nu_0 = 1e-3, and a and b are learned. A fixed lambda would be too large for little noise and too small for much.
 
     Parameters
     ----------
@@ -69,7 +68,7 @@ class ProximalDataConsistency(nn.Module):
         """Map a predicted image to a consistent one, both complex of shape (batch, H, W)."""
         residual = acquisition.kspace - acquisition.forward(image) * acquisition.sampled
         weight = self.weight(acquisition)
-        # Written for the correction x - z, the right-hand side is A^H (y - A z), free of lambda.
+        # For the correction x - z the right-hand side is A^H (y - A z), without lambda.
         correction = conjugate_gradient(
             lambda x: torch.addcmul(acquisition.normal(x), weight, x), acquisition.adjoint(residual), self.iterations
         )
@@ -86,8 +85,8 @@ def conjugate_gradient(
 ) -> torch.Tensor:
     """Solve operator(x) = right_hand_side by a fixed number of conjugate-gradient iterations from zero.
 
-    Every image of the batch is a system of its own. Iterations of an image end when its residual has reached the
-    rounding error.
+    Every image of the batch is a separate system. An image no longer changes when its residual has reached the rounding
+    error.
 
     Parameters
     ----------

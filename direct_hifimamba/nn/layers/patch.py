@@ -1,4 +1,4 @@
-"""Between images and feature maps: patches of p x p pixels."""
+"""Patches of p x p pixels: from images to feature maps and back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from direct_hifimamba.nn.layers.convolution import convolve
 
 
 def pad_to_patches(image: torch.Tensor, patch_size: int) -> torch.Tensor:
-    """Extend an image (batch, height, width, channels) by reflection, at its end, to whole patches."""
+    """Pad the ends of an image (batch, height, width, channels) by reflection to multiples of `patch_size`."""
     height, width = (-size % patch_size for size in image.shape[1:3])
     if not height and not width:
         return image
@@ -19,7 +19,7 @@ def pad_to_patches(image: torch.Tensor, patch_size: int) -> torch.Tensor:
 
 
 class PatchEmbedding(nn.Module):
-    """Patches of a complex image as normalised features.
+    """Embedding of the patches of a complex image as normalised features.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class PatchEmbedding(nn.Module):
 
 
 class PatchProjection(nn.Module):
-    """Features as patches of a complex image.
+    """Projection of features to the patches of a complex image.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ class PatchProjection(nn.Module):
         self.projection = nn.Linear(channels, 2 * patch_size**2, bias=False)
 
     def forward(self, features: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Map features (batch, h, w, channels) to an image (batch, height, width, 2), what was padded cut off."""
+        """Map features (batch, h, w, channels) to an image (batch, height, width, 2), without the padding."""
         patches = self.projection(features)
         image = rearrange(
             patches, "b h w (row column c) -> b (h row) (w column) c", row=self.patch_size, column=self.patch_size

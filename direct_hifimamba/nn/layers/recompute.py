@@ -1,4 +1,4 @@
-"""Less memory: intermediate values that are cheaper to compute again than to keep, or that need not exist at once."""
+"""Savings of memory: recomputation of intermediate values, and functions of pixels applied in pieces."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch.utils.checkpoint import checkpoint
 
 from direct_hifimamba.ops.derivatives import are_transformed
 
-#: Pixels at a time without gradients on a CPU: a few hundred channels of them fit the cache of a core.
+#: Pixels per piece without gradients on a CPU; with a few hundred channels they fit the cache of a core.
 _PIXELS = 2048
 
 
 def recompute[Result](function: Callable[..., Result], *inputs: torch.Tensor, is_random: bool = True) -> Result:
-    """Call `function`; for the backward pass, keep `inputs` alone and compute what lies between once more.
+    """Call `function` and return its result; the backward pass stores only `inputs` and recomputes the rest.
 
     The recomputation stops at the last value that the backward pass needs, so that a matrix product at the end of
-    `function` is not repeated. If `function` is random, it draws the same numbers again. The transforms of `torch.func`
-    cannot recompute: there, everything is kept.
+    `function` is not repeated. If `is_random`, it draws the same random numbers again. Under the transforms of
+    `torch.func`, which do not support recomputation, everything is stored.
     """
     if torch.is_grad_enabled() and not are_transformed(inputs):
         return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=is_random)
@@ -26,9 +26,9 @@ def recompute[Result](function: Callable[..., Result], *inputs: torch.Tensor, is
 
 
 def pixelwise(function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
-    """Call `function`, which maps every pixel by itself, without holding its intermediate values for all of them.
+    """Apply `function`, which maps each pixel separately, without storing its intermediate values for all pixels.
 
-    With gradients they are computed again in the backward pass; without, on a CPU, some pixels follow one another.
+    With gradients the backward pass recomputes them; without, on a CPU, the pixels are mapped in pieces.
 
     Parameters
     ----------

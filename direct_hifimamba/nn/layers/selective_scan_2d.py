@@ -1,4 +1,4 @@
-"""Selective state space scan over the pixels of an image, its matrices steered by a second stream."""
+"""Selective state-space scan over the pixels of an image, whose matrices are steered by a second stream."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from direct_hifimamba.nn.layers.convolution import convolve
 from direct_hifimamba.nn.layers.recompute import pixelwise
 from direct_hifimamba.ops.selective_scan import selective_scan
 
-#: Inner channels d of the scan over its input channels c.
+#: Ratio of the inner channels d of the scan to its input channels c.
 EXPANSION = 2
-#: Input channels c over the rank r of the projection to the step sizes delta.
+#: Ratio of the input channels c to the rank r of the projection to delta.
 CHANNELS_PER_RANK = 16
-#: Hidden channels of a state gate over the states N.
+#: Ratio of the hidden channels of a state gate to the states N.
 GATE_EXPANSION = 6
 #: Taps and dilation of the convolutions along the sequence.
 TAPS, DILATION = 11, 2
-#: Range of the step sizes at the start.
+#: Range of the initial delta.
 SMALLEST_DELTA, LARGEST_DELTA = 1e-3, 1e-1
 
 
@@ -50,8 +50,8 @@ class StateGate(nn.Module):
 class SelectiveScan2D(nn.Module):
     """Selective scan of the low features along the pixels, its B and C matrices steered by the high features.
 
-    Step sizes, B and C pass depthwise convolutions along the sequence, which are centred and run across the ends of
-    rows, as in the reference.
+    Delta, B and C pass depthwise convolutions along the sequence, which are centred and cross the ends of rows, as in
+    the authors' code.
 
     Parameters
     ----------
@@ -60,8 +60,8 @@ class SelectiveScan2D(nn.Module):
     state_size : int
         States N per channel.
     directions : int
-        1: row by row; 2: and backwards; 4: and column by column, both ways. Every direction has its own projections
-        and state space, and their outputs are added. All are scanned in one call.
+        1: along rows; 2: also backwards; 4: also along columns, in both directions. Every direction has its own
+        projections and state space, and their outputs are added. One call scans all of them.
     steering : bool
         Add the steering matrices of the high features to B and C.
     dropout : float
@@ -96,7 +96,7 @@ class SelectiveScan2D(nn.Module):
             self.steering_gate_c = StateGate(state_size)
 
         matrix_channels = directions * sum(self.sizes)
-        # A 1-D convolution, written as a 2-D one of height 1: that kernel is the fast one for channels-last data.
+        # A 1-D convolution as a 2-D one of height 1, whose kernel is faster for channels-last data.
         self.sequence_convolution = nn.Conv2d(
             matrix_channels,
             matrix_channels,
@@ -115,7 +115,7 @@ class SelectiveScan2D(nn.Module):
         self._initialise_delta(rank)
 
     def _initialise_delta(self, rank: int) -> None:
-        """Draw the projection uniformly, and the bias so that delta is log-uniform in its range."""
+        """Initialise the projection uniformly, and the bias so that delta is log-uniform in its range."""
         nn.init.uniform_(self.step_size_projection, -(rank**-0.5), rank**-0.5)
         with torch.no_grad():
             limits = math.log(SMALLEST_DELTA), math.log(LARGEST_DELTA)
@@ -148,10 +148,10 @@ class SelectiveScan2D(nn.Module):
         return F.linear(image, weight.flatten(0, 1)).unflatten(-1, (self.directions, -1))
 
     def _matrices(self, u: torch.Tensor, high: torch.Tensor) -> list[torch.Tensor]:
-        """Low-rank delta (batch, length, directions, r), B and C (batch, length, directions, N)."""
+        """Return low-rank delta (batch, length, directions, r), B and C (batch, length, directions, N)."""
         delta, B, C = self._project(u, self.matrix_projection).split(self.sizes, dim=-1)
         if self.steering:
-            # Two linear maps in a row, as one: the d channels between them are never made.
+            # The product of two linear maps, so that the d channels between them are not computed.
             projection = self.steering_matrix_projection @ self.steering_input_projection.weight
             high_B, high_C = self._project(high, projection).chunk(2, dim=-1)
             B, C = B + self.steering_gate_b(high_B), C + self.steering_gate_c(high_C)
@@ -160,7 +160,7 @@ class SelectiveScan2D(nn.Module):
         return list(convolved.unflatten(-1, (self.directions, -1)).split(self.sizes, dim=-1))
 
     def _in_every_direction(self, image: torch.Tensor) -> torch.Tensor:
-        """Sequences (batch, directions * d, length) of an image (batch, height, width, d), views of it if possible."""
+        """Order an image (batch, height, width, d) as sequences (batch, directions * d, length), views if possible."""
         copies = image.unsqueeze(3).expand(-1, -1, -1, self.directions, -1)
         return self._to_sequences(copies).flatten(2).transpose(1, 2)
 

@@ -1,9 +1,9 @@
 """SENSE measurement model A = M F C of multi-coil k-space, in complex arithmetic and without Fourier shifts.
 
 M selects the measured samples, F is the orthonormal Fourier transform, C multiplies by the coil sensitivities. The
-operators of DIRECT may centre and scale differently; which convention they follow is found out once
-(:func:`find_fourier_convention`), and one batch is brought into the uncentred orthonormal form when it enters the
-network (:meth:`Acquisition.from_measurement`), so that iterative solvers spend nothing on shifts.
+operators of DIRECT may centre and scale differently. :func:`find_fourier_convention` determines their convention once,
+and :meth:`Acquisition.from_measurement` converts every batch to the uncentred orthonormal form, so that iterative
+solvers need no shifts.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from direct.types import FFTOperator
 COIL_DIM = 1
 _SPATIAL = (-2, -1)
 
-#: The share of the mask's lines, or central samples, that may be zero in k-space: transforms clear the weakest ones.
+#: Largest fraction of the sampled lines, or central samples, that may be zero: DIRECT's transforms clear weak ones.
 _MOST_EMPTY = 0.25
 
-#: Samples whose frequencies are above this quantile are the edge of k-space.
+#: Quantile of the distance from the zero frequency from which on samples belong to the edge of k-space.
 _EDGE = 0.9
 
 
@@ -37,7 +37,7 @@ def find_fourier_convention(forward_operator: FFTOperator, backward_operator: FF
     Raises
     ------
     ValueError
-        If they are no two-dimensional Fourier transform and its inverse.
+        If they are not a two-dimensional Fourier transform and its inverse.
     """
     generator = torch.Generator(device="cpu").manual_seed(0)
     # An odd and an even length: for even lengths alone, the two directions of shifting are the same.
@@ -63,14 +63,17 @@ def _fft(image: torch.Tensor, centered: bool, normalized: bool) -> torch.Tensor:
 
 
 class Measurement(NamedTuple):
-    """One batch as DIRECT hands it over; complex numbers have a last axis of 2."""
+    """One batch in the form of DIRECT; complex numbers have a last axis of 2."""
 
     masked_kspace: torch.Tensor  #: (batch, coil, H, W, 2)
     sampling_mask: torch.Tensor  #: (batch or 1, 1, H or 1, W or 1, 1), non-zero where sampled
     sensitivity_map: torch.Tensor  #: (batch, coil, H, W, 2), squared magnitudes adding up to 1 (or 0) over coils
 
     def reduce_mask(self) -> Measurement:
-        """Drop the mask's rows, or columns, if all of them are alike: networks then transform along one axis alone."""
+        """Return the measurement with a mask of one row, or column, if all of them are equal, else unchanged.
+
+        The network then needs Fourier transforms along one axis only.
+        """
         mask = self.sampling_mask
         for dim in (2, 3):
             first = mask.narrow(dim, 0, 1)
@@ -85,7 +88,7 @@ def check_shapes(measurement: Measurement, smallest_size: int) -> None:
     Raises
     ------
     TypeError
-        If k-space or maps are no float32 or float64 tensors.
+        If k-space or maps are not real floating-point tensors.
     ValueError
         If shapes do not fit each other, or height or width is below `smallest_size`.
     """
@@ -116,13 +119,13 @@ def check_shapes(measurement: Measurement, smallest_size: int) -> None:
 
 
 def check_values(measurement: Measurement) -> None:
-    """Check that k-space and maps are finite, that every slice has samples, and that they have been measured.
+    """Check that all values are finite, that the mask samples every slice, and that k-space is not zero there.
 
     Raises
     ------
     ValueError
-        If a value is not finite, if nothing is sampled in a slice, or if much of what the mask samples is zero in all
-        coils although samples further out are not: k-space was undersampled before the mask was drawn.
+        If a value is not finite, if a slice has no sample, or if more than a quarter of the samples between non-zero
+        ones are zero in all coils, so that k-space was probably undersampled before the mask was drawn.
     """
     for name, tensor in measurement._asdict().items():
         if not torch.isfinite(tensor).all():
@@ -144,7 +147,7 @@ def check_fully_sampled(acquired: torch.Tensor) -> None:
     Raises
     ------
     ValueError
-        If lines are missing between others, or many samples near the centre.
+        If more than a quarter of the lines between others, or of the samples near the centre, are missing.
     """
     acquired = acquired[:, 0, ..., 0]
     for axis in (1, 2):
@@ -152,10 +155,17 @@ def check_fully_sampled(acquired: torch.Tensor) -> None:
 
 
 def _check_acquired(acquired: torch.Tensor, sampled: torch.Tensor) -> None:
-    """Refuse slices, shape (batch, H, W), that lack much of what is sampled, shape (batch, H or 1, W or 1).
+    """Raise an error if too many sampled values of a slice were not acquired.
 
-    Around the samples scanners pad k-space with zeros, noise-free k-space is weak there, and corners may be left out:
-    lines count between others alone, samples in the central half of both axes.
+    The outer part of k-space may be zero-padded by the scanner, very weak without noise, or have no corners. So lines
+    count only between acquired lines, and single samples only in the central half of both axes.
+
+    Parameters
+    ----------
+    acquired : torch.Tensor
+        Where k-space is not zero, bool of shape (batch, H, W).
+    sampled : torch.Tensor
+        The mask, bool of shape (batch or 1, H or 1, W or 1).
     """
     inside = []
     for axis, other in ((1, 2), (2, 1)):
@@ -175,7 +185,7 @@ def _check_share(acquired: torch.Tensor, sampled: torch.Tensor) -> None:
     if (empty > _MOST_EMPTY).any():
         raise ValueError(
             f"k-space is zero in {empty.max():.0%} of what would be sampled: was it undersampled already when the mask "
-            "was drawn? Take the mask that belongs to it (in the data set's configuration pass_mask: true and "
+            "was drawn? Use the mask that belongs to it (in the data set's configuration pass_mask: true and "
             "transforms.masking: null), or direct-hifimamba reconstruct."
         )
 
@@ -183,8 +193,8 @@ def _check_share(acquired: torch.Tensor, sampled: torch.Tensor) -> None:
 class Acquisition(NamedTuple):
     """Samples and measurement model of one batch, uncentred and orthonormal, complex.
 
-    Where every slice samples whole columns (or rows), the Fourier transform along them cancels in A^H A. k-space is
-    then kept in hybrid space: transformed along `dims` alone.
+    If every slice samples whole columns (or rows), the Fourier transform along them cancels in A^H A. k-space is then
+    stored in hybrid space, transformed along `dims` only.
     """
 
     kspace: torch.Tensor  #: (batch, coil, H, W), zero where not sampled
@@ -198,9 +208,9 @@ class Acquisition(NamedTuple):
     def from_measurement(
         cls, measurement: Measurement, convention: FourierConvention, dtype: torch.dtype = torch.float32
     ) -> Acquisition:
-        """Bring a batch into this form, with real and imaginary parts of type `dtype` (float32 or float64).
+        """Convert a batch to this form, with real and imaginary parts of type `dtype` (float32 or float64).
 
-        A mask whose height or width is 1 means that all rows or columns are sampled alike. Samples outside the mask
+        A mask whose height or width is 1 means that all rows or columns have the same samples. Values outside the mask
         are ignored.
         """
         kspace, maps = (
@@ -215,8 +225,8 @@ class Acquisition(NamedTuple):
         kspace = kspace * sampled
         noise_variance = _estimate_noise_variance(kspace)
         dims = tuple(dim for dim in _SPATIAL if sampled.shape[dim] > 1) or (-1,)
-        if alike := [dim for dim in _SPATIAL if dim not in dims]:
-            kspace = torch.fft.ifftn(kspace, dim=alike, norm="ortho")
+        if constant := [dim for dim in _SPATIAL if dim not in dims]:
+            kspace = torch.fft.ifftn(kspace, dim=constant, norm="ortho")
         acquisition = cls(kspace, sampled, maps, noise_variance, dims, convention.centered)
         signal = acquisition.adjoint(kspace).detach().abs().square().mean(dim=(1, 2), keepdim=True)
         ratio = noise_variance / signal.where(signal > 0, 1.0)
@@ -241,12 +251,12 @@ class Acquisition(NamedTuple):
         return self.adjoint(self.forward(image) * self.sampled)
 
     def enter(self, image: torch.Tensor) -> torch.Tensor:
-        """Bring an image of the network (batch, H, W, 2) into this form (batch, H, W), complex."""
+        """Convert an image of the network (batch, H, W, 2) to the form here, complex (batch, H, W)."""
         entered = torch.view_as_complex(image.contiguous())
         return torch.fft.ifftshift(entered, dim=_SPATIAL) if self.centered else entered
 
     def leave(self, image: torch.Tensor) -> torch.Tensor:
-        """Inverse of :meth:`enter`."""
+        """Convert a complex image (batch, H, W) back to (batch, H, W, 2); the inverse of :meth:`enter`."""
         return torch.view_as_real(torch.fft.fftshift(image, dim=_SPATIAL) if self.centered else image)
 
 
@@ -254,8 +264,8 @@ def _estimate_noise_variance(kspace: torch.Tensor) -> torch.Tensor:
     """Estimate the variance of complex noise at the edge of uncentred k-space, shape (batch, 1, 1).
 
     The squared magnitude of complex Gaussian noise is exponentially distributed; its median is log(2) times the
-    variance. What signal there is at the edge makes the estimate too large, never too small: by a quarter or less at
-    signal-to-noise ratios up to 30, twice at 60, and it is the signal at the edge where there is no noise.
+    variance. Signal at the edge makes the estimate too large: by at most a quarter at signal-to-noise ratios up to 30,
+    by a factor of two at 60. Without noise the estimate is the energy of the signal at the edge.
     """
     energy = kspace.detach().abs().square()
     acquired = energy > 0  # scanners fill in zeros

@@ -1,14 +1,13 @@
-"""Selective scan in plain PyTorch: the sequence is cut into chunks that are scanned side by side.
+"""Selective scan in plain PyTorch: the sequence is cut into chunks that are scanned simultaneously.
 
-The recurrence is linear in the state, so a chunk turns the state `h` it is entered with into ``P * h + q``, where `P`
-is the product of its decays and `q` its final state when entered with zero. A scan therefore takes three passes: all
-chunks from zero in lockstep (gives `q`), a short sequential pass over the chunks (gives the entering states), and all
-chunks in lockstep again from there. Nothing is ever divided by a product of decays, so decays that underflow are zeros
-and no more.
+The recurrence is linear in the state, so a chunk maps its initial state `h` to the final state ``P * h + q``, where `P`
+is the product of its decays and `q` its final state for the initial state zero. A scan therefore takes three passes:
+all chunks simultaneously from zero (gives `q`), a short sequential pass over the chunks (gives their initial states),
+and all chunks simultaneously from these states. Nothing is divided by a product of decays, which may underflow to zero.
 
-Only so many chunks (lanes) run in lockstep that the tensors of one step stay in cache; blocks of lanes follow one
-another. The forward pass keeps the state at the beginning of each chunk alone; the backward pass recomputes the others
-block by block. Every operation is elementwise or a sum, so results are reproducible bit by bit, and the global
+The number of simultaneous chunks (lanes) is so small that the tensors of one step stay in cache; blocks of lanes are
+computed in sequence. The forward pass stores only the initial state of each chunk; the backward pass recomputes the
+others block by block. Every operation is elementwise or a sum, so results are reproducible bit by bit, and the global
 precision of matrix products (TF32, bfloat16) has no effect.
 """
 
@@ -26,12 +25,12 @@ import torch.nn.functional as F
 from direct_hifimamba.ops.derivatives import gradients_of_definition
 from direct_hifimamba.ops.selective_scan.reference import selective_scan_reference
 
-#: Steps per chunk. Kept states are 1 / CHUNK of all states; recomputed ones take CHUNK steps of a block.
+#: Steps per chunk. Of all states, 1 / CHUNK are stored; those of one block are recomputed at a time.
 CHUNK = 32
 
 
 def _elements_per_step(device: torch.device) -> int:
-    """Size to aim at for one step of a block: hides the cost of a call, yet fits the cache of a CPU core."""
+    """Return the intended size of one step of a block: large beside the cost of a call, but within a core's cache."""
     return 2**16 if device.type == "cpu" else 2**22
 
 
@@ -100,7 +99,7 @@ class _Tiling:
 
 
 class _Block(NamedTuple):
-    """Inputs of one block, time first; `delta` is the step size after bias and softplus, `drive` is delta times u."""
+    """Inputs of one block, time first; `delta` is that after bias and softplus, `drive` is delta times u."""
 
     u: torch.Tensor
     delta: torch.Tensor
@@ -133,14 +132,14 @@ class _Block(NamedTuple):
 
 
 def _chain_lanes(local: torch.Tensor, decay: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
-    """What each lane is entered with.
+    """Return the initial state of each lane, a step of the states.
 
     Parameters
     ----------
     local, decay : torch.Tensor
-        What each lane ends with when entered with zero, and the product of its decays: one step of the states each.
+        Final state of each lane for the initial state zero, and product of its decays: one step of the states each.
     first : torch.Tensor
-        What lane 0 is entered with, (state, batch, groups, channels per group).
+        Initial state of lane 0, (state, batch, groups, channels per group).
     """
     entering = [first]
     for end, product in zip(local.unbind(2)[:-1], decay.unbind(2)[:-1], strict=True):
@@ -149,12 +148,12 @@ def _chain_lanes(local: torch.Tensor, decay: torch.Tensor, first: torch.Tensor) 
 
 
 def _product_of_decays(x: _Block, A: torch.Tensor) -> torch.Tensor:
-    """Product over the steps of each lane: one step of the states. Mostly zero, where exp2 is fast and exp is not."""
+    """Return the product over the steps of each lane, a step of the states. exp2 is fast also where it is zero."""
     return torch.exp2(x.delta.sum(0) * (A / math.log(2)))
 
 
 def _enter_forward(tiling: _Tiling, x: _Block, A: torch.Tensor, carry: torch.Tensor) -> torch.Tensor:
-    """States that the lanes of a block are entered with, `carry` being that of the first lane."""
+    """Return the initial states of the lanes of a block, given `carry`, that of the first lane."""
     local = A.new_zeros(tiling.states_shape)
     if tiling.lanes > 1:
         scratch = torch.empty_like(local)
@@ -165,7 +164,7 @@ def _enter_forward(tiling: _Tiling, x: _Block, A: torch.Tensor, carry: torch.Ten
 
 
 def _scan(x: _Block, A: torch.Tensor, entering: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output without skip and gate, and the final states of the lanes."""
+    """Return the output without skip and gate, and the final states of the lanes."""
     state, scratch = entering.clone(), torch.empty_like(entering)
     output = torch.empty_like(x.u)
     for delta, drive, B, C, y in zip(x.delta, x.drive, x.B, x.C, output, strict=True):
@@ -186,7 +185,7 @@ def _forward(
     delta_bias: torch.Tensor | None,
     delta_softplus: bool,
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The whole scan, and the states that the lanes of each block are entered with."""
+    """Return the output of the scan, and the initial states of the lanes of each block."""
     tiling = _Tiling.of(u, B)
     A = tiling.per_channel(A)
     carry = A.new_zeros(tiling.states_shape)[:, :, 0]
@@ -206,7 +205,7 @@ def _forward(
 
 
 class _Trajectory:
-    """Decays and states at every step of one block, recomputed for the backward pass, and the way back along them."""
+    """Decays and states at every step of one block, recomputed for the backward pass, and the gradients from them."""
 
     def __init__(self, tiling: _Tiling, A: torch.Tensor) -> None:
         self.A = A
@@ -215,7 +214,7 @@ class _Trajectory:
         self.states = A.new_empty(tiling.chunk + 1, *tiling.states_shape).unbind()  # before each step, and the final
 
     def recompute(self, x: _Block, entering: torch.Tensor) -> None:
-        """Fill in the block `x`, its lanes entered with the states `entering`."""
+        """Recompute decays and states of the block `x` from the initial states `entering` of its lanes."""
         self.states[0].copy_(entering)
         steps = zip(x.delta, x.drive, x.B, self.decays, self.states[:-1], self.states[1:], strict=True)
         for delta, drive, B, decay, before, after in steps:
@@ -223,14 +222,14 @@ class _Trajectory:
             torch.mul(decay, before, out=after).addcmul_(B, drive)
 
     def output(self, x: _Block) -> torch.Tensor:
-        """Output without skip and gate."""
+        """Return the output without skip and gate."""
         output = torch.empty_like(x.u)
         for state, C, y in zip(self.states[1:], x.C, output, strict=True):
             torch.sum(torch.mul(state, C, out=self.scratch), 0, out=y)
         return output
 
     def enter_backward(self, x: _Block, grad: torch.Tensor, carry: torch.Tensor) -> torch.Tensor:
-        """Gradients of the final states of the lanes, `carry` being that of the last lane's."""
+        """Return gradients of the final states of the lanes, given `carry`, that of the last lane."""
         local = torch.zeros_like(self.scratch)
         if local.shape[2] > 1:
             for C, dy, decay in reversed(list(zip(x.C, grad, self.decays, strict=True))):
@@ -240,7 +239,7 @@ class _Trajectory:
     def gradients(
         self, x: _Block, grad: torch.Tensor, adjoint: torch.Tensor, needed: Collection[str]
     ) -> dict[str, torch.Tensor]:
-        """Walk back from the gradients `adjoint` of the final states, which become those of the entering states.
+        """Return gradients of a block, and turn `adjoint`, those of the final states, into those of the initial states.
 
         Of the gradients `needed`, "drive", "B" and "C" are those of the entries of the block, "A" and "delta" those
         of the two factors of the decay's exponent.
@@ -289,7 +288,7 @@ class _ChunkedScan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        saved = ctx.saved_tensors  # checkpointing allows to ask for them once
+        saved = ctx.saved_tensors  # read once, as checkpointing allows no more
         if torch.is_grad_enabled():
             definition = partial(selective_scan_reference, delta_softplus=ctx.delta_softplus)
             return *gradients_of_definition(definition, saved[:8], grad), None
@@ -335,13 +334,13 @@ class _ChunkedScan(torch.autograd.Function):
             if dC is not None:
                 tiling.store_matrix(d["C"], dC[..., time])
             if "delta" in d:
-                step = d["drive"] * x.u + d["delta"]
+                delta_grad = d["drive"] * x.u + d["delta"]
                 if ctx.delta_softplus:
-                    step *= -torch.expm1(-x.delta)  # the sigmoid of what softplus was applied to
+                    delta_grad *= -torch.expm1(-x.delta)  # the derivative of softplus, by its value
                 if ddelta is not None:
-                    tiling.store(step, ddelta[..., time])
+                    tiling.store(delta_grad, ddelta[..., time])
                 if dbias is not None:
-                    dbias += step.sum((0, 1, 2)).flatten()
+                    dbias += delta_grad.sum((0, 1, 2)).flatten()
             if du is not None:
                 drive = d["drive"] * x.delta
                 if D is not None:
@@ -361,10 +360,10 @@ def selective_scan_torch(
     delta_bias: torch.Tensor | None,
     delta_softplus: bool,
 ) -> torch.Tensor:
-    """Selective scan in chunks, on any device, in float32 or float64; the output has the strides of `u`.
+    """Compute the selective scan in chunks, on any device, in float32 or float64; the output has the strides of `u`.
 
     Shapes are those of :func:`direct_hifimamba.ops.selective_scan.selective_scan` with `B` and `C` of shape
-    (batch, groups, state, length). Beside its arguments it keeps 1 / `CHUNK` of the states for the backward pass;
+    (batch, groups, state, length). For the backward pass it stores its arguments and 1 / `CHUNK` of the states;
     second derivatives are those of the sequential scan.
     """
     arguments = (u, delta, A, B, C, D, z, delta_bias)

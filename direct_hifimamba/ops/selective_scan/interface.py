@@ -1,4 +1,4 @@
-"""The public selective scan and the choice of its backend."""
+"""Public function of the selective scan, and the choice of its backend."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def device_type(backend: str) -> str | None:
 
 @cache
 def unavailable_because(backend: str, device_type: str, dtype: torch.dtype) -> str | None:
-    """Why `backend` cannot compute in `dtype` on tensors of `device_type`, or None when it can."""
+    """Return why `backend` cannot compute in `dtype` on tensors of `device_type`, or None if it can."""
     entry = _BACKENDS[backend]
     if entry.device_type not in (None, device_type):
         return f"it runs on {entry.device_type} tensors only, not on {device_type}"
@@ -69,7 +69,7 @@ def unavailable_because(backend: str, device_type: str, dtype: torch.dtype) -> s
 
 @torch.compiler.assume_constant_result  # torch.compile calls it instead of tracing the imports it tries
 def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
-    """The backend that `backend` (a name of `BACKENDS`) stands for on `device`: "auto" is the first that runs there.
+    """Return the backend that a name of `BACKENDS` means on `device`; "auto" is the first one that runs there.
 
     Raises
     ------
@@ -103,7 +103,15 @@ def check_arguments(
     z: torch.Tensor | None,
     delta_bias: torch.Tensor | None,
 ) -> None:
-    """Check shapes and dtypes, `B` and `C` having their group axis already."""
+    """Check shapes, dtypes and devices of :func:`selective_scan`'s arguments; `B` and `C` have four axes.
+
+    Raises
+    ------
+    ValueError
+        If a shape or device does not fit.
+    TypeError
+        If a dtype is not a real floating one.
+    """
     if u.ndim != 3 or 0 in u.shape:
         raise ValueError(f"u has shape {tuple(u.shape)}; expected a non-empty (batch, channels, length).")
     batch, channels, length = u.shape
@@ -161,7 +169,7 @@ def selective_scan(
         Input of shape (batch, channels, length). Any strides: a transposed (batch, length, channels) tensor is read
         in place where the backend can.
     delta : torch.Tensor
-        Step size before bias and softplus, shape of `u`.
+        Step size Delta before bias and softplus, shape of `u`.
     A : torch.Tensor
         State matrix (diagonal, negative for a stable scan) of shape (channels, state).
     B, C : torch.Tensor
@@ -172,9 +180,9 @@ def selective_scan(
     z : torch.Tensor, optional
         Gate, shape of `u`.
     delta_bias : torch.Tensor, optional
-        Bias of the step size, shape (channels,).
+        Bias of `delta`, shape (channels,).
     delta_softplus : bool
-        Pass the step size through softplus. Default: False.
+        Apply softplus to `delta` plus bias. Default: False.
     backend : str
         One of `BACKENDS`. "auto" takes the fastest one that runs on the tensors' device. Default: "auto".
 
@@ -182,8 +190,8 @@ def selective_scan(
     -------
     torch.Tensor
         Shape and dtype of `u`. Computed in float32, or in float64 where an argument is; autocast has no effect. Can be
-        differentiated any number of times, in reverse and forward mode; beyond the first gradient the sequential
-        definition is computed, which is slow, and mamba-ssm raises an error.
+        differentiated any number of times, in reverse and forward mode. All derivatives but the first gradient use the
+        sequential definition, which is slow; mamba-ssm raises an error for them.
 
     Raises
     ------

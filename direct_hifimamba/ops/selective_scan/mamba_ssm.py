@@ -24,8 +24,8 @@ def selective_scan_mamba_ssm(
 
     Shapes are those of :func:`direct_hifimamba.ops.selective_scan.selective_scan` with `B` and `C` of shape
     (batch, groups, state, length). The kernels read along time with stride 1: mamba-ssm copies `u`, `delta`, `B`, `C`,
-    `z` and `D` where their strides do not fit, but not `delta_bias`. Written against mamba-ssm 2.3.2 and tested,
-    forwards, with its Python code above a stand-in for the kernels; it has never run on a GPU.
+    `z` and `D` where their strides do not fit, but not `delta_bias`. Written for mamba-ssm 2.3.2; its forward pass is
+    tested with that package's Python code and a substitute for the kernels. It has never run on a GPU.
 
     Raises
     ------
@@ -44,6 +44,6 @@ def selective_scan_mamba_ssm(
 
 
 def _refuse_second_derivatives(grad: torch.Tensor) -> None:
-    # Those kernels take their gradients for constants. Gradients are enabled here under create_graph=True alone.
+    # The kernels treat their gradients as constants. Gradients are enabled here only with create_graph=True.
     if torch.is_grad_enabled():
         raise RuntimeError("mamba-ssm's selective scan has no second derivatives. Use the backend 'torch'.")

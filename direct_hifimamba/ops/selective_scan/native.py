@@ -1,4 +1,4 @@
-"""Fused selective scan for CPUs: the binding of its C++ kernel to PyTorch."""
+"""Fused selective scan for CPUs: binding of the C++ kernel to PyTorch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from direct_hifimamba.ops.selective_scan.reference import selective_scan_referen
 if library.UNAVAILABLE_BECAUSE:
     raise ImportError(library.UNAVAILABLE_BECAUSE)
 
-#: Work of one thread, in products of channels, states and steps, below which starting it does not pay.
+#: Least work of one thread, as product of channels, states and steps.
 _WORK_PER_THREAD = 250_000
 
 
@@ -38,7 +38,7 @@ class _ScanStruct(ctypes.Structure):
 
 
 def _view(tensor: torch.Tensor | None, groups: int) -> _ViewStruct:
-    """(batch, channels, length) or (batch, groups, state, length) as the kernel addresses it; null for None."""
+    """Return address and strides of (batch, channels, length) or (batch, groups, state, length); null for None."""
     if tensor is None:
         return _ViewStruct()
     if tensor.ndim == 3:
@@ -47,7 +47,7 @@ def _view(tensor: torch.Tensor | None, groups: int) -> _ViewStruct:
 
 
 def _states_shape(u: torch.Tensor, B: torch.Tensor) -> tuple[int, ...]:
-    """Shape of the states at the start of every chunk: (batch, group, chunk, block, state, lane), see csrc/scan.h."""
+    """Return the shape of the chunks' initial states, (batch, group, chunk, block, state, lane); see csrc/scan.h."""
     if u.ndim != 3 or B.ndim != 4 or B.shape[1] == 0:
         raise ValueError(
             f"u has shape {tuple(u.shape)} and B {tuple(B.shape)}; expected (batch, channels, length) and (batch, "
@@ -93,7 +93,7 @@ def _forward(
     delta_softplus: bool,
     keep_states: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output, and the states at the start of every chunk, empty unless they are to be kept for backward."""
+    """Return the output and the states at the start of every chunk, which are empty unless `keep_states`."""
     y, states = _forward_fake(u, delta, A, B, C, D, z, delta_bias, delta_softplus, keep_states)
     _run(
         "scan_forward",
@@ -125,15 +125,15 @@ def _backward(
 ) -> tuple[
     torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
 ]:
-    """Gradients of `u` to `delta_bias`; those of arguments that are None are empty."""
+    """Return gradients of the arguments `u` to `delta_bias`; empty ones for those that are None."""
     for name, tensor, shape in (("grad_y", grad_y, u.shape), ("states", states, _states_shape(u, B))):
         if tensor.shape != shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {tuple(shape)}.")
     grads = _backward_fake(grad_y, u, delta, A, B, C, D, z, delta_bias, states, delta_softplus)
     grad_u, grad_delta, _, grad_B, grad_C, _, grad_z, _ = grads
-    for shared in (grad_B, grad_C):  # sums over channels
+    for shared in (grad_B, grad_C):  # the kernel adds to them, channel by channel
         shared.zero_()
-    # Per sequence, summed below.
+    # One per sequence, summed below.
     grad_A = u.new_empty(len(u), *A.shape)
     grad_D, grad_delta_bias = u.new_empty(2, *u.shape[:2])
     views = {"u": u, "delta": delta, "B": B, "C": C, "z": z, "grad_y": grad_y}
@@ -171,7 +171,7 @@ def _autograd_backward(ctx, grad_y, grad_states):  # type: ignore[no-untyped-def
         definition = partial(selective_scan_reference, delta_softplus=ctx.delta_softplus)
         return *gradients_of_definition(definition, tensors, grad_y), None, None
     if not ctx.keep_states:
-        raise RuntimeError("The selective scan ran without keep_states and so has no backward.")
+        raise RuntimeError("The selective scan ran without keep_states and has no backward pass.")
     tensors = ctx.saved_tensors
     grads = _backward(grad_y, *tensors, ctx.delta_softplus)
     return *(None if t is None else grad for t, grad in zip(tensors[:-1], grads, strict=True)), None, None
@@ -191,7 +191,7 @@ def selective_scan_native(
     delta_bias: torch.Tensor | None,
     delta_softplus: bool,
 ) -> torch.Tensor:
-    """Selective scan in one pass over the inputs, on the CPU in float32.
+    """Compute the selective scan in one pass over the inputs, on the CPU in float32.
 
     Shapes are those of :func:`direct_hifimamba.ops.selective_scan.selective_scan` with `B` and `C` of shape
     (batch, groups, state, length). Any strides are read in place, fastest where channels (of `B`, `C`: states) are

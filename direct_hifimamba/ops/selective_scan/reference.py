@@ -1,4 +1,4 @@
-"""Sequential selective scan: slow, obviously correct, the oracle of every other backend."""
+"""Sequential selective scan: slow and obviously correct, the reference for all other backends."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def selective_scan_reference(
     delta_bias: torch.Tensor | None,
     delta_softplus: bool,
 ) -> torch.Tensor:
-    """Selective scan as the recurrence is written, one step of the sequence at a time.
+    """Compute the selective scan by its recurrence, one step of the sequence at a time.
 
     Shapes are those of :func:`direct_hifimamba.ops.selective_scan.selective_scan` with `B` and `C` of shape
-    (batch, groups, state, length). Any floating dtype is computed as it comes, on any device.
+    (batch, groups, state, length). Any device; computed in the dtype of the arguments.
     """
     batch, channels, length = u.shape
     channels_per_group = channels // B.shape[1]

@@ -4,11 +4,11 @@ The kernels are tested in Triton's interpreter on a CPU and compiled ahead of ti
 9.0. They have never run on a GPU.
 
 The sequence is cut into chunks that all run in parallel, as in :mod:`direct_hifimamba.ops.selective_scan.chunked`: one
-kernel finds the state that each chunk would end with if it were entered with zero, a second one chains these to the
-states that the chunks are really entered with, and a third one scans from there. The backward pass does the same in
-reverse and recomputes the states from the entering ones, the only ones kept. Gradients that several programs contribute
-to (of `A`, `B` and `C`) are written as partial sums and added up by `torch.sum`: there are no atomic additions, so they
-are reproducible. Step size, skip and gate are elementwise and left to PyTorch.
+kernel computes the final state of each chunk for the initial state zero, a second one derives from these the true
+initial states, and a third one scans from there. The backward pass does the same in reverse; it recomputes the states
+from the initial ones, the only ones that are stored. Several programs contribute to the gradients of `A`, `B` and `C`:
+they write partial sums, which `torch.sum` adds up, so that there are no atomic additions and results are reproducible.
+Softplus of delta, skip and gate are elementwise and left to PyTorch.
 
 A program has one chunk of some channels of one group. Its tiles are (time, channels, state).
 """
@@ -37,7 +37,7 @@ _OPTIONS = {"num_warps": 8, "enable_fp_fusion": True}
 
 @triton.jit
 def _place(channels, blocks, length, CHUNK: tl.constexpr, CHANNELS: tl.constexpr):
-    """Chunk, batch index, group, block of the group, channels and steps of this program, and masks of the last two."""
+    """Return chunk, batch index, group, block of the group, channels and steps of this program, and masks of both."""
     chunk = tl.program_id(0).to(tl.int64)
     batch = tl.program_id(1).to(tl.int64)
     group = (tl.program_id(2) // blocks).to(tl.int64)
@@ -49,27 +49,27 @@ def _place(channels, blocks, length, CHUNK: tl.constexpr, CHANNELS: tl.constexpr
 
 @triton.jit
 def _offsets_2d(strides, batch, channel, time):
-    """Offsets of (time, channels) in a tensor (batch, channels, length)."""
+    """Return offsets of (time, channels) in a tensor (batch, channels, length)."""
     return batch * strides[0] + channel[None, :] * strides[1] + time[:, None] * strides[2]
 
 
 @triton.jit
 def _load_sequence(pointer, strides, batch, channel, time, channel_ok, time_ok):
-    """(time, channels) of a tensor (batch, channels, length); zeros where masked."""
+    """Load (time, channels) of a tensor (batch, channels, length); zeros where masked."""
     offsets = _offsets_2d(strides, batch, channel, time)
     return tl.load(pointer + offsets, mask=time_ok[:, None] & channel_ok[None, :], other=0.0)
 
 
 @triton.jit
 def _load_matrix(pointer, strides, batch, group, n, time, n_ok, time_ok):
-    """(time, 1, state) of a tensor (batch, groups, state, length); zeros where masked."""
+    """Load (time, 1, state) of a tensor (batch, groups, state, length); zeros where masked."""
     offsets = batch * strides[0] + group * strides[1] + n[None, :] * strides[2] + time[:, None] * strides[3]
     return tl.load(pointer + offsets, mask=time_ok[:, None] & n_ok[None, :], other=0.0)[:, None, :]
 
 
 @triton.jit
 def _follow(decay_1, drive_1, decay_2, drive_2):
-    """Apply ``h -> decay_1 * h + drive_1`` and then ``h -> decay_2 * h + drive_2``."""
+    """Return decay and drive of ``h -> decay_1 * h + drive_1`` followed by ``h -> decay_2 * h + drive_2``."""
     return decay_1 * decay_2, decay_2 * drive_1 + drive_2
 
 
@@ -77,8 +77,8 @@ def _follow(decay_1, drive_1, decay_2, drive_2):
 def _ends_kernel(
     x,
     x_strides,
-    step,
-    step_strides,
+    delta,
+    delta_strides,
     A,
     matrix,
     matrix_strides,
@@ -93,10 +93,10 @@ def _ends_kernel(
     CHANNELS: tl.constexpr,
     STATE: tl.constexpr,
 ):
-    """State that each chunk ends with when entered with zero, and the product of its decays.
+    """Store the final state of each chunk for the initial state zero, and the product of its decays.
 
-    With `REVERSE`, the same of the adjoint: `x` is the gradient of the output, `matrix` is `C`, and the end is where
-    the chunk begins.
+    With `REVERSE` these are of the adjoint: `x` is the gradient of the output, `matrix` is `C`, and the adjoint runs
+    from the end of the chunk to its beginning.
     """
     chunk, batch, group, _, channel, time, channel_ok, time_ok = _place(channels, blocks, length, CHUNK, CHANNELS)
     n = tl.arange(0, STATE)
@@ -106,18 +106,18 @@ def _ends_kernel(
     rows = channel[:, None] * state + n[None, :]
     rows_ok = channel_ok[:, None] & n_ok[None, :]
     drive = _load_sequence(x, x_strides, batch, channel, time, channel_ok, time_ok)
-    steps = _load_sequence(step, step_strides, batch, channel, time, channel_ok, time_ok)
+    deltas = _load_sequence(delta, delta_strides, batch, channel, time, channel_ok, time_ok)
     if REVERSE:
-        remaining = tl.cumsum(steps, 0)
+        remaining = tl.cumsum(deltas, 0)
     else:
-        drive *= steps
+        drive *= deltas
         next_ok = (local < CHUNK - 1) & (time + 1 < length)
-        next_steps = _load_sequence(step, step_strides, batch, channel, time + 1, channel_ok, next_ok)
-        remaining = tl.cumsum(next_steps, 0, reverse=True)
+        next_deltas = _load_sequence(delta, delta_strides, batch, channel, time + 1, channel_ok, next_ok)
+        remaining = tl.cumsum(next_deltas, 0, reverse=True)
     A_tile = tl.load(A + rows, mask=rows_ok, other=0.0)
     driven = drive[:, :, None] * _load_matrix(matrix, matrix_strides, batch, group, n, time, n_ok, time_ok)
     end = tl.sum(tl.exp(remaining[:, :, None] * A_tile[None, :, :]) * driven, 0)
-    decay = tl.exp(tl.sum(steps, 0)[:, None] * A_tile)
+    decay = tl.exp(tl.sum(deltas, 0)[:, None] * A_tile)
 
     all_channels = channels * (tl.num_programs(2) // blocks)
     kept = (chunk * tl.num_programs(1) + batch) * all_channels * state + rows
@@ -127,7 +127,7 @@ def _ends_kernel(
 
 @triton.jit
 def _chain_kernel(ends, decays, chunks, lanes, REVERSE: tl.constexpr, LANES: tl.constexpr):
-    """Replace what each chunk ends with when entered with zero by what it is entered with."""
+    """Replace the final state of each chunk for the initial state zero, in `ends`, by its true initial state."""
     lane = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
     ok = lane < lanes
     entering = tl.zeros((LANES,), tl.float32)
@@ -144,8 +144,8 @@ def _chain_kernel(ends, decays, chunks, lanes, REVERSE: tl.constexpr, LANES: tl.
 def _scan_kernel(
     u,
     u_strides,
-    step,
-    step_strides,
+    delta,
+    delta_strides,
     A,
     B,
     B_strides,
@@ -162,7 +162,7 @@ def _scan_kernel(
     CHANNELS: tl.constexpr,
     STATE: tl.constexpr,
 ):
-    """Output of each chunk."""
+    """Store the output of each chunk."""
     chunk, batch, group, _, channel, time, channel_ok, time_ok = _place(channels, blocks, length, CHUNK, CHANNELS)
     n = tl.arange(0, STATE)
     n_ok = n < state
@@ -172,12 +172,12 @@ def _scan_kernel(
     all_channels = channels * (tl.num_programs(2) // blocks)
     kept = (chunk * tl.num_programs(1) + batch) * all_channels * state + rows
 
-    steps = _load_sequence(step, step_strides, batch, channel, time, channel_ok, time_ok)
-    drive = steps * _load_sequence(u, u_strides, batch, channel, time, channel_ok, time_ok)
+    deltas = _load_sequence(delta, delta_strides, batch, channel, time, channel_ok, time_ok)
+    drive = deltas * _load_sequence(u, u_strides, batch, channel, time, channel_ok, time_ok)
     A_tile = tl.load(A + rows, mask=rows_ok, other=0.0)
     B_tile = _load_matrix(B, B_strides, batch, group, n, time, n_ok, time_ok)
     C_tile = _load_matrix(C, C_strides, batch, group, n, time, n_ok, time_ok)
-    decay = tl.exp(steps[:, :, None] * A_tile[None, :, :])
+    decay = tl.exp(deltas[:, :, None] * A_tile[None, :, :])
     decay, driven = tl.associative_scan((decay, drive[:, :, None] * B_tile), 0, _follow)
     states = decay * tl.load(entering + kept, mask=rows_ok, other=0.0)[None, :, :] + driven
 
@@ -191,8 +191,8 @@ def _backward_kernel(
     dy_strides,
     u,
     u_strides,
-    step,
-    step_strides,
+    delta,
+    delta_strides,
     A,
     B,
     B_strides,
@@ -202,8 +202,8 @@ def _backward_kernel(
     entering_adjoint,
     du,
     du_strides,
-    dstep,
-    dstep_strides,
+    ddelta,
+    ddelta_strides,
     dA,
     dB,
     dC,
@@ -215,10 +215,10 @@ def _backward_kernel(
     CHANNELS: tl.constexpr,
     STATE: tl.constexpr,
 ):
-    """Gradients of each chunk.
+    """Store the gradients of each chunk.
 
-    Partial sums, left out where the pointer is None: `dA` of shape (chunks, batch, channels, state), `dB` and `dC` of
-    shape (blocks, batch, groups, state, length).
+    Those of matrices are partial sums, not computed if the pointer is None: `dA` of shape (chunks, batch, channels,
+    state), `dB` and `dC` of shape (blocks, batch, groups, state, length).
     """
     chunk, batch, group, block, channel, time, channel_ok, time_ok = _place(channels, blocks, length, CHUNK, CHANNELS)
     n = tl.arange(0, STATE)
@@ -233,36 +233,36 @@ def _backward_kernel(
     kept = (chunk * tl.num_programs(1) + batch) * channels * groups * state + rows
     A_tile = tl.load(A + rows, mask=rows_ok, other=0.0)
 
-    # The state before each step: the scan of what happened one step earlier.
-    steps = _load_sequence(step, step_strides, batch, channel, time - 1, channel_ok, last_ok)
-    drive = steps * _load_sequence(u, u_strides, batch, channel, time - 1, channel_ok, last_ok)
+    # The state before each step is the scan up to the step before.
+    deltas = _load_sequence(delta, delta_strides, batch, channel, time - 1, channel_ok, last_ok)
+    drive = deltas * _load_sequence(u, u_strides, batch, channel, time - 1, channel_ok, last_ok)
     driven = drive[:, :, None] * _load_matrix(B, B_strides, batch, group, n, time - 1, n_ok, last_ok)
-    decay = tl.exp(steps[:, :, None] * A_tile[None, :, :])
+    decay = tl.exp(deltas[:, :, None] * A_tile[None, :, :])
     decay, driven = tl.associative_scan((decay, driven), 0, _follow)
     before = decay * tl.load(entering + kept, mask=rows_ok, other=0.0)[None, :, :] + driven
 
-    # The adjoint of the state after each step: the reverse scan with the decays of one step later.
+    # The adjoint of the state after each step is the reverse scan with the decays of the next step.
     grad = _load_sequence(dy, dy_strides, batch, channel, time, channel_ok, time_ok)[:, :, None]
     C_tile = _load_matrix(C, C_strides, batch, group, n, time, n_ok, time_ok)
-    steps = _load_sequence(step, step_strides, batch, channel, time + 1, channel_ok, next_ok)
-    decay = tl.exp(steps[:, :, None] * A_tile[None, :, :])
+    deltas = _load_sequence(delta, delta_strides, batch, channel, time + 1, channel_ok, next_ok)
+    decay = tl.exp(deltas[:, :, None] * A_tile[None, :, :])
     decay, driven = tl.associative_scan((decay, grad * C_tile), 0, _follow, reverse=True)
     adjoint = decay * tl.load(entering_adjoint + kept, mask=rows_ok, other=0.0)[None, :, :] + driven
 
-    steps = _load_sequence(step, step_strides, batch, channel, time, channel_ok, time_ok)
+    deltas = _load_sequence(delta, delta_strides, batch, channel, time, channel_ok, time_ok)
     u_tile = _load_sequence(u, u_strides, batch, channel, time, channel_ok, time_ok)
     B_tile = _load_matrix(B, B_strides, batch, group, n, time, n_ok, time_ok)
-    drive = (steps * u_tile)[:, :, None]
-    remaining = tl.exp(steps[:, :, None] * A_tile[None, :, :]) * before
+    drive = (deltas * u_tile)[:, :, None]
+    remaining = tl.exp(deltas[:, :, None] * A_tile[None, :, :]) * before
     exponent = remaining * adjoint
     ddrive = tl.sum(adjoint * B_tile, 2)
 
     ok = time_ok[:, None] & channel_ok[None, :]
-    tl.store(du + _offsets_2d(du_strides, batch, channel, time), ddrive * steps, mask=ok)
+    tl.store(du + _offsets_2d(du_strides, batch, channel, time), ddrive * deltas, mask=ok)
     gradient = ddrive * u_tile + tl.sum(exponent * A_tile[None, :, :], 2)
-    tl.store(dstep + _offsets_2d(dstep_strides, batch, channel, time), gradient, mask=ok)
+    tl.store(ddelta + _offsets_2d(ddelta_strides, batch, channel, time), gradient, mask=ok)
     if dA is not None:
-        tl.store(dA + kept, tl.sum(exponent * steps[:, :, None], 0), mask=rows_ok)
+        tl.store(dA + kept, tl.sum(exponent * deltas[:, :, None], 0), mask=rows_ok)
     partial = ((block * tl.num_programs(1) + batch) * groups + group) * state
     offsets = (partial + n[None, :]) * length + time[:, None]
     ok = time_ok[:, None] & n_ok[None, :]
@@ -297,15 +297,15 @@ class _Launch:
         } | _OPTIONS
 
     def entering(
-        self, x: torch.Tensor, step: torch.Tensor, A: torch.Tensor, matrix: torch.Tensor, reverse: bool
+        self, x: torch.Tensor, delta: torch.Tensor, A: torch.Tensor, matrix: torch.Tensor, reverse: bool
     ) -> torch.Tensor:
-        """What the chunks are entered with, (chunks, batch, channels, state); `reverse` means the adjoint."""
+        """Return the chunks' initial states, (chunks, batch, channels, state), or with `reverse` the final adjoints."""
         ends, decays = A.new_empty(self.kept_shape), A.new_empty(self.kept_shape)
         _ends_kernel[self.grid](
             x,
             x.stride(),
-            step,
-            step.stride(),
+            delta,
+            delta.stride(),
             A,
             matrix,
             matrix.stride(),
@@ -322,23 +322,23 @@ class _Launch:
 
 
 def _definition(*tensors: torch.Tensor) -> torch.Tensor:
-    u, step, A, B, C = tensors
-    return selective_scan_reference(u, step, A, B, C, None, None, None, False)
+    u, delta, A, B, C = tensors
+    return selective_scan_reference(u, delta, A, B, C, None, None, None, False)
 
 
 class _TritonScan(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, u: torch.Tensor, step: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor
+        ctx: Any, u: torch.Tensor, delta: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor
     ) -> torch.Tensor:
         launch = _Launch(u, B)
-        entering = launch.entering(u, step, A, B, reverse=False)
+        entering = launch.entering(u, delta, A, B, reverse=False)
         y = torch.empty_like(u)
         _scan_kernel[launch.grid](
             u,
             u.stride(),
-            step,
-            step.stride(),
+            delta,
+            delta.stride(),
             A,
             B,
             B.stride(),
@@ -349,19 +349,19 @@ class _TritonScan(torch.autograd.Function):
             y.stride(),
             **launch.sizes,
         )
-        ctx.save_for_backward(u, step, A, B, C, entering)
+        ctx.save_for_backward(u, delta, A, B, C, entering)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        u, step, A, B, C, entering = ctx.saved_tensors
+        u, delta, A, B, C, entering = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return tuple(gradients_of_definition(_definition, (u, step, A, B, C), dy))
+            return tuple(gradients_of_definition(_definition, (u, delta, A, B, C), dy))
         needed = ctx.needs_input_grad
         launch = _Launch(u, B)
         partial_shape = (launch.blocks, *B.shape)
         du = torch.empty_like(u)
-        dstep = torch.empty_like(step)
+        ddelta = torch.empty_like(delta)
         dA = A.new_empty(launch.kept_shape) if needed[2] else None
         dB = B.new_empty(partial_shape) if needed[3] else None
         dC = C.new_empty(partial_shape) if needed[4] else None
@@ -370,19 +370,19 @@ class _TritonScan(torch.autograd.Function):
             dy.stride(),
             u,
             u.stride(),
-            step,
-            step.stride(),
+            delta,
+            delta.stride(),
             A,
             B,
             B.stride(),
             C,
             C.stride(),
             entering,
-            launch.entering(dy, step, A, C, reverse=True),
+            launch.entering(dy, delta, A, C, reverse=True),
             du,
             du.stride(),
-            dstep,
-            dstep.stride(),
+            ddelta,
+            ddelta.stride(),
             dA,
             dB,
             dC,
@@ -390,7 +390,7 @@ class _TritonScan(torch.autograd.Function):
         )
         return (
             du,
-            dstep,
+            ddelta,
             None if dA is None else dA.sum((0, 1)),
             None if dB is None else dB.sum(0),
             None if dC is None else dC.sum(0),
@@ -408,7 +408,7 @@ def selective_scan_triton(
     delta_bias: torch.Tensor | None,
     delta_softplus: bool,
 ) -> torch.Tensor:
-    """Selective scan in float32 on CUDA tensors of any strides; the output has the strides of `u`.
+    """Compute the selective scan in float32 on CUDA tensors of any strides; the output has the strides of `u`.
 
     Shapes are those of :func:`direct_hifimamba.ops.selective_scan.selective_scan` with `B` and `C` of shape
     (batch, groups, state, length). Second derivatives are those of the sequential scan.
