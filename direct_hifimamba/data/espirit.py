@@ -1,12 +1,14 @@
 """Coil sensitivities of one slice from its calibration region by ESPIRiT [1]_.
 
-Every small window of the calibration region, over all coils, lies in a subspace that a singular value decomposition
-finds. Projecting all windows of a full k-space onto it and adding them up again is, in the image, one coil x coil
-matrix G per pixel; the sensitivities are its eigenvector for the largest eigenvalue, which is 1 without noise.
+All small windows (kernels) of the calibration region, over all coils, lie in a subspace, which a singular value
+decomposition finds. The projection of all windows of k-space onto it, added up again, is a multiplication by one
+coil x coil matrix G per pixel of the image. The sensitivities are the eigenvector of G for the largest eigenvalue,
+which is 1 without noise.
 
-G is a trigonometric polynomial in space, of lower degree than the kernel is wide. So a grid of 2 * kernel - 1 points
-a side determines it everywhere, and eigenvectors that were interpolated from a grid little finer than that need only
-two steps of the power iteration per pixel. This makes it about ten times faster than the decomposition of every pixel.
+G is a trigonometric polynomial in space, whose degree is lower than the size of the kernel. So the values on a grid of
+2 * kernel - 1 points per axis determine G everywhere. Eigenvectors are computed on a slightly finer grid, interpolated,
+and refined by two steps of the power iteration per pixel. This is about ten times faster than an eigendecomposition in
+every pixel.
 
 References
 ----------
@@ -24,17 +26,19 @@ from numpy.typing import NDArray
 from direct_hifimamba.data.acquisition import center_block
 
 MAX_CALIBRATION = 24
-"""Largest height and width of the calibration region that is used, as in BART; more costs time and changes little."""
+"""Largest height and width of the calibration region that is used, as in BART; a larger one costs time for little."""
 
 MAX_KERNEL = 6
+"""Largest default size of the kernel, as in BART."""
 
 COARSE_GRID = 3
-"""Points of the grid of the first eigenvectors, as a multiple of the points that determine G."""
+"""Ratio of the points per axis at which eigenvectors are computed to those that determine G."""
 
 POWER_ITERATIONS = 2
+"""Steps that refine interpolated eigenvectors."""
 
 _CHUNK = 2**17
-"""Elements of G that are computed at a time; they stay in the cache of a CPU."""
+"""Elements of G that are computed at a time, so few that they fit the cache of a CPU."""
 
 
 def espirit(
@@ -49,31 +53,31 @@ def espirit(
     Parameters
     ----------
     kspace : complex array of shape (coil, height, width)
-        Its zero frequency at index length // 2. Samples outside the calibration region are not used.
+        With the zero frequency at index length // 2. Samples outside the calibration region are not used.
     calibration : tuple of two ints, or bool array of shape (height, width) or (width,)
-        Height and width of a centred, fully sampled block; or a mask, of which the block around the centre that is
-        sampled without gaps is taken. At most `MAX_CALIBRATION` samples each way are used.
+        Height and width of a centred, fully sampled block; or a mask, in which the block around the centre without gaps
+        is used. At most `MAX_CALIBRATION` samples per axis are used.
     kernel_size : int or (height, width), optional
         Size of the windows, at most that of the calibration region. Default: half of the region, at most `MAX_KERNEL`,
-        so that even a narrow region has several windows side by side. (BART takes 6; where fewer than 12 columns are
-        sampled, the narrower kernel gives clearly better images.)
+        so that even a narrow region has several windows. (BART uses 6; with fewer than 12 sampled columns, the smaller
+        kernel gives clearly better images.)
     threshold : float
         Singular vectors of the windows belong to the signal if their squared singular value is above this fraction of
         the largest one.
     crop : float
-        Sensitivities are zero where the eigenvalue, from 0 to 1, is below. Default: nowhere.
+        Sensitivities are zero where the eigenvalue, from 0 to 1, is below this value. Default: nowhere.
 
     Returns
     -------
     complex64 array of shape (coil, height, width)
-        The squared magnitudes add up to 1 over the coils (0 where cropped). The first principal component of the
-        calibration region over the coils is a virtual coil with a sensitivity that is real and positive; it fixes the
-        phase, which ESPIRiT leaves open in every pixel. So the image has the phase of that coil.
+        The squared magnitudes add up to 1 over the coils (0 where cropped). ESPIRiT does not determine the phase in a
+        pixel. Here it is such that the virtual coil given by the first principal component of the calibration region
+        has a real and positive sensitivity, so that the image has the phase of that coil.
 
     Raises
     ------
     ValueError
-        If shapes or sizes are wrong, or if the calibration region is zero or not finite.
+        If an argument is out of range, or if the calibration region is zero or not finite.
     """
     if not 0 <= crop <= 1:
         raise ValueError(f"crop is {crop}; expected an eigenvalue from 0 to 1.")
@@ -103,7 +107,7 @@ def espirit_sets(
 ) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
     """Estimate several sets of sensitivities, for soft SENSE, by decomposing G in every pixel.
 
-    Slower than :func:`espirit`, whose result is the first set.
+    It is slower than :func:`espirit`, which returns the first set.
 
     Parameters
     ----------
@@ -115,8 +119,13 @@ def espirit_sets(
     Returns
     -------
     maps : complex64 array of shape (sets, coil, height, width)
-        Orthonormal in every pixel, in the order of falling eigenvalues.
+        Orthonormal in every pixel, in descending order of the eigenvalues.
     eigenvalues : float32 array of shape (sets, height, width)
+
+    Raises
+    ------
+    ValueError
+        As :func:`espirit`, or if `sets` is out of range.
     """
     if not 1 <= sets <= len(kspace):
         raise ValueError(f"sets is {sets}; expected 1 to {len(kspace)}, the number of coils.")
@@ -134,7 +143,7 @@ def _calibrate(
     kernel_size: int | tuple[int, int] | None,
     threshold: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the calibration region (coil, height, width) and the samples of G that determine it."""
+    """Return the calibration region (coil, height, width) and the samples of G, see :func:`_pixel_operator`."""
     if not 0 <= threshold < 1:
         raise ValueError(f"threshold is {threshold}; expected a fraction from 0 up, below 1.")
     if kspace.ndim != 3 or not len(kspace) or not np.iscomplexobj(kspace):
@@ -165,7 +174,7 @@ def _calibrate(
 
 
 def calibration_region(shape: tuple[int, ...], calibration: tuple[int, int] | NDArray[np.bool_]) -> tuple[slice, slice]:
-    """Rows and columns of k-space from which :func:`espirit` estimates, cut to `MAX_CALIBRATION` about the centre.
+    """Return rows and columns of k-space that :func:`espirit` uses, at most `MAX_CALIBRATION` around the centre.
 
     Parameters
     ----------
@@ -181,7 +190,7 @@ def calibration_region(shape: tuple[int, ...], calibration: tuple[int, int] | ND
     Raises
     ------
     ValueError
-        If the region does not fit the shape, or if the mask samples no centre.
+        If the region does not fit the shape, or if the mask does not sample the centre.
     """
     if isinstance(calibration, np.ndarray):
         if calibration.shape not in (shape, shape[1:]):
@@ -207,21 +216,21 @@ def calibration_region(shape: tuple[int, ...], calibration: tuple[int, int] | ND
 
 
 def _signal_kernels(block: torch.Tensor, kernel: Sequence[int], threshold: float) -> torch.Tensor:
-    """Orthonormal basis, of shape (rank, coil, height, width), of the windows of the calibration region."""
+    """Return an orthonormal basis (rank, coil, height, width) of the windows of the calibration region."""
     windows = block.unfold(1, kernel[0], 1).unfold(2, kernel[1], 1)
     matrix = windows.permute(1, 2, 0, 3, 4).reshape(-1, len(block) * kernel[0] * kernel[1])
-    # Right singular vectors by the smaller one of the two Gram matrices.
-    wide = matrix.shape[0] < matrix.shape[1]
-    energies, vectors = torch.linalg.eigh(matrix @ matrix.mH if wide else matrix.mH @ matrix)
+    # The right singular vectors follow from the smaller one of the two Gram matrices.
+    few_windows = matrix.shape[0] < matrix.shape[1]
+    energies, vectors = torch.linalg.eigh(matrix @ matrix.mH if few_windows else matrix.mH @ matrix)
     kept = energies > threshold * energies[-1]
     basis = vectors[:, kept]
-    if wide:
+    if few_windows:
         basis = matrix.mH @ basis / energies[kept].sqrt()
     return basis.mH.reshape(-1, len(block), *kernel)
 
 
 def _pixel_operator(kernels: torch.Tensor) -> torch.Tensor:
-    """Samples of G, of shape (2 * kernel height - 1, 2 * kernel width - 1, coil, coil)."""
+    """Return samples of G that determine it, shape (2 * kernel height - 1, 2 * kernel width - 1, coil, coil)."""
     _, _, *sizes = kernels.shape
     rows, columns = (
         torch.exp(2j * torch.pi * torch.outer(_positions(2 * size - 1), torch.arange(size))).to(kernels.dtype)
@@ -232,22 +241,22 @@ def _pixel_operator(kernels: torch.Tensor) -> torch.Tensor:
 
 
 def _positions(size: int) -> torch.Tensor:
-    """Places of the pixels of a row, from -1/2 to 1/2, the middle one at 0."""
+    """Return the positions of the pixels of a row, from -1/2 to 1/2, with 0 at index size // 2."""
     return (torch.arange(size) - size // 2) / size
 
 
 def _interpolation(points: int, size: int) -> torch.Tensor:
-    """Matrix (size, points) that evaluates a trigonometric polynomial at pixels, given its values at `points`, odd."""
+    """Return the matrix (size, points) from values of a trigonometric polynomial at `points`, odd, to its pixels."""
     frequencies = torch.arange(points) - points // 2
     distances = _positions(size)[:, None] - _positions(points)
     return torch.cos(2 * torch.pi * frequencies * distances[..., None]).mean(-1)
 
 
 def _evaluate(operator: torch.Tensor, height: int, width: int) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Evaluate G in every pixel of an image, as slices of rows and matrices (rows, width, coil, coil)."""
+    """Yield slices of rows, and G in their pixels, shape (rows, width, coil, coil)."""
     points_y, points_x, coils, _ = operator.shape
     rows, columns = _interpolation(points_y, height), _interpolation(points_x, width)
-    # The weights are real, so real and imaginary parts are interpolated as they lie in memory.
+    # The weights are real, so that real and imaginary parts are interpolated separately, without complex products.
     samples = columns @ torch.view_as_real(operator).reshape(points_y, points_x, -1)
     samples = samples.reshape(points_y, -1)
     step = max(1, _CHUNK // (width * coils**2))
@@ -258,20 +267,20 @@ def _evaluate(operator: torch.Tensor, height: int, width: int) -> Iterator[tuple
 
 
 def _upsample(vectors: torch.Tensor, size: int, axis: int) -> torch.Tensor:
-    """Interpolate vectors (height, width, coil), each of any phase, linearly along an axis, periodically."""
+    """Interpolate vectors (height, width, coil), each of arbitrary phase, linearly and periodically along an axis."""
     points = vectors.shape[axis]
     places = (_positions(size) * points + points // 2) % points
     lower = places.floor().long()
     left, right = (vectors.index_select(axis, index % points) for index in (lower, lower + 1))
     fraction = (places - lower).view([-1 if other == axis else 1 for other in range(3)])
-    phase = (right.conj() * left).sum(-1, keepdim=True).sgn()  # turns the right neighbour to the left one
+    phase = (right.conj() * left).sum(-1, keepdim=True).sgn()  # gives the right neighbour the phase of the left one
     return left * (1 - fraction) + right * phase * fraction
 
 
 def _fix_phase(maps: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
-    """Turn maps (height, width, coil) so that the calibration region's first principal component is positive."""
+    """Change the phase of maps (height, width, coil) so that the first principal component is real and positive."""
     samples = block.flatten(1)
     component = torch.linalg.eigh(samples @ samples.mH)[1][:, -1]
-    component = component * component[component.abs().argmax()].sgn().conj()  # the same on every machine
+    component = component * component[component.abs().argmax()].sgn().conj()  # eigenvectors have an arbitrary phase
     phase = (maps.conj() @ component).sgn()
     return maps * torch.where(phase == 0, 1, phase)[..., None]

@@ -1,7 +1,7 @@
-"""Data sets of ours under the names by which DIRECT's configurations find them.
+"""Registration of this package's data sets, so that DIRECT's configurations can name them.
 
-DIRECT looks a data set up as an attribute of one of its modules, after it has imported the model. So importing a model
-of ours, or running `direct-hifimamba train`, puts them there.
+DIRECT looks up data sets as attributes of its modules, after it has imported the model. So the import of a model of
+this package, or `direct-hifimamba train`, sets these attributes.
 """
 
 from direct.data import datasets, datasets_config

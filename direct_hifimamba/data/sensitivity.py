@@ -1,9 +1,9 @@
-"""DIRECT's data set `FastMRIWithMaps`: `FastMRI` with sensitivities by ESPIRiT, or with those that files hold.
+"""Data set `FastMRIWithMaps`: DIRECT's `FastMRI` with sensitivities by ESPIRiT, or with sensitivities from files.
 
-DIRECT estimates sensitivities with its own three methods alone. So these are put into the sample after DIRECT's
-transforms, by :class:`EspiritTransform` or :class:`StoredMapsTransform`, in training, validation, `direct predict` and
-`direct-hifimamba reconstruct` alike. They depend on nothing but what the network gets as well: the masked k-space,
-cropped, compressed or rotated as the configuration asks for, and its sampling mask.
+DIRECT's list of methods for sensitivities cannot be extended. So :class:`EspiritTransform` or
+:class:`StoredMapsTransform` replaces them after DIRECT's transforms, in training, validation, `direct predict` and
+`direct-hifimamba reconstruct`. ESPIRiT uses the same data as the network: the masked k-space after all transforms of
+the configuration, and its sampling mask.
 """
 
 import hashlib
@@ -45,25 +45,25 @@ def is_centered(steps: list[Any]) -> bool:
 
 
 class EspiritTransform:
-    """DIRECT's transforms, then sensitivities by ESPIRiT from the masked k-space that they made.
+    """Transforms of DIRECT, followed by sensitivities by ESPIRiT from the masked k-space.
 
-    A single coil gets the sensitivity 1.
+    The sensitivity of a single coil is 1.
 
     Parameters
     ----------
     transform : callable
-        DIRECT's transforms of one sample. Whether they estimate sensitivities makes no difference.
+        DIRECT's transforms of one sample. Sensitivities that they estimate are replaced.
     crop : float
         See :func:`direct_hifimamba.data.espirit.espirit`.
     cache : Path, optional
-        Folder to keep the sensitivities in, one file per slice and calibration region, of 8 bytes per coil and pixel.
-        A file whose calibration data is not that of the sample is replaced, so that it pays only without random
-        augmentations.
+        Folder in which sensitivities are stored, one file per slice and calibration region, of 8 bytes per coil and
+        pixel. A file with other calibration data than the sample is replaced, so that the cache saves no time with
+        random augmentations.
 
     Raises
     ------
     ValueError
-        If the transforms have the zero frequency of k-space elsewhere than in the centre.
+        If the transforms do not have the zero frequency in the centre of k-space.
     """
 
     def __init__(self, transform: Transform, crop: float = 0.0, cache: Path | None = None) -> None:
@@ -77,7 +77,13 @@ class EspiritTransform:
         self.cache = cache
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """Transform a sample; its `sensitivity_map` is float32 of shape (coil, height, width, 2)."""
+        """Transform a sample; its `sensitivity_map` is float32 of shape (coil, height, width, 2).
+
+        Raises
+        ------
+        ValueError
+            If the transforms do not give masked k-space of one slice.
+        """
         sample = self.transform(sample)
         if "masked_kspace" not in sample or sample["masked_kspace"].ndim != 4:
             raise ValueError(
@@ -103,9 +109,9 @@ class EspiritTransform:
             return espirit(kspace, mask, crop=self.crop)
         region = calibration_region(kspace.shape[1:], mask)
         calibration = kspace[:, *region]
-        calibration = calibration / (np.abs(calibration).max() or 1)  # whose scale depends on the rest of the mask
-        words = (str(sample["filename"]), int(sample["slice_no"]), kspace.shape, region, self.crop)
-        path = self.cache / f"{hashlib.sha256(repr(words).encode()).hexdigest()}.npz"
+        calibration = calibration / (np.abs(calibration).max() or 1)  # the scale depends on all samples
+        key = (str(sample["filename"]), int(sample["slice_no"]), kspace.shape, region, self.crop)
+        path = self.cache / f"{hashlib.sha256(repr(key).encode()).hexdigest()}.npz"
         if path.exists():
             with np.load(path) as stored:
                 known = stored["calibration"]
@@ -113,7 +119,7 @@ class EspiritTransform:
                     return stored["maps"]
         maps = espirit(kspace, mask, crop=self.crop)
         self.cache.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")  # of this process alone: workers share the folder
+        partial = path.with_suffix(f".{os.getpid()}.partial")  # one file per process, as workers share the folder
         with partial.open("wb") as file:
             np.savez(file, maps=maps, calibration=calibration)
         partial.replace(path)
@@ -121,9 +127,9 @@ class EspiritTransform:
 
 
 class StoredMapsTransform:
-    """DIRECT's transforms of a sample that has a `sensitivity_map`, then that map divided by its norm over the coils.
+    """Transforms of DIRECT, followed by a normalisation of the `sensitivity_map` that the sample has.
 
-    It stays zero where it is zero in all coils.
+    The map is divided by its norm over the coils, and stays zero where it is zero in all coils.
 
     Parameters
     ----------
@@ -145,7 +151,13 @@ class StoredMapsTransform:
         self.transform = transform
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """Transform a sample; its `sensitivity_map` is float32 of shape (coil, height, width, 2)."""
+        """Transform a sample; its `sensitivity_map` is float32 of shape (coil, height, width, 2).
+
+        Raises
+        ------
+        ValueError
+            If the map does not have the shape of k-space after the transforms.
+        """
         if np.ndim(sample["sensitivity_map"]) == np.ndim(sample["kspace"]) - 1:  # DIRECT adds the axis of a single coil
             sample["sensitivity_map"] = sample["sensitivity_map"][None]
         sample = self.transform(sample)
@@ -174,14 +186,15 @@ class FastMRIWithMapsConfig(FastMRIConfig):
 
 
 def add_maps(transform: Transform, config: Mapping[Any, Any]) -> Transform:
-    """Let DIRECT's transforms end with the sensitivities that a data set's configuration asks for.
+    """Return DIRECT's transforms followed by the sensitivities of a data set's configuration.
 
     Parameters
     ----------
     transform : callable
+        DIRECT's transforms of one sample.
     config : mapping
-        Of a data set. Without `sensitivity_maps`, as in DIRECT's own data sets, the transforms are returned as they
-        are.
+        Configuration of a data set. Without the key `sensitivity_maps`, as in DIRECT's own data sets, the transforms
+        are returned unchanged.
 
     Raises
     ------
@@ -200,30 +213,32 @@ def add_maps(transform: Transform, config: Mapping[Any, Any]) -> Transform:
 
 
 class FastMRIWithMapsDataset(FastMRIDataset):
-    """DIRECT's `FastMRI` data set with other sensitivities than DIRECT estimates.
+    """Data set `FastMRI` of DIRECT with sensitivities by ESPIRiT or from files.
 
     Parameters
     ----------
     data_root : Path
+        Folder of the HDF5 files.
     transform : callable, optional
-        DIRECT's transforms.
+        DIRECT's transforms of one sample.
     sensitivity_maps : str
         `espirit`, see :class:`EspiritTransform`; or `stored`: the data set `sensitivity_map` of the files, see
         :class:`StoredMapsTransform`.
     espirit_crop : float
+        See :func:`direct_hifimamba.data.espirit.espirit`.
     map_cache : str, optional
-        Folder, see :class:`EspiritTransform`.
+        Cache folder, see :class:`EspiritTransform`.
     map_root : str, optional
-        Folder of files of the same names from which stored sensitivities are read. Default: `data_root`.
+        Folder of the files with stored sensitivities, which have the same names. Default: `data_root`.
     pass_h5s : dict, optional
         As in DIRECT's data set.
     **kwargs
-        What DIRECT's data set takes.
+        Other arguments of DIRECT's data set.
 
     Raises
     ------
     ValueError
-        If sensitivities are to be read and a file has none.
+        If a file lacks stored sensitivities, or if the transforms do not fit `sensitivity_maps`.
     """
 
     def __init__(

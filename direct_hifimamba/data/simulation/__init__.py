@@ -1,1 +1,1 @@
-"""Multi-coil slices drawn at random, so that no two samples of a training are alike."""
+"""Simulation of random multi-coil slices as training data."""

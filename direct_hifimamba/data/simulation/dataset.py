@@ -1,4 +1,4 @@
-"""DIRECT's data set `SimulatedMultiCoil`: slices that are drawn when they are asked for."""
+"""Data set `SimulatedMultiCoil` of DIRECT: random slices that are simulated when they are loaded."""
 
 import logging
 from collections.abc import Sequence
@@ -37,17 +37,16 @@ _logger = logging.getLogger(__name__)
 
 
 class SimulatedMultiCoilDataset(Dataset[dict[str, Any]]):
-    """Multi-coil slices, no two alike, each determined by the seed, the epoch and its number.
+    """Data set of different random multi-coil slices, each determined by seed, epoch and number.
 
-    In training, DIRECT draws numbers below `length` at random and without repetition, so that a training of fewer
-    iterations than that sees no slice twice. `direct-hifimamba train` counts epochs and resumes with slices that are
-    new; a training that is resumed with `direct train` begins with the same numbers again: give it another seed.
-    Validation takes every slice as a volume of its own, in ascending order.
+    `direct train` draws numbers below `length` at random and without repetition, so that no slice is repeated in the
+    first `length` iterations. When resumed, it begins with the same numbers again and needs another seed;
+    `direct-hifimamba train` does not. Validation treats every slice as a separate volume, in ascending order.
 
     Attributes
     ----------
     epoch : int
-        0. In loops that count epochs, set it before the workers of a `DataLoader` start.
+        Initially 0. A training loop with epochs has to set it before the workers of a `DataLoader` start.
 
     Parameters
     ----------
@@ -58,18 +57,19 @@ class SimulatedMultiCoilDataset(Dataset[dict[str, Any]]):
     length : int
         Number of slices.
     seed : int
+        From 0 up.
     heads : str, optional
-        Folder of NIfTI files, see :class:`SampleOptions`; `direct-hifimamba heads FOLDER` downloads six. None: random
-        tissues and phantoms alone.
+        Folder of NIfTI files, see :class:`SampleOptions`; `direct-hifimamba heads FOLDER` downloads six. None: only
+        random tissues and phantoms.
     head_fraction, num_coils, size, shape, pixel_size, snr, noiseless_fraction, accelerations, masks, whitened_fraction
         As in :class:`SampleOptions`. Batches of several slices need one `shape` and one number of coils.
     clean_target : bool
-        Whether the target is free of noise, or DIRECT's: the root sum of squares of the noisy k-space.
+        True: the target has no noise. False: DIRECT's target, the root sum of squares of the noisy k-space.
     sensitivities : sequence of str
-        Of `estimated` (what the transforms are configured to estimate), `espirit` (from the calibration region of the
-        noisy k-space) and `exact`; one is drawn for every slice.
+        Some of `estimated` (by DIRECT's transforms, as configured), `espirit` (from the calibration region of the noisy
+        k-space) and `exact`; one of them is drawn for every slice.
     text_description : str, optional
-        Name in logs.
+        Name of the data set in logs.
 
     Raises
     ------
@@ -112,7 +112,7 @@ class SimulatedMultiCoilDataset(Dataset[dict[str, Any]]):
 
     @property
     def volume_indices(self) -> dict[Path, range]:
-        """Numbers of the slices of every volume: one each."""
+        """Numbers of the slices of each volume; a volume has one slice."""
         return {Path(self._filename(index)): range(index, index + 1) for index in range(len(self))}
 
     def _filename(self, index: int) -> str:
@@ -122,7 +122,7 @@ class SimulatedMultiCoilDataset(Dataset[dict[str, Any]]):
         return self._length
 
     def __getitem__(self, index: int | torch.Tensor) -> dict[str, Any]:
-        """Draw a slice and transform it.
+        """Simulate a slice and transform it.
 
         Returns
         -------
@@ -159,7 +159,7 @@ class SimulatedMultiCoilDataset(Dataset[dict[str, Any]]):
 
 
 def _check_steps(steps: list[Any], clean_target: bool, other_maps: bool) -> None:
-    """Refuse transforms after which k-space does not belong to the mask, the target or the maps that were drawn."""
+    """Raise a ValueError if transforms make k-space disagree with the simulated mask, target or sensitivities."""
     if not is_centered(steps):
         raise ValueError(
             "Simulated k-space has the zero frequency in the centre; the configuration's Fourier transform has "

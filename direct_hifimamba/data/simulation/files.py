@@ -1,4 +1,4 @@
-"""Random slices as files that DIRECT's `FastMRI` data set reads, for validation and tests of a fixed set."""
+"""Files of random slices for DIRECT's `FastMRI` data set, for validation and tests on a fixed set."""
 
 import json
 from collections.abc import Sequence
@@ -21,13 +21,13 @@ from direct_hifimamba.files import lock_folder
 ORIGIN = "simulated"
 
 LINE_MASKS = ("equispaced", "random")
-"""Those that the `FastMRI` data set can read."""
+"""Masks of whole columns, which the `FastMRI` data set can read."""
 
 
 def write_samples(
     output: Path, number: int, options: SampleOptions, seed: int = 0, mask: MaskOptions | None = None
 ) -> list[Path]:
-    """Write random slices, one a file. An interrupted run is completed by the same call.
+    """Write random slices, one per file. The same call completes an interrupted run.
 
     Beside `kspace` (1, coil, height, width) and `mask` (width,) a file holds `sensitivity_map`, of the same shape as
     `kspace`, `target` (1, height, width) without noise, and `noise_covariance` (coil, coil); see
@@ -38,21 +38,23 @@ def write_samples(
     output : Path
         New or empty folder, or that of the same slices.
     number : int
+        Number of slices.
     options : SampleOptions
-        Its masks have to be of whole columns.
+        Its masks have to consist of whole columns.
     seed : int
         File `simulated_SEED_NUMBER.h5` is the slice (seed, 0, number) of :func:`draw_sample`.
     mask : MaskOptions, optional
-        Instead of the masks of `options`.
+        Used instead of the masks of `options`.
 
     Returns
     -------
     list of Path
+        All files, also those that existed.
 
     Raises
     ------
     ValueError
-        If `number` is below 1 or a mask is not made of whole columns.
+        If `number` is below 1 or a mask does not consist of whole columns.
     FileExistsError
         If the folder holds anything else.
     """
@@ -85,7 +87,7 @@ def write_samples(
                 "noise_covariance": sample.noise_covariance,
             }
             anatomy = drawn.pop("anatomy")
-            # What is drawn for one slice alone has no subject in common with others.
+            # Tissues and phantoms are drawn for one slice, which has no subject in common with others.
             subject = f"{anatomy} {path.stem}" if anatomy in ("tissues", "phantom") else anatomy
             provenance = {**record, "subject": subject, "drawn": drawn}
             write_volume(path, [sample.kspace], provenance, lines, arrays=arrays)
@@ -103,7 +105,17 @@ def sample_options(
     size: Sequence[int] | None,
     pixel_size: float | None,
 ) -> SampleOptions:
-    """Return the usual ranges, for files, but for what is given."""
+    """Return the default ranges for files, with fixed values for the arguments that are not None.
+
+    Parameters
+    ----------
+    heads : sequence of Path
+    num_coils : int, optional
+    snr : float, optional
+    size : height and width, optional
+    pixel_size : float, optional
+        In mm.
+    """
     given: dict[str, Any] = {
         "num_coils": num_coils and (num_coils, num_coils),
         "snr": snr and (snr, snr),

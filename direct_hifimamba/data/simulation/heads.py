@@ -1,4 +1,4 @@
-"""Heads that public Python packages ship, under licences that allow their use, and any others in NIfTI files."""
+"""Head volumes: download from public Python packages with permissive licences, and reading of NIfTI files."""
 
 import hashlib
 import subprocess
@@ -17,7 +17,7 @@ from direct_hifimamba.files import replace_when_complete
 
 @dataclass(frozen=True)
 class Head:
-    """A head, its axes in the order and direction of the patient's: left to right, back to front, feet to head.
+    """Volume of a head with axes left to right, posterior to anterior, inferior to superior.
 
     Attributes
     ----------
@@ -25,9 +25,9 @@ class Head:
     voxels : uint16 array of shape (x, y, z)
         Magnitudes, 0 in air.
     maximum : float
-        The 99.5th percentile of voxels in the head: what counts as 1.
+        The 99.5th percentile of voxels in the head, which simulated images have as 1.
     spacing : float64 array of shape (3,)
-        In mm.
+        Distance of voxels in mm.
     centre : float64 array of shape (3,)
         Index of the middle of the head's bounding box.
     semi_axes : float64 array of shape (3,)
@@ -47,20 +47,20 @@ class Head:
 
 @dataclass(frozen=True)
 class PackagedHead:
-    """A NIfTI file in a wheel.
+    """NIfTI file in the wheel of a Python package.
 
     Attributes
     ----------
     name : str
-        What it is stored as.
+        Name of the downloaded file, without suffix.
     requirement : str
         The package, with its version.
     licence : str
-        Of the package.
+        Licence of the package.
     member : str
         End of the file's path in the wheel.
     sha256 : str
-        Of the file.
+        Checksum of the file.
     stripped : bool
         Whether it is a brain without skull and scalp.
     """
@@ -119,11 +119,16 @@ PACKAGED_HEADS = (
         "3168250226babd83625835e8c61277a6eac107d8eedb26631310441b0f82462f",
     ),
 )
-"""Two averages of 152 heads, an average head, and three single ones. None is a head of the benchmark's test data."""
+"""Three averages and three single heads. None of them is in the test data of the benchmark."""
 
 
 def download_heads(folder: Path) -> list[Path]:
-    """Download the packaged heads into a folder, those that it has not got; nothing is installed.
+    """Download the packaged heads that a folder lacks; no package is installed.
+
+    Returns
+    -------
+    list of Path
+        Files of all packaged heads.
 
     Raises
     ------
@@ -161,7 +166,7 @@ def load_head(path: Path) -> Head:
     ImportError
         If nibabel is not installed.
     ValueError
-        If the file holds no single volume of finite values.
+        If the file does not hold one volume of finite values.
     """
     try:
         import nibabel
@@ -172,7 +177,7 @@ def load_head(path: Path) -> Head:
     if voxels.ndim != 3 or not np.isfinite(voxels).all():
         raise ValueError(f"{path} has the shape {voxels.shape}; expected one 3-D volume of finite values.")
     faces = np.concatenate([np.ravel(voxels[index]) for index in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1])])
-    # Air is what the sides of the volume show most of; half of them can be cut skin.
+    # The sides of the volume are mostly air; up to half of them may cut the head.
     air = 2.5 * max(float(np.quantile(faces, 0.5)), 0.0)
     top = float(np.quantile(voxels[voxels > air + 0.05 * voxels.max()], 0.995))
     air = max(air, 0.02 * top)

@@ -1,7 +1,8 @@
-"""One multi-coil slice, drawn at random: anatomy, contrast, phase, coils, noise, k-space and sampling mask.
+"""Simulation of one random multi-coil slice: anatomy, contrast, phase, coils, noise, k-space and sampling mask.
 
-The object is drawn on a grid 1.5 to 2 times finer than the image and multiplied there by the coils' fields; the centre
-of its k-space is what is measured. So pixels hold mixtures of tissues and edges ring, as in measured data.
+The object is drawn on a grid that is 1.5 to 2 times finer than the image, and multiplied there by the coils' fields;
+only the centre of its k-space is measured. So pixels contain mixtures of tissues and edges show ringing, as in measured
+data.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from direct_hifimamba.data.simulation.heads import Head, load_head
 from direct_hifimamba.data.simulation.sampling import MASKS, draw_sampling
 
 FIELD_GRID = 28
-"""Fields of coils are computed at so many points along either axis and interpolated by cubic splines."""
+"""Points per axis at which fields of coils are computed; cubic splines interpolate between them."""
 
 MIN_LENGTH = 16
 """Smallest height and width of a slice, in pixels."""
@@ -31,7 +32,7 @@ MAX_ATTEMPTS = 50
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """Ranges to draw from; both ends belong to them.
+    """Ranges from which slices are drawn; both limits are included.
 
     Raises
     ------
@@ -41,27 +42,29 @@ class SampleOptions:
     Attributes
     ----------
     heads : sequence of Path
-        NIfTI files to cut slices from. Empty: random tissues and phantoms alone.
+        NIfTI files from which slices are cut. Empty: only random tissues and phantoms.
     head_fraction : float
-        Share of slices through heads where there are any; the others are random tissues and phantoms, 2 to 1.
+        Fraction of slices through heads if there are any; the others are random tissues and phantoms, 2 to 1.
     num_coils : sequence of two ints
+        Smallest and largest number of coils.
     size : sequence of two ints
-        Height and width are drawn from it, multiples of 4.
+        Smallest and largest height and width; multiples of 4 are drawn.
     shape : sequence of two ints, optional
-        Height and width, where all samples shall have the same.
+        Height and width of all slices, instead of `size`.
     pixel_size : sequence of two floats
-        In mm.
+        Smallest and largest side of a pixel in mm.
     snr : sequence of two floats
         Mean magnitude of the root sum of squares over the object, divided by the standard deviation of the noise in
-        the real part (and, independently, in the imaginary part) of a coil image, root mean square over coils.
-        Logarithms are drawn evenly.
+        the real part (and, independently, in the imaginary part) of a coil image, root mean square over coils. Its
+        logarithm is uniformly distributed.
     noiseless_fraction : float
-        Share of samples without any noise.
+        Fraction of slices without noise.
     accelerations : sequence of floats
+        Accelerations, one of which is drawn for every slice.
     masks : sequence of str
-        Of `equispaced`, `random` and `poisson`; whole columns but for the last.
+        Some of `equispaced`, `random` (whole columns) and `poisson`, one of which is drawn for every slice.
     whitened_fraction : float
-        Share of samples whose coils are combined so that their noise is uncorrelated and of equal strength.
+        Fraction of slices whose coils are whitened: linearly combined so that their noise is uncorrelated and equal.
     """
 
     heads: Sequence[Path] = ()
@@ -94,7 +97,7 @@ class SampleOptions:
 
 @dataclass(frozen=True)
 class Sample:
-    """A slice and everything that it was made of.
+    """Simulated slice, with everything that is known about it.
 
     Attributes
     ----------
@@ -103,13 +106,13 @@ class Sample:
     target : float32 array of shape (height, width)
         Root sum of squares of the coil images without noise.
     sensitivity_map : complex64 array of shape (coil, height, width)
-        The coils' fields over their root sum of squares.
+        The coils' fields divided by their root sum of squares.
     mask, calibration_mask : bool arrays of shape (height, width)
-        What is sampled, and the part of it that is sampled without gaps around the centre.
+        The sampling mask, and the part of it without gaps around the centre.
     noise_covariance : complex128 array of shape (coil, coil)
-        Expectation of n n^H, n the noise of the coils in a sample of k-space. Zero for a slice without noise.
+        Expectation of n n^H, where n is the noise of all coils in a sample of k-space. Zero without noise.
     record : dict
-        How it was drawn.
+        What was drawn: anatomy, orientation, pixel size, number of coils, SNR, mask and so on.
     """
 
     kspace: NDArray[np.complex64]
@@ -127,12 +130,12 @@ class Sample:
 
 
 def draw_sample(seed: int | Sequence[int], options: SampleOptions) -> Sample:
-    """Draw a slice. The same seed and options give the same slice, bit for bit, on the same machine.
+    """Simulate a random slice, which seed and options determine bit by bit on the same machine.
 
     Parameters
     ----------
     seed : int or sequence of ints
-        For example seed, epoch and number of the sample.
+        For example seed, epoch and number of the slice.
     options : SampleOptions
 
     Returns
@@ -162,7 +165,7 @@ def draw_sample(seed: int | Sequence[int], options: SampleOptions) -> Sample:
     fine = tuple(_interpolation(n, FIELD_GRID) for n in plane.shape)
     coarse = tuple(_interpolation(n, FIELD_GRID) for n in shape)
     coil_images = _interpolate(fields, fine)
-    # The coils' common shading is corrected in part, as by a prescan.
+    # The common shading of the coils is partly corrected, as by a prescan.
     shading = np.linalg.norm(coil_images, axis=0) ** -np.float32(rng.uniform(0.2, 1))
     coil_images *= shading * scene.image * np.exp(np.complex64(1j) * scene.phase)
     kspace = _crop_transform(_crop_transform(coil_images, -1, shape[1]), -2, shape[0])
@@ -213,7 +216,7 @@ def _draw_shape(options: SampleOptions, rng: np.random.Generator) -> tuple[int, 
 
 @dataclass(frozen=True)
 class _Scene:
-    """What lies in the slice: signal and phase on the fine grid, and the size of the whole object."""
+    """Object in the slice: signal and phase on the fine grid, and the semi-axes of the whole object in mm."""
 
     plane: Plane
     image: Image
@@ -235,7 +238,7 @@ def _draw_scene(shape: tuple[int, int], options: SampleOptions, rng: np.random.G
     else:
         semi_axes = rng.uniform(60, 115) * rng.uniform(0.75, 1.25, 3)
     in_plane = np.sqrt(np.square(axes[:2] * semi_axes).sum(1))
-    # The field of view fits the object, or is smaller than it, or wherever the pixels' limits put it.
+    # The field of view is larger or smaller than the object, within the limits of the pixel size.
     filling = rng.uniform(0.65, 1.0) if rng.random() < 0.8 else rng.uniform(1.0, 1.6)
     pixel_size = float(np.clip(max(2 * in_plane / shape) / filling, options.pixel_size[0], options.pixel_size[1]))
     depth = np.sqrt(np.square(axes[2] * semi_axes).sum())
@@ -268,7 +271,7 @@ def _draw_scene(shape: tuple[int, int], options: SampleOptions, rng: np.random.G
 def _draw_coils(
     scene: _Scene, options: SampleOptions, rng: np.random.Generator
 ) -> tuple[NDArray[np.complex64], NDArray[np.complex128]]:
-    """Fields on the coarse grid, shape (coil, FIELD_GRID, FIELD_GRID), and covariance of mean variance 1."""
+    """Draw coils: their fields (coil, FIELD_GRID, FIELD_GRID), and their noise covariance with mean variance 1."""
     plane = scene.plane
     low, high = options.num_coils
     num_coils = int(np.round(np.exp(rng.uniform(np.log(low), np.log(high)))))
@@ -282,7 +285,7 @@ def _draw_coils(
     directions *= rng.uniform(0, 1, (150, 1)) ** (1 / 3) / np.linalg.norm(directions, axis=1, keepdims=True)
     resistance = coils.noise_covariance(vertices, directions * scene.semi_axes, rng.uniform(0.05, 1))
 
-    # Neighbours couple, and every channel has a gain and a phase of its own.
+    # Neighbours couple, and channels differ in gain and phase.
     apart = np.linalg.norm(vertices.mean(1)[:, None] - vertices.mean(1), axis=2)
     coupling = rng.uniform(0, 0.2) * np.exp(-apart / 60) * np.exp(2j * np.pi * rng.uniform(size=apart.shape))
     np.fill_diagonal(coupling, 1)
@@ -297,7 +300,7 @@ def _draw_coils(
 
 
 def _interpolation(length: int, num_knots: int) -> NDArray[np.float32]:
-    """Matrix (length, num_knots) of cubic spline interpolation from knots that span a field of view to its pixels."""
+    """Return the matrix (length, num_knots) of cubic splines from knots across the field of view to its pixels."""
     knots = np.linspace(-(length // 2), length - length // 2, num_knots)
     return CubicSpline(knots, np.eye(num_knots))(np.arange(length) - length // 2).astype(np.float32)
 
@@ -307,7 +310,7 @@ def _interpolate(fields: NDArray[np.complex64], matrices: tuple[NDArray[np.float
 
 
 def _crop_transform(array: NDArray[np.complex64], axis: int, length: int) -> NDArray[np.complex64]:
-    """Centred, orthonormal Fourier transform along an axis, of which the `length` lowest frequencies are kept."""
+    """Apply the centred, orthonormal Fourier transform along an axis, and keep its `length` lowest frequencies."""
     full = array.shape[axis]
     transformed = fft.fft(fft.ifftshift(array, axes=axis), axis=axis, norm="ortho", overwrite_x=True)
     frequencies = np.arange(length) - length // 2
@@ -315,13 +318,13 @@ def _crop_transform(array: NDArray[np.complex64], axis: int, length: int) -> NDA
 
 
 def _draw_support(shape: tuple[int, int], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Draw which samples the scanner took of the full grid (height, width): 1, or 0 where it filled in zeros."""
+    """Draw which samples of the full grid (height, width) the scanner acquired: 1, or 0 where it fills in zeros."""
     rows, columns = ((np.arange(n) - n // 2) / (n / 2) for n in shape)
     extent = np.ones(2) if rng.random() < 0.75 else rng.uniform(0.7, 1, 2)
     support = (np.abs(rows)[:, None] <= extent[0]) & (np.abs(columns) <= extent[1])
     if rng.random() < 0.15:  # elliptical corners
         support &= np.hypot(rows[:, None] / extent[0], columns / extent[1]) <= rng.uniform(1.0, 1.1)
-    if rng.random() < 0.12:  # an echo that begins late, or phase encoding that ends early
+    if rng.random() < 0.12:  # an asymmetric echo or partial Fourier
         start = -rng.uniform(0.2, 0.8)
         along = rows[:, None] if rng.random() < 0.7 else columns
         support &= along * rng.choice((-1, 1)) >= start

@@ -1,4 +1,4 @@
-"""Sampling masks of simulated slices, drawn by DIRECT's mask functions."""
+"""Sampling masks of simulated slices, by DIRECT's mask functions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,12 +13,13 @@ from direct.common.subsample import (
 from numpy.typing import NDArray
 
 MASKS = ("equispaced", "random", "poisson")
+"""Kinds of masks: equispaced or random columns, or two-dimensional Poisson discs of variable density."""
 
 MIN_CALIBRATION = 4
-"""Columns, at least, that are sampled without gaps around the centre."""
+"""Least number of columns that are sampled without gaps around the centre."""
 
 CENTER = 0.32
-"""Share of the sampled columns that lie there: 8 % of all columns at 4x, 4 % at 8x."""
+"""Fraction of the sampled columns that are around the centre: 8 % of all columns at 4x, 4 % at 8x."""
 
 
 def draw_sampling(
@@ -31,15 +32,15 @@ def draw_sampling(
     shape : tuple of ints
         Height and width of k-space.
     names : sequence of str
-        Kinds of masks to draw one from, of :data:`MASKS`.
+        Kinds of masks, of :data:`MASKS`, one of which is drawn.
     accelerations : sequence of floats
-        To draw one from. Random columns reach it on average only.
+        Accelerations, one of which is drawn. Random columns reach it only on average.
     rng : numpy.random.Generator
 
     Returns
     -------
     tuple
-        The mask and its calibration region, bool arrays of shape (height, width), and what was drawn.
+        The mask and its calibration region, bool arrays of shape (height, width), and a record of what was drawn.
     """
     name = str(names[int(rng.integers(len(names)))])
     acceleration = float(accelerations[int(rng.integers(len(accelerations)))])
