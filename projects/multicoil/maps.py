@@ -1,10 +1,9 @@
-"""What coil sensitivities are worth: CG-SENSE with several estimates of them, on simulated slices.
+"""Comparison of coil sensitivities: CG-SENSE with several estimates of them, on simulated slices.
 
-Run `python projects/multicoil/maps.py HEADS`, HEADS being a folder that `direct-hifimamba heads` has made. The
-sensitivities are exact, estimated (`rss_estimate`, ESPIRiT), weighted by the square roots of ESPIRiT's eigenvalues,
-estimated with a second set (soft ESPIRiT), estimated again from the centre of k-space that the current image predicts,
-or refined together with the image. The target is the image without noise; the weight of the regularisation is the same
-everywhere.
+Run `python projects/multicoil/maps.py HEADS`, where HEADS is a folder from `direct-hifimamba heads`. The sensitivities
+are exact, estimated (`rss_estimate`, ESPIRiT), weighted by the square roots of ESPIRiT's eigenvalues, completed by a
+second set (soft SENSE), estimated again from k-space that the current image predicts, or refined together with the
+image. The target is the image without noise; the weight of the regularisation is always the same.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ from direct_hifimamba.data.simulation.sample import Sample, SampleOptions, draw_
 from direct_hifimamba.nn.layers.data_consistency import conjugate_gradient
 from direct_hifimamba.nn.layers.sense import Acquisition, FourierConvention, Measurement
 
+#: Weight of the regularisation, and conjugate-gradient iterations.
 WEIGHT = 0.01
 ITERATIONS = 12
 
 #: Width of the centre of k-space from which sensitivities are estimated again, in samples.
 PREDICTED_CENTER = 24
 
-#: Standard deviation of the Gaussian, in samples of k-space, to which corrections of sensitivities are confined, and
-#: their number.
+#: Joint refinement: standard deviation in samples of the Gaussian filter in k-space on corrections; their number.
 SMOOTHNESS, CORRECTIONS = 4.0, 3
 
 
@@ -51,7 +50,7 @@ def cg_sense(acquisition: Acquisition) -> torch.Tensor:
 
 
 def magnitude(acquisition: Acquisition, image: torch.Tensor) -> NDArray[np.float32]:
-    """Return the magnitude (height, width) of an image in the form of `acquisition`."""
+    """Return the magnitude (height, width) of an image (1, height, width) in the order of `acquisition`."""
     result: NDArray[np.float32] = acquisition.leave(image).norm(dim=-1)[0].numpy()
     return result
 
@@ -65,7 +64,7 @@ def root_sum_of_squares_maps(sample: Sample) -> NDArray[np.complex64]:
 
 
 def soft_sense(sample: Sample, number: int) -> NDArray[np.float32]:
-    """Reconstruct with sets of weighted sensitivities; the image is the root sum of squares over the sets."""
+    """Reconstruct with several sets of weighted sensitivities; return the magnitude (height, width)."""
     maps, eigenvalues = espirit_sets(sample.kspace * sample.mask, sample.calibration_mask, sets=number)
     sets = [acquire(sample, (m * np.sqrt(v)).astype(np.complex64)) for m, v in zip(maps, eigenvalues, strict=True)]
     kspace, sampled = sets[0].kspace, sets[0].sampled
@@ -78,13 +77,13 @@ def soft_sense(sample: Sample, number: int) -> NDArray[np.float32]:
         return torch.cat([a.adjoint(predicted) for a in sets], dim=1) + WEIGHT * images
 
     images = conjugate_gradient(normal, torch.cat([a.adjoint(kspace) for a in sets], dim=1), ITERATIONS)
-    # Each set shows its share of the object, weighted as its sensitivities are.
+    # The magnitude of the object is the root sum of squares of the sets' images, weighted like the sensitivities.
     shares = [magnitude(a, x) * np.sqrt(v) for a, x, v in zip(sets, split(images), eigenvalues, strict=True)]
     return np.linalg.norm(shares, axis=0).astype(np.float32)
 
 
 def maps_of_the_image(sample: Sample, acquisition: Acquisition) -> NDArray[np.complex64]:
-    """Estimate sensitivities again, from a wider centre of k-space that the CG-SENSE image predicts."""
+    """Estimate sensitivities again, from a wider centre of k-space that is completed by the CG-SENSE image."""
     coil_images = acquisition.sensitivity_map * cg_sense(acquisition).unsqueeze(1)
     predicted = torch.fft.fftshift(torch.fft.fft2(coil_images, norm="ortho"), dim=(-2, -1))[0].numpy()
     kspace = np.where(sample.mask, sample.kspace, predicted).astype(np.complex64)
@@ -92,7 +91,7 @@ def maps_of_the_image(sample: Sample, acquisition: Acquisition) -> NDArray[np.co
 
 
 def refine_jointly(acquisition: Acquisition) -> Acquisition:
-    """Correct sensitivities by smooth gradient steps on the residual of all samples, the image being kept."""
+    """Correct sensitivities for a fixed image, by smooth gradient steps on the residual of all samples."""
     image = cg_sense(acquisition)
     rows, columns = (torch.fft.fftfreq(n, 1 / n) for n in image.shape[1:])
     window = torch.exp(-(rows[:, None].square() + columns.square()) / (2 * SMOOTHNESS**2))
@@ -112,13 +111,13 @@ def refine_jointly(acquisition: Acquisition) -> Acquisition:
 
 
 def psnr(target: NDArray[np.float32], image: NDArray[np.float32]) -> float:
-    """Return the PSNR in dB of an image that is scaled to the target by least squares; range: the target's maximum."""
+    """Return the PSNR in dB, relative to the target's maximum, of an image after a least-squares scale."""
     scaled = image * (target * image).sum() / np.square(image).sum()
     return float(10 * np.log10(target.max() ** 2 / np.square(target - scaled).mean()))
 
 
 def reconstruct_all(sample: Sample) -> dict[str, float]:
-    """Return the PSNR with every kind of sensitivities."""
+    """Return the PSNR in dB for every kind of sensitivities."""
     masked, espirit_maps = sample.kspace * sample.mask, espirit(sample.kspace * sample.mask, sample.calibration_mask)
 
     def plain(maps: NDArray[np.complex64]) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""What is imaged: slices through heads, random tissues and phantoms, all as one value from 0 (air) to 1 per pixel."""
+"""Objects to image: slices through heads, random tissues and phantoms, one value from 0 (air) to 1 per pixel."""
 
 from dataclasses import dataclass
 
@@ -13,18 +13,18 @@ Image = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Plane:
-    """Where a slice lies in the patient, and its grid.
+    """Position of a slice in the patient, and its grid of pixels.
 
     Attributes
     ----------
     shape : tuple of ints
         Height and width of the grid.
     pixel_size : float
-        In mm.
+        Side of a pixel in mm.
     axes : float64 array of shape (3, 3)
-        Directions of rows (downwards), columns and of the slice's normal in the patient's axes.
+        Unit vectors in the patient's axes: direction of increasing row, of increasing column, and normal of the slice.
     centre : float64 array of shape (3,)
-        Place of pixel (height // 2, width // 2) in the patient, in mm.
+        Position of pixel (height // 2, width // 2) in the patient, in mm.
     """
 
     shape: tuple[int, int]
@@ -33,7 +33,7 @@ class Plane:
     centre: NDArray[np.float64]
 
     def coordinates(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Distances of rows and of columns from the centre, in mm: shapes (height, 1) and (width,)."""
+        """Return the distances of rows and columns from the centre in mm, shapes (height, 1) and (width,)."""
         rows, columns = (np.arange(-(n // 2), n - n // 2, dtype=float) * self.pixel_size for n in self.shape)
         return rows[:, None], columns
 
@@ -46,7 +46,14 @@ ORIENTATIONS = {
 
 
 def draw_axes(rng: np.random.Generator) -> tuple[NDArray[np.float64], str]:
-    """Draw the directions of a slice: an anatomical plane, tilted and sometimes mirrored or turned, or any at all."""
+    """Draw the axes of a slice, see :class:`Plane`: an anatomical plane, tilted, sometimes mirrored or transposed.
+
+    Returns
+    -------
+    axes : float64 array of shape (3, 3)
+    orientation : str
+        Of :data:`ORIENTATIONS`, or `oblique` for a large tilt.
+    """
     name = list(ORIENTATIONS)[rng.integers(3)]
     axes = np.array(ORIENTATIONS[name], float)
     tilt = rng.choice((0.0, 0.12, 0.5), p=(0.3, 0.5, 0.2))
@@ -59,7 +66,7 @@ def draw_axes(rng: np.random.Generator) -> tuple[NDArray[np.float64], str]:
 
 
 def _rotation(vector: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rotation matrix of a rotation vector (Rodrigues)."""
+    """Return the rotation matrix of a rotation vector in radians (Rodrigues' formula)."""
     angle = np.linalg.norm(vector)
     if angle == 0:
         return np.eye(3)
@@ -69,16 +76,16 @@ def _rotation(vector: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def cut_head(head: Head, plane: Plane, scale: NDArray[np.float64], thickness: float, rng: np.random.Generator) -> Image:
-    """Cut a slice through a head that is scaled and smoothly deformed.
+    """Return a slice through a head, which is scaled and smoothly deformed.
 
     Parameters
     ----------
     head : Head
     plane : Plane
     scale : float64 array of shape (3,)
-        The head's size along the patient's axes, relative to its own.
+        Factor on the head's size along each axis of the patient.
     thickness : float
-        Of the slice, in mm: the mean of thin slices is taken.
+        Thickness of the slice in mm; the result is the mean of thin slices.
     rng : numpy.random.Generator
 
     Returns
@@ -86,7 +93,7 @@ def cut_head(head: Head, plane: Plane, scale: NDArray[np.float64], thickness: fl
     float32 array of shape (height, width)
     """
     rows, columns = plane.coordinates()
-    # Waves of displacement. Their gradients add up to less than 1, so that nothing folds.
+    # Displacement by waves whose gradients add up to less than 1, so that the deformation is invertible.
     num_waves = 4
     wave = rng.normal(size=(num_waves, 3))
     wave *= 2 * np.pi / rng.uniform(50, 160, (num_waves, 1)) / np.linalg.norm(wave, axis=1, keepdims=True)
@@ -114,7 +121,7 @@ def cut_head(head: Head, plane: Plane, scale: NDArray[np.float64], thickness: fl
 
 
 def add_skull(image: Image, pixel_size: float, rng: np.random.Generator) -> Image:
-    """Put fluid, a dark skull and a bright scalp around a brain without them."""
+    """Add fluid, a dark skull and a bright scalp around a brain; `pixel_size` is in mm."""
     brain = ndimage.binary_closing(image > 0.12, iterations=2)
     distance = pixel_size * ndimage.distance_transform_edt(~brain).astype(np.float32)
     roughness = 1 + 0.5 * random_field(image.shape, 2.5, rng)
@@ -126,16 +133,16 @@ def add_skull(image: Image, pixel_size: float, rng: np.random.Generator) -> Imag
 
 
 def random_field(shape: tuple[int, ...], exponent: float, rng: np.random.Generator, cutoff: float = 0.5) -> Image:
-    """Return a Gaussian random field of mean 0 and variance 1 whose amplitude falls with frequency to this exponent.
+    """Return a Gaussian random field with mean 0 and variance 1 and the amplitude frequency ** -exponent.
 
     Parameters
     ----------
     shape : tuple of ints
     exponent : float
-        2 looks like clouds, 1 like rough tissue, 3 or more is smooth.
+        1 gives a rough texture, 2 clouds, 3 or more a smooth field.
     rng : numpy.random.Generator
     cutoff : float
-        Frequencies up to this one, in cycles per pixel, are in it.
+        Highest frequency, in cycles per pixel.
 
     Returns
     -------
@@ -154,7 +161,7 @@ def random_field(shape: tuple[int, ...], exponent: float, rng: np.random.Generat
 
 
 def draw_outline(plane: Plane, semi_axes: tuple[float, float], rng: np.random.Generator) -> Image:
-    """Draw a filled body with a wavy outline: 1 inside, 0 outside, an edge of one pixel."""
+    """Draw a body with a wavy outline: 1 inside, 0 outside, with an edge of one pixel; `semi_axes` are in mm."""
     rows, columns = plane.coordinates()
     y, x = rows / semi_axes[0], columns / semi_axes[1]
     angle = np.arctan2(y, x)
@@ -167,7 +174,7 @@ def draw_outline(plane: Plane, semi_axes: tuple[float, float], rng: np.random.Ge
 
 
 def draw_tissues(plane: Plane, semi_axes: tuple[float, float], rng: np.random.Generator) -> Image:
-    """Draw a body of random tissues: folded sheets, lobes and organs with sharp borders, a rim, and texture."""
+    """Draw a body of random tissues: layers, lobes and organs with sharp borders, fat, and texture; sizes in mm."""
     body = draw_outline(plane, semi_axes, rng)
     height, width = plane.shape
     smooth = random_field(plane.shape, rng.uniform(2.0, 3.2), rng)
@@ -207,7 +214,7 @@ def _paint_ellipse(image: Image, plane: Plane, semi_axes: tuple[float, float], r
 
 
 def draw_phantom(plane: Plane, semi_axes: tuple[float, float], rng: np.random.Generator) -> Image:
-    """Draw a resolution phantom: a vessel with rods, grids of holes, bars, wedges and thin walls."""
+    """Draw a resolution phantom: a container with rods, grids of holes, bars, wedges and thin walls; sizes in mm."""
     rows, columns = plane.coordinates()
     round_vessel = rng.random() < 0.7
     scale = min(semi_axes)

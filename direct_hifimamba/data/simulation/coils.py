@@ -1,7 +1,7 @@
-"""Receive coil arrays: loops of wire around an object, their fields by the law of Biot and Savart, and their noise.
+"""Arrays of receive coils: loops of wire around an object, their fields by the Biot-Savart law, and their noise.
 
 Lengths are in mm and the patient's axes are x (left to right), y (posterior to anterior) and z (inferior to superior,
-along the main field). Fields are per ampere and in units of mu_0 / (4 pi), so only their ratios have a meaning.
+along the main field). Fields are in units of mu_0 / (4 pi) per ampere and mm; only their ratios are used.
 """
 
 from typing import Literal, get_args
@@ -13,23 +13,25 @@ Layout = Literal["ring", "rows", "helmet", "planes"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
 WIRE_RADIUS = 5.0
-"""Distances to a wire are not shorter than this in simulations, in mm: a field stays finite where a wire crosses it."""
+"""Radius of wires in mm, which limits the field near them."""
 
 NUM_VERTICES = 12
+"""Corners of the polygon that represents a loop."""
 
 
 def magnetic_field(
     vertices: NDArray[np.float64], points: NDArray[np.float64], wire: float = 0.0
 ) -> NDArray[np.float64]:
-    """Return the magnetic field of closed polygons of wire, each with a current of 1.
+    """Return the magnetic field of closed polygons of wire, each with unit current.
 
     Parameters
     ----------
     vertices : float64 array of shape (coil, vertex, 3)
-        The last vertex is joined to the first one.
+        Corners in mm; the last one is connected to the first one.
     points : float64 array of shape (point, 3)
+        Positions in mm at which the field is computed.
     wire : float
-        Radius of the wire that smooths the field near it.
+        Radius of the wire in mm, which limits the field near it.
 
     Returns
     -------
@@ -37,7 +39,7 @@ def magnetic_field(
 
     Notes
     -----
-    Every straight segment in closed form: equation 8 of Hanson and Hirshman, Physics of Plasmas 9 (2002), 4410.
+    The field of a straight segment is equation 8 of Hanson and Hirshman, Physics of Plasmas 9 (2002), 4410.
     """
     start = points.T - vertices[..., None]  # (coil, vertex, 3, point)
     end = np.roll(start, -1, axis=1)
@@ -55,7 +57,7 @@ _CYCLIC = ((1, 2), (2, 0), (0, 1))
 def vector_potential(vertices: NDArray[np.float64], points: NDArray[np.float64], wire: float) -> NDArray[np.float64]:
     """Return the vector potential of closed polygons of wire; arguments and shape as in :func:`magnetic_field`.
 
-    The electric field that a coil induces in a homogeneous object is proportional to it, but for surface charges.
+    Apart from surface charges, the electric field of a coil in a homogeneous object is proportional to it.
     """
     edge = np.roll(vertices, -1, axis=1) - vertices
     length = np.linalg.norm(edge, axis=2)[..., None]
@@ -67,7 +69,7 @@ def vector_potential(vertices: NDArray[np.float64], points: NDArray[np.float64],
 def receive_sensitivity(
     vertices: NDArray[np.float64], points: NDArray[np.float64], wire: float = WIRE_RADIUS
 ) -> NDArray[np.complex128]:
-    """Return what the coils receive of a magnetisation that precesses at the points: B_x - i B_y (coil, point)."""
+    """Return the receive sensitivities B_x - i B_y, shape (coil, point); arguments as in :func:`magnetic_field`."""
     field = magnetic_field(vertices, points, wire)
     return field[:, 0] - 1j * field[:, 1]
 
@@ -80,17 +82,18 @@ def noise_covariance(
 ) -> NDArray[np.float64]:
     """Return the covariance of the coils' thermal noise, with a mean variance of 1.
 
-    The noise of the object couples coils whose electric fields overlap in it, the noise of conductors and amplifiers
-    couples none (Roemer et al., Magnetic Resonance in Medicine 16 (1990), 192).
+    Noise of the object is correlated between coils whose electric fields overlap; noise of conductors and amplifiers is
+    uncorrelated (Roemer et al., Magnetic Resonance in Medicine 16 (1990), 192).
 
     Parameters
     ----------
     vertices : float64 array of shape (coil, vertex, 3)
     points : float64 array of shape (point, 3)
-        Spread evenly over the object.
+        Positions in mm, uniformly distributed in the object.
     coil_losses : float
-        Noise variance of conductors and amplifiers divided by the mean one of the object; above 0.
+        Ratio of the noise variance of conductors and amplifiers to the mean variance from the object; above 0.
     wire : float
+        Radius of the wire in mm.
 
     Returns
     -------
@@ -108,21 +111,22 @@ def draw_array(
     rng: np.random.Generator,
     layout: Layout | None = None,
 ) -> NDArray[np.float64]:
-    """Draw loops around an ellipsoid about the origin.
+    """Draw an array of loops around an ellipsoid with its centre at the origin.
 
     Parameters
     ----------
     num_coils : int
     semi_axes : float64 array of shape (3,)
-        Of the ellipsoid, in mm.
+        Semi-axes of the ellipsoid in mm.
     rng : numpy.random.Generator
     layout : str, optional
-        `ring` (one row around z), `rows` (two or three), `helmet` (all over the top and the sides) or `planes` (in
-        front and behind). None: any of them.
+        `ring` (one row around z), `rows` (two or three), `helmet` (on the top and the sides) or `planes` (anterior and
+        posterior). Default: one of them at random.
 
     Returns
     -------
     float64 array of shape (coil, vertex, 3)
+        Corners of the loops in mm.
     """
     layout = layout or LAYOUTS[rng.choice(len(LAYOUTS), p=(0.25, 0.3, 0.35, 0.1))]
     shell = semi_axes + rng.uniform(18, 65) * np.array([1, 1, 0.7])
@@ -169,9 +173,9 @@ def draw_array(
 
 
 def _directions(num_coils: int, layout: Layout, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Directions of the loops' centres, shape (coil, 3), not normalised."""
+    """Draw the directions of the loops' centres from the origin, shape (coil, 3), not normalised."""
     turn = rng.uniform(0, 2 * np.pi)
-    if layout == "helmet":  # a spiral of even density on the sphere, from the top down to the chin
+    if layout == "helmet":  # a spiral of constant density on the sphere, from the top to the chin
         height = np.linspace(1 - 1 / num_coils, rng.uniform(-0.7, -0.2), num_coils)
         turns = turn + np.pi * (3 - np.sqrt(5)) * np.arange(num_coils)
         width = np.sqrt(1 - height**2)

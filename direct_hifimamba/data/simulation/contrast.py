@@ -1,4 +1,4 @@
-"""From tissue to signal: intensity curves, bias, fine texture, vessels, lesions and phase."""
+"""Contrast and phase of objects: intensity curves, bias, texture, vessels and lesions."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,9 +8,9 @@ from direct_hifimamba.data.simulation.anatomy import Image, Plane, random_field
 
 
 def draw_curve(rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Draw knots of a piecewise linear intensity curve from [0, 1] to [0, 1] that keeps air at 0.
+    """Draw a piecewise linear intensity curve that maps 0 (air) to 0; return its knots and its values there.
 
-    One in three leaves the order of the tissues mostly as it is, one in three turns it round, one in three is free.
+    One third of the curves increases, one third decreases above air, and one third is arbitrary.
     """
     first = rng.uniform(0.06, 0.18)
     inner = np.sort(rng.uniform(first, 1, int(rng.integers(2, 7))))
@@ -27,7 +27,7 @@ def draw_curve(rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[n
 
 
 def change_contrast(image: Image, rng: np.random.Generator) -> Image:
-    """Map intensities by a random curve, sometimes by two that change over from one place to another."""
+    """Map intensities by a random curve, sometimes by two curves with a smooth transition in space."""
     if rng.random() < 0.2:
         return image
     mapped = np.interp(image, *draw_curve(rng)).astype(np.float32)
@@ -38,7 +38,7 @@ def change_contrast(image: Image, rng: np.random.Generator) -> Image:
 
 
 def add_detail(image: Image, plane: Plane, rng: np.random.Generator) -> Image:
-    """Add what a template lacks: texture within tissues, vessels, lesions, and a smooth bias."""
+    """Add details that templates lack: texture of tissues, vessels, lesions, and a smooth bias field."""
     height, width = plane.shape
     if rng.random() < 0.8:
         texture = random_field(plane.shape, rng.uniform(0.3, 1.8), rng)
@@ -49,7 +49,7 @@ def add_detail(image: Image, plane: Plane, rng: np.random.Generator) -> Image:
         image = _add_lesion(image, plane, rng)
     if rng.random() < 0.4:
         image = image * np.exp(np.float32(rng.uniform(0, 0.4)) * random_field(plane.shape, 4, rng))
-    if rng.random() < 0.15:  # sharpened, as some scanners' filters do
+    if rng.random() < 0.15:  # sharpened, like by filters of some scanners
         image = np.maximum(0, image + rng.uniform(0.2, 1) * (image - ndimage.gaussian_filter(image, 2.0)))
     return image
 
@@ -87,13 +87,14 @@ def _add_lesion(image: Image, plane: Plane, rng: np.random.Generator) -> Image:
 
 
 def draw_phase(image: Image, plane: Plane, semi_axes: tuple[float, float], rng: np.random.Generator) -> Image:
-    """Draw the phase of the object in radians: smooth, local near cavities, and different in fat.
+    """Draw the phase of the object: a smooth part, local dipole fields of cavities, and an offset of bright tissue.
 
-    One slice in eight has none. The smooth part is a polynomial of third degree, up to several turns over the object.
+    One slice in eight has phase zero. The smooth part is a polynomial of third degree of up to 40 rad.
 
     Returns
     -------
     float32 array of shape (height, width)
+        Phase in radians.
     """
     if rng.random() < 0.125:
         return np.zeros(plane.shape, np.float32)
