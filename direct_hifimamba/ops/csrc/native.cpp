@@ -256,9 +256,9 @@ void finish_statistics(const std::vector<double>& means, double mean_variance, d
 
 // The first normalisation, from the moments of the narrow input: W x is never made for it.
 Normalisation expand_normalisation(const Kernels& kernels, const Bottleneck& g) {
-    std::vector<double> means(g.wide);
+    std::vector<double> means(g.inner);
     std::vector<float> scratch(kernels.variance_scratch_floats(g.channels));
-    for (int64_t n = 0; n < g.wide; ++n) {
+    for (int64_t n = 0; n < g.inner; ++n) {
         // Several sums side by side do not wait for each other.
         double sums[native::kChannels] = {};
         for (int64_t k = 0; k < g.channels; k += native::kChannels)
@@ -266,25 +266,25 @@ Normalisation expand_normalisation(const Kernels& kernels, const Bottleneck& g) 
                 sums[i] += g.expand[n * g.channels + k + i] * g.input_mean[k + i];
         for (const double sum : sums) means[n] += sum;
     }
-    const double sum = kernels.variance(g.expand, g.wide, g.channels, g.input_covariance, scratch.data());
+    const double sum = kernels.variance(g.expand, g.inner, g.channels, g.input_covariance, scratch.data());
     double statistics[2];
-    finish_statistics(means, sum / double(g.wide), statistics);
-    return {statistics[0], statistics[1], g.expand_scale, g.expand_offset, g.wide};
+    finish_statistics(means, sum / double(g.inner), statistics);
+    return {statistics[0], statistics[1], g.expand_scale, g.expand_offset, g.inner};
 }
 
 void bottleneck(const Kernels& kernels, const Bottleneck& g, int64_t threads) {
     const int64_t pixels = g.height * g.width;
     input_moments(kernels, g, threads);
     const Normalisation first = expand_normalisation(kernels, g);
-    std::vector<float> folded(g.expand, g.expand + g.wide * g.channels);
-    for (int64_t n = 0; n < g.wide; ++n)
+    std::vector<float> folded(g.expand, g.expand + g.inner * g.channels);
+    for (int64_t n = 0; n < g.inner; ++n)
         for (int64_t k = 0; k < g.channels; ++k) folded[n * g.channels + k] *= first.gain[n];
 
-    const auto W = packed(kernels, folded.data(), g.wide, g.channels);
+    const auto W = packed(kernels, folded.data(), g.inner, g.channels);
     std::vector<double> moments(2 * g.height);
-    const Expand e{g.height,    g.width,     g.channels, g.wide, g.x, W.data(), first.offset.data(),
+    const Expand e{g.height,    g.width,     g.channels, g.inner, g.x, W.data(), first.offset.data(),
                    g.depthwise, g.convolved, moments.data()};
-    // One part per thread: where parts meet, rows are made twice.
+    // One part per thread: rows at the boundary of two parts are computed twice.
     for_each_part(g.height, 1, threads, threads, kernels.expand_scratch_floats(e),
                   [&](int64_t begin, int64_t end, float* scratch) { kernels.expand(e, begin, end, scratch); });
 
@@ -294,11 +294,11 @@ void bottleneck(const Kernels& kernels, const Bottleneck& g, int64_t threads) {
         means[y] = moments[2 * y];
         squares += moments[2 * y + 1];
     }
-    finish_statistics(means, squares / double(pixels * g.wide), g.statistics);
-    const Normalisation second(g.statistics[0], g.statistics[1], g.depthwise_scale, g.depthwise_offset, g.wide);
+    finish_statistics(means, squares / double(pixels * g.inner), g.statistics);
+    const Normalisation second(g.statistics[0], g.statistics[1], g.depthwise_scale, g.depthwise_offset, g.inner);
 
-    const auto P = packed(kernels, g.project, g.channels, g.wide);
-    const Project p{pixels,   g.channels,         g.wide,   g.x,        g.convolved, second.gain.data(),
+    const auto P = packed(kernels, g.project, g.channels, g.inner);
+    const Project p{pixels,   g.channels,         g.inner,   g.x,        g.convolved, second.gain.data(),
                     second.offset.data(), P.data(), g.projected, g.y};
     for_each_part(pixels, kernels.tile, 8 * threads, threads, kernels.project_scratch_floats(p),
                   [&](int64_t begin, int64_t end, float* scratch) { kernels.project(p, begin, end, scratch); });
@@ -405,7 +405,7 @@ EXPORT int native_experts(const Expert* first, int64_t bytes, int instruction_se
 EXPORT int native_project_backward(const ProjectBackward* given, int64_t bytes, int instruction_set, int64_t threads) {
     const Kernels& kernels = *instruction_sets()[instruction_set].kernels;
     return guard(given, bytes, [&] {
-        const auto Pt = packed(kernels, given->Pt, given->wide, given->channels);
+        const auto Pt = packed(kernels, given->Pt, given->inner, given->channels);
         ProjectBackward p = *given;
         p.Pt = Pt.data();
         for_each(p.parts, threads, kernels.project_backward_scratch_floats(p),
@@ -416,8 +416,8 @@ EXPORT int native_project_backward(const ProjectBackward* given, int64_t bytes, 
 EXPORT int native_expand_backward(const ExpandBackward* given, int64_t bytes, int instruction_set, int64_t threads) {
     const Kernels& kernels = *instruction_sets()[instruction_set].kernels;
     return guard(given, bytes, [&] {
-        const auto W = packed(kernels, given->W, given->wide, given->channels);
-        const auto Wt = packed(kernels, given->Wt, given->channels, given->wide);
+        const auto W = packed(kernels, given->W, given->inner, given->channels);
+        const auto Wt = packed(kernels, given->Wt, given->channels, given->inner);
         ExpandBackward e = *given;
         e.W = W.data();
         e.Wt = Wt.data();

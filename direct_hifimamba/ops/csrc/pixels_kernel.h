@@ -204,47 +204,47 @@ struct Moments {
 };
 
 int64_t expand_scratch_floats(const Expand& e) {
-    return kRows * e.channels + (3 * e.width + 9) * min(kGroup, e.wide);
+    return kRows * e.channels + (3 * e.width + 9) * min(kGroup, e.inner);
 }
 
 // Rows of the image, each made once but for those next to another thread's.
 void expand(const Expand& e, int64_t first_row, int64_t end_row, float* scratch) {
-    const int64_t most = min(kGroup, e.wide);
+    const int64_t most = min(kGroup, e.inner);
     float *tile = scratch, *K = tile + kRows * e.channels, *lines = K + 9 * most;
     const float zeros[kWidth] = {};  // a row beyond the image, read with steps of 0
     Moments lanes[kGroup / kWidth];
     const auto line = [&](int64_t y) { return lines + y % 3 * e.width * most; };
     memset(tile, 0, kRows * e.channels * sizeof(float));
 
-    for (int64_t group = 0; group < e.wide; group += kGroup) {
-        const int64_t wide = min(kGroup, e.wide - group);
+    for (int64_t group = 0; group < e.inner; group += kGroup) {
+        const int64_t inner = min(kGroup, e.inner - group);
         for (int i = 0; i < 9; ++i)
-            for (int64_t n = 0; n < wide; ++n) K[i * wide + n] = e.depthwise[(group + n) * 9 + i];
+            for (int64_t n = 0; n < inner; ++n) K[i * inner + n] = e.depthwise[(group + n) * 9 + i];
 
         const auto activate = [&](int64_t y) {
             if (y < 0 || y >= e.height) return;
             float* out = line(y);
-            for (int64_t first = 0; first < e.width; first += kRows, out += kRows * wide) {
+            for (int64_t first = 0; first < e.width; first += kRows, out += kRows * inner) {
                 const int rows = tile_rows(first, e.width);
                 const float* x = whole_tile(e.x + (y * e.width + first) * e.channels, e.channels, rows, tile);
-                map_tile(x, e.channels, e.W + group * e.channels, wide, e.channels, rows,
+                map_tile(x, e.channels, e.W + group * e.channels, inner, e.channels, rows,
                          [&](int r, int64_t n, Vec sum) {
-                             store(out + r * wide + n, gelu(sum + load(e.b + group + n)));
+                             store(out + r * inner + n, gelu(sum + load(e.b + group + n)));
                          });
             }
         };
         const auto convolve = [&](int64_t y) {
             const bool above = y > 0, below = y + 1 < e.height;
-            const int64_t steps[3] = {above ? wide : 0, wide, below ? wide : 0};
-            float* row = e.convolved + y * e.width * e.wide + group;
-            for (int64_t n = 0; n < wide; n += kWidth) {
+            const int64_t steps[3] = {above ? inner : 0, inner, below ? inner : 0};
+            float* row = e.convolved + y * e.width * e.inner + group;
+            for (int64_t n = 0; n < inner; n += kWidth) {
                 const float* const rows[3] = {above ? line(y - 1) + n : zeros, line(y) + n,
                                               below ? line(y + 1) + n : zeros};
                 Vec kernel[9];
-                UNROLL for (int i = 0; i < 9; ++i) kernel[i] = load(K + i * wide + n);
+                UNROLL for (int i = 0; i < 9; ++i) kernel[i] = load(K + i * inner + n);
                 Moments& lane = lanes[n / kWidth];
                 convolve_row(rows, steps, e.width, kernel, [&](int64_t x, Vec value) {
-                    store(row + x * e.wide + n, value);
+                    store(row + x * e.inner + n, value);
                     if (x == 0) lane = {value};
                     lane.add(value);
                 });
@@ -252,9 +252,9 @@ void expand(const Expand& e, int64_t first_row, int64_t end_row, float* scratch)
             // Joins the lanes, then the groups of channels.
             const float per_column = 1 / float(e.width);
             Vec means{}, deviations{};
-            for (int64_t n = 0; n < wide; n += kWidth) means += lanes[n / kWidth].mean(per_column);
-            const double count = double(e.width * wide), mean = lane_sum(means) / double(wide);
-            for (int64_t n = 0; n < wide; n += kWidth) {
+            for (int64_t n = 0; n < inner; n += kWidth) means += lanes[n / kWidth].mean(per_column);
+            const double count = double(e.width * inner), mean = lane_sum(means) / double(inner);
+            for (int64_t n = 0; n < inner; n += kWidth) {
                 const Moments& lane = lanes[n / kWidth];
                 const Vec difference = lane.mean(per_column) - float(mean);
                 deviations += lane.squared_deviations(per_column) + difference * difference * float(e.width);
@@ -277,18 +277,18 @@ void expand(const Expand& e, int64_t first_row, int64_t end_row, float* scratch)
     }
 }
 
-int64_t project_scratch_floats(const Project& p) { return kRows * p.wide; }
+int64_t project_scratch_floats(const Project& p) { return kRows * p.inner; }
 
 void project(const Project& p, int64_t first, int64_t end, float* tile) {
-    memset(tile, 0, kRows * p.wide * sizeof(float));
+    memset(tile, 0, kRows * p.inner * sizeof(float));
     for (; first < end; first += kRows) {
         const int rows = tile_rows(first, end);
-        const float* convolved = p.convolved + first * p.wide;
+        const float* convolved = p.convolved + first * p.inner;
         for (int r = 0; r < rows; ++r)
-            for (int64_t n = 0; n < p.wide; n += kWidth)
-                store(tile + r * p.wide + n,
-                      gelu(load(convolved + r * p.wide + n) * load(p.gain + n) + load(p.offset + n)));
-        map_tile(tile, p.wide, p.P, p.channels, p.wide, rows, [&](int r, int64_t n, Vec sum) {
+            for (int64_t n = 0; n < p.inner; n += kWidth)
+                store(tile + r * p.inner + n,
+                      gelu(load(convolved + r * p.inner + n) * load(p.gain + n) + load(p.offset + n)));
+        map_tile(tile, p.inner, p.P, p.channels, p.inner, rows, [&](int r, int64_t n, Vec sum) {
             const int64_t i = (first + r) * p.channels + n;
             if (p.projected) store(p.projected + i, sum);
             store(p.y + i, load(p.x + i) + gelu(sum));
