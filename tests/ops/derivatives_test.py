@@ -89,6 +89,7 @@ def test_second_derivatives_are_those_of_finite_differences(case: Case) -> None:
     assert_close((gradient(x + 1e-6 * direction) - gradient(x - 1e-6 * direction)) / 2e-6, product)
 
 
+@pytest.mark.usefixtures("group_norm_transforms")
 @pytest.mark.parametrize("grad", [True, False])
 def test_forward_mode(case: Case, grad: bool) -> None:
     run, tensors = case
@@ -102,6 +103,7 @@ def test_forward_mode(case: Case, grad: bool) -> None:
             assert_close(torch.autograd.forward_ad.unpack_dual(run(*duals)).tangent, expected)
 
 
+@pytest.mark.usefixtures("group_norm_transforms")
 def test_transforms_of_torch_func(case: Case) -> None:
     run, tensors = case
     (x, *rest), grad = tensors, torch.func.grad(lambda x, *rest: run(x, *rest).square().sum())

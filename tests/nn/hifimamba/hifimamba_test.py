@@ -791,6 +791,7 @@ def test_gradients_in_float64_are_those_of_finite_differences(options: dict[str,
     assert torch.autograd.gradcheck(network, kspace.requires_grad_(), fast_mode=True)
 
 
+@pytest.mark.usefixtures("group_norm_transforms")
 @pytest.mark.parametrize("options", DERIVATIVES, ids=name_of)
 def test_derivatives_of_the_network_in_float32_are_those_in_float64(options: dict[str, Any]) -> None:
     results = []
