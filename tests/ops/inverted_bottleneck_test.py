@@ -157,6 +157,7 @@ def test_autocast_takes_the_definition() -> None:
     torch.testing.assert_close(mixed.float(), full, rtol=0.1, atol=0.1 * full.abs().max().item())
 
 
+@pytest.mark.skipif(not library.INSTRUCTION_SETS, reason="plain PyTorch follows autocast in the backward pass")
 def test_a_backward_pass_under_autocast_is_that_without() -> None:
     leaves = [tensor.requires_grad_() for tensor in (draw(1, 8, 8, 16), *draw_weights(16, 32))]
     output = inverted_bottleneck(leaves[0], BottleneckWeights(*leaves[1:]))
