@@ -55,7 +55,8 @@ def make_calls(shape: tuple[int, int, int]) -> dict[str, Callable[[], object]]:
     def ours(name: str, reduce: bool) -> Callable[[torch.Tensor], torch.Tensor]:
         def call(image: torch.Tensor) -> torch.Tensor:
             given = measurement.reduce_mask() if reduce else measurement
-            acquisition = Acquisition.from_measurement(given, FourierConvention(True, True))
+            convention = FourierConvention(centered=True, normalized=True)
+            acquisition = Acquisition.from_measurement(given, convention, estimate_noise=name == "proximal")
             return acquisition.leave(layers[name](acquisition.enter(image), acquisition))
 
         return call

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from direct_hifimamba.data.espirit import espirit, espirit_sets
+from direct_hifimamba.data.fourier import kspace_to_image
 from direct_hifimamba.data.simulation.sample import Sample, SampleOptions, draw_sample
 from direct_hifimamba.nn.layers.data_consistency import conjugate_gradient
 from direct_hifimamba.nn.layers.sense import Acquisition, FourierConvention, Measurement
@@ -57,9 +58,7 @@ def magnitude(acquisition: Acquisition, image: torch.Tensor) -> NDArray[np.float
 
 def root_sum_of_squares_maps(sample: Sample) -> NDArray[np.complex64]:
     """Estimate sensitivities as DIRECT's `rss_estimate`: calibration images over their root sum of squares."""
-    centre = sample.kspace * sample.calibration_mask
-    axes = (-2, -1)
-    images = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(centre, axes=axes), norm="ortho"), axes=axes)
+    images = kspace_to_image(sample.kspace * sample.calibration_mask)
     return (images / np.maximum(np.linalg.norm(images, axis=0), 1e-12)).astype(np.complex64)
 
 

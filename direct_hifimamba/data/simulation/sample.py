@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import fft
 from scipy.interpolate import CubicSpline
 
+from direct_hifimamba.data.fourier import root_sum_of_squares
 from direct_hifimamba.data.simulation import anatomy, coils, contrast
 from direct_hifimamba.data.simulation.anatomy import Image, Plane
 from direct_hifimamba.data.simulation.heads import Head, load_head
@@ -195,12 +196,6 @@ def draw_sample(seed: int | Sequence[int], options: SampleOptions) -> Sample:
         **sampling,
     }
     return Sample(kspace, target, sensitivity_map, mask, calibration_mask, covariance, record)
-
-
-def root_sum_of_squares(kspace: NDArray[np.complex64]) -> NDArray[np.float32]:
-    """Return the magnitude over coils of centred, orthonormal k-space, shape (height, width)."""
-    images = fft.ifft2(fft.ifftshift(kspace, axes=(-2, -1)), norm="ortho", overwrite_x=True)
-    return fft.fftshift(np.linalg.norm(images, axis=0))
 
 
 def _draw_shape(options: SampleOptions, rng: np.random.Generator) -> tuple[int, int]:

@@ -167,7 +167,8 @@ class HiFiMambaV2(nn.Module):
                 f"The network's parameters are {dtype}; expected torch.float32 or torch.float64. For mixed precision "
                 "keep them in float32 and call the network under torch.autocast."
             )
-        acquisition = Acquisition.from_measurement(measurement, self.fourier_convention, dtype)
+        proximal = self.first_update is not None  # hard replacement weighs no noise
+        acquisition = Acquisition.from_measurement(measurement, self.fourier_convention, dtype, estimate_noise=proximal)
         image = self._first_image(acquisition)
         if not self.config.image_normalisation:
             return self._reconstruct(image, acquisition)

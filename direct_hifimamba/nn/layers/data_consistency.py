@@ -76,6 +76,7 @@ class ProximalDataConsistency(nn.Module):
 
     def weight(self, acquisition: Acquisition) -> torch.Tensor:
         """Return lambda of every slice, shape (batch, 1, 1), of the complex type of k-space."""
+        assert acquisition.noise_to_signal is not None
         log_noise = (acquisition.noise_to_signal / NOISE_TO_SIGNAL).log()
         return torch.exp(self.log_weight + self.noise_exponent * log_noise).to(acquisition.kspace.dtype)
 

@@ -200,13 +200,18 @@ class Acquisition(NamedTuple):
     kspace: torch.Tensor  #: (batch, coil, H, W), zero where not sampled
     sampled: torch.Tensor  #: (batch or 1, 1, H or 1, W or 1), bool
     sensitivity_map: torch.Tensor  #: (batch, coil, H, W)
-    noise_to_signal: torch.Tensor  #: (batch, 1, 1), variance of noise over mean squared magnitude of A^H y, >= 1e-8
+    #: (batch, 1, 1), variance of noise over mean squared magnitude of A^H y, >= 1e-8; None if it was not asked for
+    noise_to_signal: torch.Tensor | None
     dims: tuple[int, ...]  #: Axes along which image and k-space differ.
     centered: bool
 
     @classmethod
     def from_measurement(
-        cls, measurement: Measurement, convention: FourierConvention, dtype: torch.dtype = torch.float32
+        cls,
+        measurement: Measurement,
+        convention: FourierConvention,
+        dtype: torch.dtype = torch.float32,
+        estimate_noise: bool = True,
     ) -> Acquisition:
         """Convert a batch to this form, with real and imaginary parts of type `dtype` (float32 or float64).
 
@@ -223,11 +228,13 @@ class Acquisition(NamedTuple):
         if not convention.normalized:
             kspace = kspace / (kspace.shape[-2] * kspace.shape[-1]) ** 0.5
         kspace = kspace * sampled
-        noise_variance = _estimate_noise_variance(kspace)
+        noise_variance = _estimate_noise_variance(kspace) if estimate_noise else None
         dims = tuple(dim for dim in _SPATIAL if sampled.shape[dim] > 1) or (-1,)
         if constant := [dim for dim in _SPATIAL if dim not in dims]:
             kspace = torch.fft.ifftn(kspace, dim=constant, norm="ortho")
-        acquisition = cls(kspace, sampled, maps, noise_variance, dims, convention.centered)
+        acquisition = cls(kspace, sampled, maps, None, dims, convention.centered)
+        if noise_variance is None:
+            return acquisition
         signal = acquisition.adjoint(kspace).detach().abs().square().mean(dim=(1, 2), keepdim=True)
         ratio = noise_variance / signal.where(signal > 0, 1.0)
         return acquisition._replace(noise_to_signal=ratio.clamp(min=1e-8))

@@ -4,7 +4,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from direct_hifimamba.data.simulation.sample import Sample, SampleOptions, draw_sample, root_sum_of_squares
+from direct_hifimamba.data.fourier import root_sum_of_squares
+from direct_hifimamba.data.simulation.sample import Sample, SampleOptions, draw_sample
 
 SMALL = SampleOptions(size=(96, 112), num_coils=(4, 8))
 
