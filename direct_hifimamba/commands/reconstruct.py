@@ -7,7 +7,7 @@ import numpy as np
 
 import direct_hifimamba
 from direct_hifimamba.data.acquisition import check_acquisition, read_acquisition, read_sensitivity_map
-from direct_hifimamba.data.nifti import save_slices
+from direct_hifimamba.data.formats.nifti import save_slices
 from direct_hifimamba.reconstruction.reconstructor import (
     CONFIG_NAME,
     Reconstructor,

@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 
 from direct_hifimamba.data.data_sets import SIMULATED
+from direct_hifimamba.data.formats.nifti import ORIENTATIONS
 from direct_hifimamba.data.masks import MaskOptions
-from direct_hifimamba.data.nifti import ORIENTATIONS
 from direct_hifimamba.data.simulate import TEMPLATE, SimulationOptions, simulate
 from direct_hifimamba.data.simulation.files import ORIGIN, sample_options, write_samples
 from direct_hifimamba.data.simulation.heads import find_heads

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from direct_hifimamba.data.hdf5 import CMRXRECON_SUFFIX, acquired_columns, read_header, read_slices
+from direct_hifimamba.data.formats.hdf5 import CMRXRECON_SUFFIX, acquired_columns, read_header, read_slices
 
 MIN_CENTER = 2
 """Fewer adjacent lines around the centre of k-space calibrate nothing: a single one has no resolution."""

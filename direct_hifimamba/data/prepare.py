@@ -30,8 +30,7 @@ import direct_hifimamba
 from direct_hifimamba.data.blank import bright_level, is_blank
 from direct_hifimamba.data.data_sets import DATA_SETS, MEASURED, SIMULATED, listed_subjects, select_slices
 from direct_hifimamba.data.fit import crop_or_pad, resample
-from direct_hifimamba.data.fourier import image_to_kspace, root_sum_of_squares
-from direct_hifimamba.data.hdf5 import (
+from direct_hifimamba.data.formats.hdf5 import (
     CMRXRECON_SUFFIX,
     acquired_columns,
     add_provenance,
@@ -42,6 +41,7 @@ from direct_hifimamba.data.hdf5 import (
     write_view,
     write_volume,
 )
+from direct_hifimamba.data.fourier import image_to_kspace, root_sum_of_squares
 from direct_hifimamba.data.masks import MaskOptions, draw_mask
 from direct_hifimamba.data.parallel import map_files
 from direct_hifimamba.data.protocol import (

@@ -20,10 +20,10 @@ import direct_hifimamba
 from direct_hifimamba.data.blank import bright_level, foreground, is_blank
 from direct_hifimamba.data.data_sets import SIMULATED, subject_from_name
 from direct_hifimamba.data.fit import crop_or_pad, resample
+from direct_hifimamba.data.formats.hdf5 import read_provenance, write_volume
+from direct_hifimamba.data.formats.nifti import ORIENTATIONS, load_magnitude
 from direct_hifimamba.data.fourier import image_to_kspace
-from direct_hifimamba.data.hdf5 import read_provenance, write_volume
 from direct_hifimamba.data.masks import MaskOptions, draw_line_mask
-from direct_hifimamba.data.nifti import ORIENTATIONS, load_magnitude
 from direct_hifimamba.data.seeding import seed_from_name
 from direct_hifimamba.files import PARTIAL_SUFFIX, lock_folder
 

@@ -10,8 +10,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from direct_hifimamba.data.formats.hdf5 import HEADER, acquired_columns, as_text, escape_link
 from direct_hifimamba.data.fourier import root_sum_of_squares
-from direct_hifimamba.data.hdf5 import HEADER, acquired_columns, as_text, escape_link
 
 CALGARY_CAMPINAS_SAMPLED = 0.85
 """Fraction of the columns that Calgary-Campinas acquired; DIRECT's reader sets the others to zero."""
@@ -227,7 +227,7 @@ class NiftiFile:
     """
 
     def __init__(self, path: Path) -> None:
-        from direct_hifimamba.data.nifti import load_magnitude
+        from direct_hifimamba.data.formats.nifti import load_magnitude
 
         with _reading(path):
             self._volume, _ = load_magnitude(path)

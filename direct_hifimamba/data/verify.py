@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from direct_hifimamba.data.hdf5 import (
+from direct_hifimamba.data.formats.hdf5 import (
     acquired_columns,
     hash_content,
     kspace_shape,

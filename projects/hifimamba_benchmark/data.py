@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from direct_hifimamba.data.fit import resample
-from direct_hifimamba.data.nifti import load_magnitude, save_slices
+from direct_hifimamba.data.formats.nifti import load_magnitude, save_slices
 from direct_hifimamba.files import replace_when_complete
 
 FOLDER = Path(__file__).parent

@@ -7,8 +7,8 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from direct_hifimamba.data.formats.hdf5 import write_view, write_volume
 from direct_hifimamba.data.fourier import image_to_kspace
-from direct_hifimamba.data.hdf5 import write_view, write_volume
 from direct_hifimamba.data.masks import MaskOptions, draw_line_mask
 from direct_hifimamba.data.seeding import seed_from_name
 from direct_hifimamba.data.simulate import simulate_sensitivity_map

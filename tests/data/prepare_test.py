@@ -23,8 +23,8 @@ from direct.data.transforms import fft2, ifft2
 from direct_hifimamba import cli
 from direct_hifimamba.data import prepare as module
 from direct_hifimamba.data.data_sets import SIMULATED
+from direct_hifimamba.data.formats.hdf5 import read_mask, read_provenance, read_slices
 from direct_hifimamba.data.fourier import kspace_to_image, root_sum_of_squares
-from direct_hifimamba.data.hdf5 import read_mask, read_provenance, read_slices
 from direct_hifimamba.data.masks import MaskOptions, draw_mask
 from direct_hifimamba.data.prepare import prepare
 from direct_hifimamba.data.protocol import Settings, read_protocol, write_protocol
@@ -904,7 +904,7 @@ def test_downloads_that_are_not_are_refused(prepared, tmp_path):
 def test_only_nifti_data_need_nibabel(prepared, tmp_path, monkeypatch, capsys):
     raw = {name: str(prepared(name).raw) for name in ("fastmri", "acdc")}
     monkeypatch.setitem(sys.modules, "nibabel", None)
-    monkeypatch.delitem(sys.modules, "direct_hifimamba.data.nifti", raising=False)
+    monkeypatch.delitem(sys.modules, "direct_hifimamba.data.formats.nifti", raising=False)
     cli.main(["prepare", "fastmri", raw["fastmri"], str(tmp_path / "fastmri"), "--split", "val"])
     with pytest.raises(SystemExit, match="2"):
         cli.main(["prepare", "acdc", raw["acdc"], str(tmp_path / "acdc")])

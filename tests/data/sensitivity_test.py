@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from direct_hifimamba.data import sensitivity
 from direct_hifimamba.data.espirit import espirit
+from direct_hifimamba.data.formats.hdf5 import write_volume
 from direct_hifimamba.data.fourier import image_to_kspace
-from direct_hifimamba.data.hdf5 import write_volume
 from direct_hifimamba.data.registration import register_data_sets
 from direct_hifimamba.data.simulate import simulate_sensitivity_map
 

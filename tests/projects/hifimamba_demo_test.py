@@ -11,8 +11,8 @@ import pytest
 from direct.functionals.challenges import fastmri_psnr
 from omegaconf import OmegaConf
 
+from direct_hifimamba.data.formats.hdf5 import write_volume
 from direct_hifimamba.data.fourier import image_to_kspace
-from direct_hifimamba.data.hdf5 import write_volume
 
 ROOT = Path(__file__).parents[2]
 MASK = np.arange(32) % 4 == 0

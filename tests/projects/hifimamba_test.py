@@ -23,7 +23,7 @@ from direct_hifimamba.benchmark.folder import BenchmarkFolder
 from direct_hifimamba.benchmark.score import collect
 from direct_hifimamba.benchmark.score.results import Results
 from direct_hifimamba.data.data_sets import SIMULATED
-from direct_hifimamba.data.hdf5 import kspace_shape
+from direct_hifimamba.data.formats.hdf5 import kspace_shape
 from direct_hifimamba.data.prepare import prepare
 from direct_hifimamba.data.protocol import Settings, read_protocol
 from direct_hifimamba.training.compose import compose, to_yaml

@@ -23,9 +23,9 @@ from PIL import Image
 
 from direct_hifimamba import cli
 from direct_hifimamba.data.acquisition import center_block, check_acquisition, read_acquisition
+from direct_hifimamba.data.formats.hdf5 import write_cmrxrecon, write_volume
+from direct_hifimamba.data.formats.nifti import load_magnitude
 from direct_hifimamba.data.fourier import image_to_kspace, kspace_to_image
-from direct_hifimamba.data.hdf5 import write_cmrxrecon, write_volume
-from direct_hifimamba.data.nifti import load_magnitude
 from direct_hifimamba.reconstruction.reconstructor import CONFIG_NAME, Reconstructor
 from tests.data import lookalikes
 from tests.helpers import TINY, perturb
@@ -494,7 +494,7 @@ def test_nibabel_is_asked_for_before_any_work(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(sys.modules, "nibabel", None)
-    for name in ("data.nifti", "commands.reconstruct"):
+    for name in ("data.formats.nifti", "commands.reconstruct"):
         monkeypatch.delitem(sys.modules, f"direct_hifimamba.{name}", raising=False)
     assert "direct-hifimamba[data]" in run_fails(capsys, experiments[OURS], volume, tmp_path)
     assert not list(tmp_path.iterdir())

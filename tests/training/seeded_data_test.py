@@ -15,7 +15,7 @@ from direct.data.mri_transforms import CreateSamplingMask
 from direct.data.samplers import ConcatDatasetBatchSampler
 from torch.utils.data import DataLoader
 
-from direct_hifimamba.data.hdf5 import write_volume
+from direct_hifimamba.data.formats.hdf5 import write_volume
 from direct_hifimamba.data.simulation.dataset import SimulatedMultiCoilDataset
 from direct_hifimamba.training.seeded_data import SeededBatchSampler, SeededDataset
 

@@ -16,7 +16,7 @@ from direct_hifimamba.benchmark.folder import BenchmarkFolder
 from direct_hifimamba.benchmark.plan.configurations import find_difference, shared_sections
 from direct_hifimamba.benchmark.plan.specification import Specification
 from direct_hifimamba.benchmark.provenance import describe_code
-from direct_hifimamba.data.hdf5 import (
+from direct_hifimamba.data.formats.hdf5 import (
     CMRXRECON_SUFFIX,
     hash_content,
     kspace_shape,

@@ -27,8 +27,8 @@ from tqdm import tqdm
 from direct_hifimamba.benchmark.folder import RunFolder
 from direct_hifimamba.benchmark.plan.inputs import list_files
 from direct_hifimamba.benchmark.plan.specification import Specification
+from direct_hifimamba.data.formats.hdf5 import read_slices
 from direct_hifimamba.data.fourier import kspace_to_image, root_sum_of_squares
-from direct_hifimamba.data.hdf5 import read_slices
 from direct_hifimamba.files import replace_when_complete
 
 BART = "BART pics"

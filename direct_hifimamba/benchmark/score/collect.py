@@ -31,7 +31,7 @@ from direct_hifimamba.benchmark.score.results import (
 )
 from direct_hifimamba.benchmark.score.scores import SPECTRUM_EDGES, VolumeScores, metric_definitions
 from direct_hifimamba.benchmark.score.scoring import Volume, score_volumes, volumes_of
-from direct_hifimamba.data.hdf5 import CMRXRECON_SUFFIX
+from direct_hifimamba.data.formats.hdf5 import CMRXRECON_SUFFIX
 
 ZERO_FILLED = "zero-filled"
 

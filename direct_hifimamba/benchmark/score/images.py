@@ -13,8 +13,8 @@ import torch
 from direct.data.transforms import center_crop
 from numpy.typing import NDArray
 
+from direct_hifimamba.data.formats.hdf5 import acquired_columns, kspace_shape, read_mask, read_slices
 from direct_hifimamba.data.fourier import root_sum_of_squares
-from direct_hifimamba.data.hdf5 import acquired_columns, kspace_shape, read_mask, read_slices
 
 
 def load_target(path: Path, shape: tuple[int, int], centered: bool = True) -> NDArray[np.float32]:
@@ -23,7 +23,7 @@ def load_target(path: Path, shape: tuple[int, int], centered: bool = True) -> ND
     Parameters
     ----------
     path : Path
-        As :mod:`direct_hifimamba.data.hdf5` writes them.
+        As :mod:`direct_hifimamba.data.formats.hdf5` writes them.
     shape : tuple of two ints
         Height and width to crop to, about the centre.
     centered : bool

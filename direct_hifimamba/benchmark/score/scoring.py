@@ -10,7 +10,7 @@ from direct_hifimamba.benchmark.plan.inputs import list_files
 from direct_hifimamba.benchmark.run.runner import Run
 from direct_hifimamba.benchmark.score.images import load_reconstruction, load_target, load_zero_filled
 from direct_hifimamba.benchmark.score.scores import VolumeScores, score_volume
-from direct_hifimamba.data.hdf5 import kspace_shape
+from direct_hifimamba.data.formats.hdf5 import kspace_shape
 from direct_hifimamba.data.parallel import map_files
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import direct_hifimamba
-from direct_hifimamba.data.hdf5 import write_volume
+from direct_hifimamba.data.formats.hdf5 import write_volume
 from direct_hifimamba.data.masks import MaskOptions, draw_line_mask
 from direct_hifimamba.data.simulate import check_output
 from direct_hifimamba.data.simulation.sample import SampleOptions, draw_sample

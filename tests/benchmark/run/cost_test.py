@@ -25,7 +25,7 @@ from direct_hifimamba.benchmark.run.cost import (
 )
 from direct_hifimamba.benchmark.run.memory import extra_resident_bytes
 from direct_hifimamba.benchmark.run.processes import THREADS
-from direct_hifimamba.data.hdf5 import write_cmrxrecon, write_volume
+from direct_hifimamba.data.formats.hdf5 import write_cmrxrecon, write_volume
 from direct_hifimamba.nn.hifimamba.bottleneck import InvertedBottleneck
 from direct_hifimamba.nn.hifimamba.config import HiFiMambaV2Config
 from direct_hifimamba.nn.hifimamba.moe import build_mixtures

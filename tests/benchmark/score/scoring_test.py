@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from direct_hifimamba.benchmark.score.scoring import Volume, score_volumes
-from direct_hifimamba.data.hdf5 import write_cmrxrecon, write_view, write_volume
+from direct_hifimamba.data.formats.hdf5 import write_cmrxrecon, write_view, write_volume
 from tests.data.lookalikes import centred_fft, magnitude, measure
 
 

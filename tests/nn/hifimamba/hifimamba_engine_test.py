@@ -26,7 +26,7 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.utils.data import Dataset
 
-from direct_hifimamba.data.hdf5 import write_volume
+from direct_hifimamba.data.formats.hdf5 import write_volume
 from direct_hifimamba.nn.hifimamba.config import HiFiMambaV2Config
 from direct_hifimamba.nn.hifimamba.hifimamba import HiFiMambaV2, HiFiMambaV2Output
 from direct_hifimamba.nn.hifimamba.hifimamba_engine import HiFiMambaV2Engine

@@ -1,12 +1,11 @@
-"""Tests of direct_hifimamba.data.hdf5."""
+"""Tests of direct_hifimamba.data.formats.hdf5."""
 
 import h5py
 import numpy as np
 import pytest
 from direct.data.datasets import CMRxReconDataset, FastMRIDataset
 
-from direct_hifimamba.data.fourier import image_to_kspace
-from direct_hifimamba.data.hdf5 import (
+from direct_hifimamba.data.formats.hdf5 import (
     hash_content,
     kspace_shape,
     read_cmrxrecon_slices,
@@ -16,6 +15,7 @@ from direct_hifimamba.data.hdf5 import (
     write_view,
     write_volume,
 )
+from direct_hifimamba.data.fourier import image_to_kspace
 from direct_hifimamba.data.masks import MaskOptions, draw_mask
 
 RNG = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Tests of direct_hifimamba.data.nifti beyond those of direct_hifimamba.data.simulate, which reads with it."""
+"""Tests of direct_hifimamba.data.formats.nifti beyond those of direct_hifimamba.data.simulate, which reads with it."""
 
 import gzip
 from pathlib import Path
@@ -7,7 +7,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from direct_hifimamba.data.nifti import ORIENTATIONS, load_magnitude
+from direct_hifimamba.data.formats.nifti import ORIENTATIONS, load_magnitude
 from tests.data.lookalikes import save_nifti
 
 

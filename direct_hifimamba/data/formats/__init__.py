@@ -1,0 +1,1 @@
+"""Files of k-space and images: a module per format."""
