@@ -27,6 +27,13 @@ def test_the_configuration_is_complete_and_known_to_direct() -> None:
     assert OmegaConf.create(section).model == config.model
 
 
+def test_the_paper_is_cited_with_its_title_and_all_authors() -> None:
+    paper = OmegaConf.load(ROOT / "CITATION.cff").references[0]
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert paper.title in readme
+    assert ", ".join(f"{name['given-names'][0]}. {name['family-names']}" for name in paper.authors) in readme
+
+
 def test_the_python_examples_run() -> None:
     network, reconstructor, scan = blocks("docs/python.md", "python")
     assert blocks("README.md", "python") == [reconstructor]  # a trained model is reconstructor_test's business

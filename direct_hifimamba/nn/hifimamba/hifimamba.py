@@ -107,7 +107,8 @@ class HiFiMambaV2(nn.Module):
 
     References
     ----------
-    .. [1] HiFi-MambaV2. arXiv:2511.18534.
+    .. [1] Fang, P., Chen, H., Yao, G., Shi, J., Tang, F., Cai, X., Shan, S., Liu, F.: HiFi-MambaV2: Hierarchical
+       Shared-Routed MoE for High-Fidelity MRI Reconstruction. arXiv:2511.18534, 2025.
     """
 
     def __init__(self, forward_operator: FFTOperator, backward_operator: FFTOperator, **options: Any) -> None:
