@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from direct_hifimamba.benchmark.run.classical import read_cfl, write_cfl
 from direct_hifimamba.data.espirit import espirit, espirit_sets
+from direct_hifimamba.data.formats.bart import from_slices, read_cfl, to_slices, write_cfl
 from direct_hifimamba.data.fourier import image_to_kspace, root_sum_of_squares
 from direct_hifimamba.data.simulate import (
     SimulationOptions,
@@ -61,10 +61,10 @@ def angle(maps: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
 
 
 def ecalib(kspace: NDArray[np.complex64], kernel: int, folder: Path) -> NDArray[np.complex64]:
-    write_cfl(folder / "kspace", kspace)
+    write_cfl(folder / "kspace", from_slices(kspace[None]))
     command = ["bart", "ecalib", "-m1", "-c0", f"-k{kernel}", "kspace", "maps"]
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
-    return read_cfl(folder / "maps")
+    return to_slices(read_cfl(folder / "maps"))[0]
 
 
 @needs_bart

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from direct_hifimamba.benchmark.folder import RunFolder
 from direct_hifimamba.benchmark.plan.inputs import list_files
 from direct_hifimamba.benchmark.plan.specification import Specification
+from direct_hifimamba.data.formats.bart import from_slices, read_cfl, to_slices, write_cfl
 from direct_hifimamba.data.formats.hdf5 import read_slices
 from direct_hifimamba.data.fourier import kspace_to_image, root_sum_of_squares
 from direct_hifimamba.files import replace_when_complete
@@ -133,15 +134,15 @@ def reconstruct_pics(
     with TemporaryDirectory() as name:
         folder = Path(name)
         for kspace_slice, map_slice in zip(kspace * mask, sensitivity_map, strict=True):
-            write_cfl(folder / "kspace", kspace_slice)
-            write_cfl(folder / "map", map_slice)
+            write_cfl(folder / "kspace", from_slices(kspace_slice[None]))
+            write_cfl(folder / "map", from_slices(map_slice[None]))
             # -S: BART scales the data, and leaves the image scaled without it.
             command = [str(program), "pics", "-S", "-l1", "-r", str(regularisation), "kspace", "map", "image"]
             environment = os.environ | {"OMP_NUM_THREADS": "1"}
             process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
             if process.returncode != 0:
                 raise RuntimeError(f"{' '.join(command)} failed: {(process.stderr or process.stdout).strip()}")
-            images.append(np.abs(read_cfl(folder / "image")[0]))
+            images.append(np.abs(to_slices(read_cfl(folder / "image"))[0, 0]))
     return np.stack(images)
 
 
@@ -252,19 +253,3 @@ def _reconstruct_files(paths: Sequence[Path], output: Path, weight: float, shape
     with ThreadPoolExecutor(jobs) as pool:
         list(tqdm(pool.map(write, paths), f"BART, {output.name}", len(paths), unit="file"))
     partial.replace(output)
-
-
-def write_cfl(path: Path, array: NDArray[np.complex64]) -> None:
-    """Write an array of shape (coil, height, width) as BART's `path`.hdr and `path`.cfl."""
-    coils, height, width = array.shape
-    # BART's axes: the image's three, then coils, the first varying fastest.
-    path.with_suffix(".hdr").write_text(f"# Dimensions\n{height} {width} 1 {coils}\n")
-    array.transpose(0, 2, 1).astype("<c8").tofile(path.with_suffix(".cfl"))
-
-
-def read_cfl(path: Path) -> NDArray[np.complex64]:
-    """Read what :func:`write_cfl` or BART wrote; the inverse of the former."""
-    lines = path.with_suffix(".hdr").read_text().splitlines()
-    sizes = [int(word) for word in lines[lines.index("# Dimensions") + 1].split()]
-    height, width, _, coils = (*sizes, 1, 1, 1)[:4]
-    return np.fromfile(path.with_suffix(".cfl"), "<c8").reshape(coils, width, height).transpose(0, 2, 1)

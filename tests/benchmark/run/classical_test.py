@@ -38,20 +38,6 @@ def _psnr(kspace: np.ndarray, image: np.ndarray) -> float:
     return fastmri_psnr(target[:, None], image[:, None]).item()
 
 
-def test_cfl_files_come_back(tmp_path):
-    rng = np.random.default_rng(0)
-    array = (rng.standard_normal((3, 4, 5)) + 1j * rng.standard_normal((3, 4, 5))).astype(np.complex64)
-    classical.write_cfl(tmp_path / "array", array)
-    np.testing.assert_array_equal(classical.read_cfl(tmp_path / "array"), array)
-
-
-def test_first_axis_of_a_cfl_file_varies_fastest(tmp_path):
-    classical.write_cfl(tmp_path / "array", np.arange(24, dtype=np.complex64).reshape(2, 3, 4))
-    stored = np.fromfile(tmp_path / "array.cfl", np.complex64)
-    np.testing.assert_array_equal(stored[:4], [0, 4, 8, 1])
-    assert (tmp_path / "array.hdr").read_text().split("\n")[1] == "3 4 1 2"
-
-
 def test_sensitivities_are_of_unit_norm_and_those_of_the_simulation():
     kspace, mask = _acquisition(4)
     estimate = classical.estimate_sensitivity_map(kspace[0], mask)
