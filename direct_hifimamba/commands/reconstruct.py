@@ -8,6 +8,7 @@ import numpy as np
 import direct_hifimamba
 from direct_hifimamba.data.acquisition import check_acquisition, read_acquisition, read_sensitivity_map
 from direct_hifimamba.data.formats.nifti import save_slices
+from direct_hifimamba.data.formats.raw_data import AXES
 from direct_hifimamba.reconstruction.reconstructor import (
     CONFIG_NAME,
     Reconstructor,
@@ -33,7 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cfg", type=Path, metavar="FILE", help=f"configuration (default: {CONFIG_NAME} beside the checkpoint)"
     )
-    parser.add_argument("--mask", type=Path, metavar="FILE", help=".npy, .npz or HDF5 file with the mask")
+    parser.add_argument("--mask", type=Path, metavar="FILE", help="file with the mask (default: that of the input)")
+    parser.add_argument(
+        "--axes", metavar="NAMES", help=f"what the axes of an array are, such as height,width,coil: of {','.join(AXES)}"
+    )
+    parser.add_argument("--variable", metavar="NAME", help="name of k-space in the file (default: kspace)")
     parser.add_argument(
         "--no-check",
         action="store_true",
@@ -56,7 +61,8 @@ def main(args: argparse.Namespace) -> None:
     if args.voxel_size is not None and not all(0 < size < np.inf for size in args.voxel_size):
         raise ValueError(f"The voxel size is {args.voxel_size}; expected three distances in mm, above 0.")
     paths = output_paths(args.output, args.input, args.phase)
-    kspace, mask, image_size = read_acquisition(args.input, args.mask)
+    kspace, mask, raw = read_acquisition(args.input, args.mask, args.axes and args.axes.split(","), args.variable)
+    print(*raw.messages, sep="\n", end="\n" if raw.messages else "")
     check_acquisition(kspace, mask, not args.no_check)
     reconstructor = Reconstructor.from_checkpoint(args.checkpoint, args.cfg, args.device)
     maps = read_sensitivity_map(args.input) if reconstructor.needs_sensitivity_map else None
@@ -66,7 +72,7 @@ def main(args: argparse.Namespace) -> None:
         args.complex or args.phase,
         progress=True,
         sensitivity_map=maps,
-        image_size=image_size,
+        image_size=raw.image_size,
         check=not args.no_check,
     )
     magnitude = np.abs(images)

@@ -1,14 +1,14 @@
 """K-space and sampling mask of one acquisition: read from a file, and checked before anything is made of them."""
 
-import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from direct_hifimamba.data.formats.hdf5 import CMRXRECON_SUFFIX, acquired_columns, read_header, read_slices
+from direct_hifimamba.data.formats.raw_data import RawData
+from direct_hifimamba.data.formats.registry import read, read_array
 
 MIN_CENTER = 2
 """Fewer adjacent lines around the centre of k-space calibrate nothing: a single one has no resolution."""
@@ -18,27 +18,28 @@ _PROMINENCE = 4
 
 
 class Acquisition(NamedTuple):
-    """K-space and mask as they are stored, in which what a header says is padding is cleared."""
+    """K-space and mask of a file, and what else the file says."""
 
-    kspace: NDArray[Any]  #: (slices[, coils], height, width)
+    kspace: NDArray[np.complex64]  #: (slices, coils, height, width)
     mask: NDArray[Any]  #: (width,) or (height, width)
-    image_size: tuple[int, int] | None = None  #: Height and width of the image that the file asks for.
+    raw: RawData
 
 
-def read_acquisition(path: Path, mask_path: Path | None = None) -> Acquisition:
-    """Read k-space and mask.
-
-    As DIRECT's `FastMRI` data set does it, both are cleared in the columns that an ISMRMRD header calls padding.
+def read_acquisition(
+    path: Path, mask_path: Path | None = None, axes: Sequence[str] | None = None, variable: str | None = None
+) -> Acquisition:
+    """Read all slices of k-space, and the mask.
 
     Parameters
     ----------
     path : Path
-        HDF5 or NumPy (`.npz`) file with `kspace` and, if there is no `mask_path`, `mask`; or the k-space alone
-        (`.npy`). Real and imaginary part may be the last axis of an HDF5 file, as float32. In MATLAB files as those
-        of CMRxRecon (`.mat`, version 7.3), k-space has the fields `real` and `imag` and the axes (time, slice[, coil],
-        width, height), and names may continue, as in `kspace_sub04` and `mask04`; times become slices.
+        A file of any format in :mod:`direct_hifimamba.data.formats.registry`.
     mask_path : Path, optional
-        File of the same kinds that has the mask instead.
+        File that has the mask, under the name `mask` where arrays have names. Default: `path`; if it has none, the
+        mask is found in k-space.
+    axes : sequence of str, optional
+        As in :func:`registry.read`, and so is `variable`.
+    variable : str, optional
 
     Returns
     -------
@@ -48,94 +49,61 @@ def read_acquisition(path: Path, mask_path: Path | None = None) -> Acquisition:
     Raises
     ------
     ValueError
-        If the file is of another kind, or has no k-space or no mask.
+        If a file cannot be read, or the mask cannot be found.
     """
-    kspace = _read_array(path, "kspace")
-    if kspace is None:
-        raise ValueError(f"{path} has no k-space; expected a data set named 'kspace'.")
-    mask = None
-    if mask_path is not None or path.suffix != ".npy":
-        mask = _read_array(mask_path or path, "mask")
-    if mask is None:
-        raise ValueError(f"{mask_path or path} has no mask; store one as 'mask', or give a file with --mask.")
-    if path.suffix in (".npy", ".npz"):
-        return Acquisition(kspace, mask)
-    if path.suffix == CMRXRECON_SUFFIX:  # DIRECT's reader asks for this part of the image
-        return Acquisition(kspace, mask, (round(kspace.shape[-2] / 3), round(kspace.shape[-1] / 2)))
-    with h5py.File(path) as file:
-        padding = np.ones(kspace.shape[-1], bool)
-        padding[acquired_columns(file)] = False
-        image_size = read_header(file).get("reconstruction_size")
-    if padding.any():
-        kspace, mask = np.where(padding, 0, kspace), np.where(padding, 0, mask)
-    if image_size is not None:
-        image_size = image_size[:2] if image_size[1] <= kspace.shape[-1] else (kspace.shape[-1],) * 2
-    return Acquisition(kspace, mask, image_size)
+    raw = read(path, axes, variable)
+    mask = raw.mask if mask_path is None else read_array(mask_path, "mask")
+    if mask_path is not None and mask is None:
+        raise ValueError(f"{mask_path} has no mask; expected an array with the name 'mask'.")
+    kspace = np.stack(list(raw.slices()))
+    return Acquisition(kspace, find_mask(kspace) if mask is None else mask, raw)
 
 
-def read_sensitivity_map(path: Path) -> NDArray[Any]:
-    """Read the coil sensitivities `sensitivity_map` of an HDF5 or NumPy (`.npz`) file, as they are stored.
+def find_mask(kspace: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return the mask of k-space in which everything is zero that was not sampled.
+
+    Parameters
+    ----------
+    kspace : complex array of shape (slices, coils, height, width)
+
+    Returns
+    -------
+    bool array of shape (width,) or (height, width)
+        The former if whole columns were sampled.
+
+    Raises
+    ------
+    ValueError
+        If k-space is zero, or if slices were sampled differently.
+    """
+    patterns = (kspace != 0).any(axis=1)
+    sampled = patterns.any(axis=0)
+    if not sampled.any():
+        raise ValueError("k-space is zero everywhere; expected samples.")
+    for index, pattern in enumerate(patterns):
+        if pattern.any() and (pattern != sampled).any():
+            raise ValueError(
+                f"Slice {index} has other samples than the slices before it, and one mask is for all slices. Give it "
+                "with --mask, or slices with the same samples."
+            )
+    columns = sampled.any(axis=0)
+    return columns if (sampled == columns).all() else sampled
+
+
+def read_sensitivity_map(path: Path) -> NDArray[np.complex64]:
+    """Read the coil sensitivities `sensitivity_map` of a file, with the axes of k-space.
 
     Raises
     ------
     ValueError
         If the file has none.
     """
-    sensitivity_map = None if path.suffix == ".npy" else _read_array(path, "sensitivity_map")
-    if sensitivity_map is None:
-        raise ValueError(
-            f"{path} has no coil sensitivities, which the configuration takes as given (sensitivity_maps: stored); "
-            "expected a data set named 'sensitivity_map' of the shape of k-space."
-        )
-    return sensitivity_map
-
-
-def _read_array(path: Path, name: str) -> NDArray[Any] | None:
     try:
-        if path.suffix in (".npy", ".npz"):
-            stored = np.load(path)
-            if isinstance(stored, np.ndarray):
-                return stored
-            with stored:
-                return stored.get(name)
-        with h5py.File(path) as file:
-            found = _find(file, name)
-            if found is None:
-                return None
-            stored = file[found]
-            if path.suffix == CMRXRECON_SUFFIX:
-                return _read_matlab(stored)
-            if name == "kspace" and stored.dtype == np.float32 and stored.shape[-1] == 2:
-                return np.stack(list(read_slices(file)))
-            return stored[()]
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read as HDF5 or NumPy file: {error}") from error
-
-
-def _find(file: h5py.File, name: str) -> str | None:
-    """Find a data set by its name, in MATLAB files by its beginning, such as `kspace_sub04` and `mask04`."""
-    if name in file or not file.filename.endswith(CMRXRECON_SUFFIX):
-        return name if name in file else None
-    found = [key for key in file if key.startswith(name)]
-    if len(found) > 1:  # several masks: the one of the k-space
-        numbers = {number for key in file if key.startswith("kspace") for number in re.findall(r"\d+$", key)}
-        found = [key for key in found if numbers.intersection(re.findall(r"\d+$", key))] or found
-    if len(found) > 1:
-        raise ValueError(f"it has {', '.join(found)}; expected one of them, or the name {name!r}")
-    return found[0] if found else None
-
-
-def _read_matlab(stored: h5py.Dataset) -> NDArray[Any]:
-    """Read an array of a MATLAB file, whose axes HDF5 has in reverse."""
-    values = stored[()]
-    if values.dtype.names != ("real", "imag"):
-        return values.T
-    if values.ndim not in (4, 5):
-        raise ValueError(f"k-space has the shape {values.shape}; expected (time, slice[, coil], width, height)")
-    kspace = (values["real"] + 1j * values["imag"]).astype(np.complex64, copy=False)
-    return kspace.reshape(-1, *kspace.shape[2:]).swapaxes(-1, -2)
+        return np.stack(list(read(path, variable="sensitivity_map").slices()))
+    except ValueError as error:
+        raise ValueError(
+            f"The configuration takes coil sensitivities as given (sensitivity_maps: stored). {error}"
+        ) from error
 
 
 def check_acquisition(kspace: NDArray[Any], mask: NDArray[Any], compare: bool = True) -> NDArray[np.bool_]:

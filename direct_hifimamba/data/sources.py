@@ -10,12 +10,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from direct_hifimamba.data.formats import calgary_campinas
 from direct_hifimamba.data.formats.hdf5 import HEADER, acquired_columns, as_text, escape_link
 from direct_hifimamba.data.fourier import root_sum_of_squares
-
-CALGARY_CAMPINAS_SAMPLED = 0.85
-"""Fraction of the columns that Calgary-Campinas acquired; DIRECT's reader sets the others to zero."""
-
 
 MAX_GAPS = 0.01
 """Fraction of the samples between the outermost ones that may be zero in fully sampled k-space."""
@@ -176,13 +173,12 @@ class CalgaryCampinas(KSpaceFile):
     def _check(self) -> None:
         if self._kspace.dtype != np.float32 or self._kspace.ndim != 4 or self._kspace.shape[-1] % 2:
             self._refuse("(slices, height, width, 2 * coil), float32")
-        self._num_sampled = math.ceil(CALGARY_CAMPINAS_SAMPLED * self._kspace.shape[2])
+        self._num_sampled = math.ceil(calgary_campinas.SAMPLED * self._kspace.shape[2])
 
     def kspace(self, index: int) -> NDArray[np.complex64]:
         """K-space of a slice, of shape (coil, height, width), zero where it was not acquired."""
-        kspace = super().kspace(index).view(np.complex64)
-        kspace[:, self._num_sampled :] = 0
-        return np.ascontiguousarray(np.moveaxis(kspace, -1, 0))
+        with _reading(self._path):
+            return calgary_campinas.read_slice(self._kspace, index)
 
     def magnitude(self, index: int) -> NDArray[np.float32]:
         """Root sum of squares of the coil images of a slice, of shape (height, width)."""

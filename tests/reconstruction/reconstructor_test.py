@@ -597,7 +597,7 @@ def test_wrong_files_are_refused(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     output = tmp_path / "out"
     checkpoint, other = experiments[OURS], experiments[VARNET]
-    np.save(tmp_path / "kspace.npy", simulate())
+    np.savez(tmp_path / "kspace.npz", kspace=simulate())
     (tmp_path / "text.h5").write_text("no HDF5")
     (tmp_path / "text.pt").write_text("no checkpoint")
     alone = shutil.copy(checkpoint, tmp_path / "model_7.pt")
@@ -605,9 +605,9 @@ def test_wrong_files_are_refused(
     del config["inference"]
     OmegaConf.save(config, tmp_path / "no_inference.yaml")
     for arguments, message in (
-        ((checkpoint, tmp_path / "kspace.npy", output), "has no mask"),
+        ((checkpoint, volume, output, "--mask", tmp_path / "kspace.npz"), "has no mask"),
         ((checkpoint, tmp_path / "missing.h5", output), "No such file"),
-        ((checkpoint, tmp_path / "text.h5", output), "cannot be read as HDF5"),
+        ((checkpoint, tmp_path / "text.h5", output), "is of none of the formats"),
         ((checkpoint, volume, tmp_path / "missing" / "out"), "is missing"),
         ((checkpoint, volume, output, "--voxel-size", 1, 1, 0), "above 0"),
         ((checkpoint.parent, volume, output), "expected a checkpoint"),

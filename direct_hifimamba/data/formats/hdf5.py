@@ -1,9 +1,10 @@
-"""K-space files in the form of the fastMRI data set, the one that DIRECT's `FastMRI` data set reads."""
+"""K-space in HDF5: the form of the fastMRI data set, which DIRECT's `FastMRI` data set reads, and those of others."""
 
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import ParseError
@@ -13,6 +14,7 @@ import numpy as np
 from direct.data.datasets import _parse_fastmri_header
 from numpy.typing import NDArray
 
+from direct_hifimamba.data.formats.raw_data import AXES, Format, RawData, from_array
 from direct_hifimamba.data.fourier import root_sum_of_squares
 from direct_hifimamba.files import replace_when_complete
 
@@ -278,3 +280,71 @@ def read_origin(path: Path) -> dict[str, Any]:
     if isinstance(link, h5py.ExternalLink):
         provenance = (read_provenance(path.parent / link.filename) or {}) | provenance
     return {key: provenance[key] for key in ("origin", "source", "subject") if provenance.get(key) is not None}
+
+
+class StoredArray:
+    """A data set of an HDF5 file, which is opened for each part that is read.
+
+    Parameters
+    ----------
+    path : Path
+    name : str
+
+    Raises
+    ------
+    FileNotFoundError
+        If it links to a file that is not there. (HDF5 would read zeros.)
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        self._path, self._name = path, name
+        with h5py.File(path) as file:
+            stored = file[name]
+            for link in missing_links(stored):
+                raise FileNotFoundError(
+                    f"{path} links to {link}, which is not there; put it back, or prepare the data with --copy"
+                )
+            self.shape: tuple[int, ...] = stored.shape
+            self.ndim: int = stored.ndim
+            self.dtype: np.dtype[Any] = stored.dtype
+
+    def __getitem__(self, index: Any) -> NDArray[Any]:
+        with h5py.File(self._path) as file:
+            return file[self._name][index]
+
+
+def _read(path: Path, axes: Sequence[str] | None = None, variable: str | None = None) -> RawData:
+    name = variable or "kspace"
+    with h5py.File(path) as file:
+        if name not in file:
+            raise ValueError(f"it has no {name!r}, but {', '.join(file) or 'nothing'}; name k-space (--variable)")
+        mask = file["mask"][()] if "mask" in file else None
+        columns, image_size = acquired_columns(file), read_header(file).get("reconstruction_size")
+    array = StoredArray(path, name)
+    if axes is None and array.ndim - (array.dtype.kind == "f") == 3:
+        axes = [axis for axis in AXES if axis != "coil"]  # fastMRI's single-coil data
+    raw = from_array(array, axes or AXES, mask=mask)
+    width = raw.shape[-1]
+    if image_size is not None:
+        raw = replace(raw, image_size=image_size[:2] if image_size[1] <= width else (width, width))
+    padding = np.ones(width, bool)
+    padding[columns] = False
+    if not padding.any():
+        return raw
+    return replace(
+        raw,
+        mask=None if mask is None else np.where(padding, 0, mask),
+        read_slice=lambda index: np.where(padding, np.complex64(0), raw.read_slice(index)),
+        messages=(f"{padding.sum()} columns are zero-padding, according to the header.",),
+    )
+
+
+def read_array(path: Path, name: str) -> NDArray[Any] | None:
+    """Return a data set of an HDF5 file as it is stored, or None if there is none."""
+    with h5py.File(path) as file:
+        if name not in file:
+            return None
+        return file[name][()]
+
+
+FORMAT = Format("HDF5 of the fastMRI form", h5py.is_hdf5, _read, read_array)
