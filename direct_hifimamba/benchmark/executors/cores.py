@@ -1,0 +1,14 @@
+"""How many processor cores a process may use."""
+
+import os
+
+CORES = "DIRECT_HIFIMAMBA_CORES"
+"""Environment variable with the number of cores, set by the local executor."""
+
+
+def available_cores() -> int:
+    """Cores for this process: its share of the local executor, of Slurm, or all that the system grants it."""
+    for name in (CORES, "SLURM_CPUS_PER_TASK"):
+        if name in os.environ:
+            return int(os.environ[name])
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
