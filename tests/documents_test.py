@@ -154,7 +154,7 @@ def build_data(document: Path, folder: Path) -> None:
 
 # Commands of the others are checked by tests/projects: they train several networks of full size.
 WITH_COMMANDS = [
-    *(README, CONFIGURATION, ROOT / "docs" / "installation.md"),
+    *(README, CONFIGURATION, ROOT / "docs" / "installation.md", ROOT / "projects" / "hifimamba" / "README.md"),
     *(document for document in DOCUMENTS if document.parent.name in CASES),
 ]
 

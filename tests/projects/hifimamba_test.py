@@ -102,7 +102,7 @@ CASES = {
         "test",
     ),
     "m4raw": Case(
-        ["m4raw/configs/base"],
+        ["m4raw/configs/base", "direct_training"],
         "equispaced_4x",
         lookalikes.m4raw,
         "m4raw",
@@ -270,6 +270,15 @@ def test_direct_trains_validates_and_predicts(case, model, prepared, in_process,
     )
     _check_metrics(next(tmp_path.rglob("metrics_inference.json")), names)
     assert {path.name for path in (tmp_path / "predicted").iterdir()} >= set(names)
+
+
+def test_every_model_trains_with_the_same_sensitivity_model_and_losses():
+    shared = [
+        {"additional_models": config.additional_models, "loss": config.training.loss}
+        for config in (compose(_parts("m4raw", model)) for model in MODELS)
+    ]
+    assert all(entry == shared[0] for entry in shared)
+    assert [loss.function for loss in shared[0]["loss"].losses] == ["l1_loss", "ssim_loss"]
 
 
 @pytest.mark.slow

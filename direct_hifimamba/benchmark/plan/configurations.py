@@ -15,6 +15,7 @@ from direct.data.datasets_config import TransformsConfig  # which cannot be impo
 
 SHARED = (
     "physics",
+    "additional_models",
     "training.datasets",
     "training.loss",
     "training.regularizers",

@@ -48,6 +48,10 @@ def test_every_acceleration_has_its_equal_share_of_the_training(tmp_path: Path) 
         ("training.lr_gamma=0.1", "training.lr_gamma is"),
         ("training.lr_step_size=7", "training.lr_step_size is"),
         ("training.regularizers=[hfen_l1]", "training.regularizers is"),
+        (
+            "additional_models.sensitivity_model.model_name=unet.unet_2d.UnetModel2d",
+            "additional_models is None for HiFi-MambaV2",
+        ),
         ("physics.forward_operator=fft2(centered=False)", "physics.forward_operator is 'fft2' for HiFi-MambaV2"),
     ],
 )
