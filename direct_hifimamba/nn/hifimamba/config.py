@@ -15,6 +15,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "pyramid_expand": ("bilinear", "binomial"),
     "moe": ("shared_routed", "shared", "routed", "none"),
     "expert_sharing": ("block", "stage", "network"),
+    "coil_mode": ("sense", "channels"),
     "data_consistency": ("hard", "proximal"),
     "data_consistency_activation": ("silu", "none"),
     "initialisation": ("reference", "balanced"),
@@ -27,6 +28,7 @@ _MINIMUM: dict[str, int] = {
     "patch_size": 1,
     "state_size": 1,
     "num_routed_experts": 1,
+    "num_coils": 1,
     "data_consistency_steps": 1,
 }
 _UNIT_INTERVAL = ("stochastic_depth", "scan_dropout")
@@ -108,6 +110,13 @@ class HiFiMambaV2Config(ModelConfig, metaclass=_NamesRemovedKeys):
         to a block. Default: "block".
     load_balancing_weight : float
         Weight of the load-balancing loss, added by the engine. Default: 1e-3.
+    coil_mode : str
+        "sense" reconstructs the coil-combined image with sensitivity maps, for any number of coils. "channels" stacks
+        the images of `num_coils` coils as channels, makes every coil's image consistent with its own k-space, without
+        sensitivity maps, and gives their root sum of squares, as the authors' multi-coil network does.
+        Default: "sense".
+    num_coils : int
+        Coils of every measurement if `coil_mode` is "channels". Default: 4.
     data_consistency : str
         "hard" replaces predicted samples by measured ones, as the authors' code does. "proximal" solves
         (A^H A + lambda) x = A^H y + lambda z for the image x, where z is the prediction and lambda a learned weight
@@ -155,6 +164,8 @@ class HiFiMambaV2Config(ModelConfig, metaclass=_NamesRemovedKeys):
     num_routed_experts: int = 4
     expert_sharing: str = "block"
     load_balancing_weight: float = 1e-3
+    coil_mode: str = "sense"
+    num_coils: int = 4
     data_consistency: str = "hard"
     data_consistency_steps: int = 1
     data_consistency_activation: str = "silu"
@@ -170,6 +181,11 @@ class HiFiMambaV2Config(ModelConfig, metaclass=_NamesRemovedKeys):
         """Refuse removed keys, which `__init__` does not know."""
         cls.refuse_removed(keys)
         return super().__new__(cls)
+
+    @property
+    def stacked_coils(self) -> int:
+        """Number of coils whose images become one feature map."""
+        return self.num_coils if self.coil_mode == "channels" else 1
 
     @staticmethod
     def refuse_removed(keys: Iterable[str]) -> None:

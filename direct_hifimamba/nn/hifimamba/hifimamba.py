@@ -17,7 +17,13 @@ from direct_hifimamba.nn.hifimamba.moe import build_mixtures
 from direct_hifimamba.nn.layers.data_consistency import HardDataConsistency, ProximalDataConsistency
 from direct_hifimamba.nn.layers.patch import PatchEmbedding, PatchProjection
 from direct_hifimamba.nn.layers.recompute import recompute
-from direct_hifimamba.nn.layers.sense import Acquisition, Measurement, check_shapes, find_fourier_convention
+from direct_hifimamba.nn.layers.sense import (
+    COIL_DIM,
+    Acquisition,
+    Measurement,
+    check_shapes,
+    find_fourier_convention,
+)
 
 #: Conjugate-gradient iterations for the initial image, which start from zero.
 FIRST_ITERATIONS = 10
@@ -26,7 +32,9 @@ FIRST_ITERATIONS = 10
 class HiFiMambaV2Output(NamedTuple):
     """Output of :class:`HiFiMambaV2`."""
 
-    image: torch.Tensor  #: (batch, H, W, 2), in the scale of the measured k-space; dtype of the parameters
+    #: (batch, H, W, 2), or (batch, coil, H, W, 2) if `coil_mode` is "channels", in the scale of the measured k-space;
+    #: dtype of the parameters
+    image: torch.Tensor
     load_balancing_loss: torch.Tensor  #: scalar
 
 
@@ -44,13 +52,18 @@ class ImageUpdate(nn.Module):
         self.residual = config.image_residual
         # A correction is added to an image, so it starts small.
         initial_scale = 0.1 if self.residual else 1.0
-        self.prediction = PatchProjection(config.hidden_channels, config.patch_size, initial_scale)
+        self.prediction = PatchProjection(
+            config.hidden_channels, config.patch_size, initial_scale, config.stacked_coils
+        )
         proximal = config.data_consistency == "proximal"
         data_consistency = ProximalDataConsistency if proximal else HardDataConsistency
         self.data_consistency = data_consistency(config.data_consistency_steps)
 
     def forward(self, features: torch.Tensor, image: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
-        """Return the new image (batch, H, W, 2), predicted from `features`, or `image` corrected by the prediction."""
+        """Return the new image (batch, H, W, 2), predicted from `features`, or `image` corrected by the prediction.
+
+        Where coils are stacked as channels, the batch of images, and of `acquisition`, has an element for every coil.
+        """
         prediction = self.prediction(features, *image.shape[1:3]).to(image.dtype)
         predicted = acquisition.enter(image + prediction if self.residual else prediction)
         return acquisition.leave(self.data_consistency(predicted, acquisition))
@@ -72,7 +85,7 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.update = ImageUpdate(config)
         self.activation = nn.SiLU() if config.data_consistency_activation == "silu" else nn.Identity()
-        self.embedding = PatchEmbedding(config.hidden_channels, config.patch_size)
+        self.embedding = PatchEmbedding(config.hidden_channels, config.patch_size, config.stacked_coils)
         self.checkpointing = config.activation_checkpointing
 
     def forward(
@@ -124,7 +137,7 @@ class HiFiMambaV2(nn.Module):
         self.first_update = None
         if config.data_consistency == "proximal":
             self.first_update = ProximalDataConsistency(FIRST_ITERATIONS)
-        self.embedding = PatchEmbedding(config.hidden_channels, config.patch_size)
+        self.embedding = PatchEmbedding(config.hidden_channels, config.patch_size, config.stacked_coils)
         self.stages = nn.ModuleList(Stage(config, islice(blocks, count)) for count in config.blocks_per_stage)
         self.norm = nn.LayerNorm(config.hidden_channels)
         self.update = ImageUpdate(config)
@@ -146,22 +159,31 @@ class HiFiMambaV2(nn.Module):
             that all rows or columns have the same samples, which saves Fourier transforms.
         sensitivity_map : torch.Tensor
             Sensitivity maps of shape (batch, coil, H, W, 2), their squared magnitudes adding up to 1 over coils, or to
-            0 where there is no object.
+            0 where there is no object. Ignored if `coil_mode` is "channels".
 
         Returns
         -------
         HiFiMambaV2Output
-            The coil-combined image and the load-balancing loss.
+            The coil-combined image, or the images of all coils if `coil_mode` is "channels", and the load-balancing
+            loss.
 
         Raises
         ------
         TypeError
             If k-space or maps are not real floating-point tensors, or parameters are neither float32 nor float64.
         ValueError
-            If shapes do not fit.
+            If shapes do not fit, or if coils are channels and not as many as `num_coils`.
         """
         measurement = Measurement(masked_kspace, sampling_mask, sensitivity_map)
         check_shapes(measurement, self.smallest_size)
+        stacks_coils = self.config.coil_mode == "channels"
+        if stacks_coils:
+            if masked_kspace.shape[COIL_DIM] != self.config.num_coils:
+                raise ValueError(
+                    f"masked_kspace has {masked_kspace.shape[COIL_DIM]} coils; expected {self.config.num_coils}, the "
+                    'value of num_coils, as coil_mode is "channels".'
+                )
+            measurement = measurement.separate_coils()
         dtype = self.norm.weight.dtype
         if dtype not in (torch.float32, torch.float64):
             raise TypeError(
@@ -171,11 +193,15 @@ class HiFiMambaV2(nn.Module):
         proximal = self.first_update is not None  # hard replacement weighs no noise
         acquisition = Acquisition.from_measurement(measurement, self.fourier_convention, dtype, estimate_noise=proximal)
         image = self._first_image(acquisition)
-        if not self.config.image_normalisation:
-            return self._reconstruct(image, acquisition)
-        scale = _largest_magnitude(image)
-        output = self._reconstruct(image / scale, acquisition.divide(scale[..., 0]))
-        return output._replace(image=output.image * scale)
+        if self.config.image_normalisation:
+            scale = _largest_magnitude(image, self.config.stacked_coils)
+            output = self._reconstruct(image / scale, acquisition.divide(scale[..., 0]))
+            output = output._replace(image=output.image * scale)
+        else:
+            output = self._reconstruct(image, acquisition)
+        if stacks_coils:
+            output = output._replace(image=output.image.unflatten(0, (-1, self.config.num_coils)))
+        return output
 
     def _first_image(self, acquisition: Acquisition) -> torch.Tensor:
         """Return the image (batch, H, W, 2) that the unrolled iterations start from: zero-filled or CG-SENSE."""
@@ -195,7 +221,11 @@ class HiFiMambaV2(nn.Module):
         return HiFiMambaV2Output(image, torch.stack(losses).mean() / 2)
 
 
-def _largest_magnitude(image: torch.Tensor) -> torch.Tensor:
-    """Return the largest magnitude of each complex image (batch, H, W, 2), shape (batch, 1, 1, 1); 1 if it is zero."""
+def _largest_magnitude(image: torch.Tensor, coils: int) -> torch.Tensor:
+    """Return the largest magnitude of `coils` successive images each, or 1 where they are zero.
+
+    Maps images (batch, H, W, 2) to (batch, 1, 1, 1).
+    """
     largest = image.norm(dim=-1, keepdim=True).amax(dim=(1, 2), keepdim=True)
+    largest = largest.unflatten(0, (-1, coils)).amax(dim=1).repeat_interleave(coils, dim=0)
     return largest.where(largest > 0, 1.0)

@@ -19,7 +19,7 @@ def pad_to_patches(image: torch.Tensor, patch_size: int) -> torch.Tensor:
 
 
 class PatchEmbedding(nn.Module):
-    """Embedding of the patches of a complex image as normalised features.
+    """Embedding of the patches of a complex image, or of the images of several coils, as normalised features.
 
     Parameters
     ----------
@@ -27,21 +27,25 @@ class PatchEmbedding(nn.Module):
         Feature channels.
     patch_size : int
         Side p of a patch.
+    coils : int
+        Images that become one feature map.
     """
 
-    def __init__(self, channels: int, patch_size: int) -> None:
+    def __init__(self, channels: int, patch_size: int, coils: int = 1) -> None:
         super().__init__()
         self.patch_size = patch_size
-        self.projection = nn.Conv2d(2, channels, kernel_size=patch_size, stride=patch_size)
+        self.coils = coils
+        self.projection = nn.Conv2d(2 * coils, channels, kernel_size=patch_size, stride=patch_size)
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Map an image (batch, H, W, 2) to features (batch, ceil(H / p), ceil(W / p), channels)."""
+        """Map images (batch * coils, H, W, 2) to features (batch, ceil(H / p), ceil(W / p), channels)."""
+        image = rearrange(image, "(b coil) h w c -> b h w (coil c)", coil=self.coils)
         return self.norm(convolve(pad_to_patches(image, self.patch_size), self.projection))
 
 
 class PatchProjection(nn.Module):
-    """Projection of features to the patches of a complex image.
+    """Projection of features to the patches of a complex image, or of the images of several coils.
 
     Parameters
     ----------
@@ -51,18 +55,25 @@ class PatchProjection(nn.Module):
         Side p of a patch.
     initial_scale : float
         Factor on the initial weights.
+    coils : int
+        Images that one feature map becomes.
     """
 
-    def __init__(self, channels: int, patch_size: int, initial_scale: float) -> None:
+    def __init__(self, channels: int, patch_size: int, initial_scale: float, coils: int = 1) -> None:
         super().__init__()
         self.patch_size = patch_size
         self.initial_scale = initial_scale
-        self.projection = nn.Linear(channels, 2 * patch_size**2, bias=False)
+        self.coils = coils
+        self.projection = nn.Linear(channels, 2 * coils * patch_size**2, bias=False)
 
     def forward(self, features: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Map features (batch, h, w, channels) to an image (batch, height, width, 2), without the padding."""
+        """Map features (batch, h, w, channels) to images (batch * coils, height, width, 2), without the padding."""
         patches = self.projection(features)
         image = rearrange(
-            patches, "b h w (row column c) -> b (h row) (w column) c", row=self.patch_size, column=self.patch_size
+            patches,
+            "b h w (row column coil c) -> (b coil) (h row) (w column) c",
+            row=self.patch_size,
+            column=self.patch_size,
+            coil=self.coils,
         )
         return image[:, :height, :width]

@@ -69,6 +69,13 @@ class Measurement(NamedTuple):
     sampling_mask: torch.Tensor  #: (batch or 1, 1, H or 1, W or 1, 1), non-zero where sampled
     sensitivity_map: torch.Tensor  #: (batch, coil, H, W, 2), squared magnitudes adding up to 1 (or 0) over coils
 
+    def separate_coils(self) -> Measurement:
+        """Return a batch in which every coil is a measurement of its own, of a coil whose sensitivity is 1."""
+        coils = self.masked_kspace.shape[COIL_DIM]
+        kspace = self.masked_kspace.flatten(0, 1).unsqueeze(COIL_DIM)
+        mask = self.sampling_mask.repeat_interleave(coils, dim=0) if len(self.sampling_mask) > 1 else self.sampling_mask
+        return Measurement(kspace, mask, kspace.new_tensor([1.0, 0.0]).expand_as(kspace))
+
     def reduce_mask(self) -> Measurement:
         """Return the measurement with a mask of one row, or column, if all of them are equal, else unchanged.
 

@@ -26,6 +26,7 @@ CHOICES = {
     "pyramid_expand": ["bilinear", "binomial"],
     "moe": ["shared_routed", "shared", "routed", "none"],
     "expert_sharing": ["block", "stage", "network"],
+    "coil_mode": ["sense", "channels"],
     "data_consistency": ["hard", "proximal"],
     "data_consistency_activation": ["silu", "none"],
     "initialisation": ["reference", "balanced"],
@@ -37,6 +38,7 @@ POSITIVE = [
     "patch_size",
     "state_size",
     "num_routed_experts",
+    "num_coils",
     "data_consistency_steps",
 ]
 SWITCHES = [field.name for field in OWN_FIELDS if field.type == "bool"]

@@ -405,6 +405,39 @@ def test_measured_samples_are_kept(image_residual: bool) -> None:
     assert difference.abs().max() > 0.1  # and others are predicted
 
 
+@pytest.mark.parametrize("options", [{}, {"image_residual": True}, {"image_normalisation": True}], ids=name_of)
+def test_coils_as_channels_are_each_consistent_and_need_no_sensitivities(options: dict[str, Any]) -> None:
+    network, measurement = tiny_network(coil_mode="channels", num_coils=3, **options), measure(2, 3, 17, 20)
+    images, _ = network(*measurement)
+    assert images.shape == measurement.masked_kspace.shape
+    sampled = measurement.sampling_mask.expand_as(images)
+    difference = fft2(images, dim=(2, 3)) - measurement.masked_kspace
+    assert difference[sampled].abs().max() < 1e-5
+    assert difference[~sampled].abs().max() > 0.1
+    other_maps = measurement._replace(sensitivity_map=torch.zeros_like(measurement.sensitivity_map))
+    assert torch.equal(network(*other_maps).image, images)
+    assert_close(network(*measurement.reduce_mask()).image, images, 1e-5)
+    # Every coil sees the others: their channels are mixed.
+    kspace = measurement.masked_kspace.clone()
+    kspace[:, 2] *= -1
+    assert (network(*measurement._replace(masked_kspace=kspace)).image[:, 0] - images[:, 0]).abs().max() > 1e-3
+    # Slices of a batch do not.
+    for index in range(2):
+        assert_close(network(*(value[index : index + 1] for value in measurement)).image[0], images[index], 1e-4)
+
+
+def test_a_single_coil_as_channel_is_the_network_for_a_coil_of_sensitivity_1() -> None:
+    measurement = measure(2)
+    maps = torch.tensor([1.0, 0.0]).expand_as(measurement.sensitivity_map)
+    expected = tiny_network()(*measurement._replace(sensitivity_map=maps)).image
+    assert torch.equal(tiny_network(coil_mode="channels", num_coils=1)(*measurement).image[:, 0], expected)
+
+
+def test_another_number_of_coils_than_that_of_the_channels_is_refused() -> None:
+    with pytest.raises(ValueError, match="masked_kspace has 2 coils; expected 4, the value of num_coils"):
+        tiny_network(coil_mode="channels")(*measure(1, 2))
+
+
 @pytest.mark.parametrize("coils", [1, 3])
 def test_a_fully_sampled_measurement_is_returned(coils: int) -> None:
     network, measurement = tiny_network(), measure(2, coils, sampled=1.0)

@@ -8,19 +8,23 @@ import torch
 from direct_hifimamba.nn.layers.patch import PatchEmbedding, PatchProjection, pad_to_patches
 
 
+@pytest.mark.parametrize("coils", [1, 3])
 @pytest.mark.parametrize("patch_size", [1, 2, 3])
 @pytest.mark.parametrize("size", [(6, 12), (7, 11)])
-def test_sub_pixels_come_back_in_their_order(patch_size: int, size: tuple[int, int]) -> None:
-    # With unit weights an embedded patch is its pixels, row by row, real before imaginary; projecting restores them.
-    channels = 2 * patch_size**2
-    embedding, projection = PatchEmbedding(channels, patch_size), PatchProjection(channels, patch_size, 1.0)
+def test_sub_pixels_come_back_in_their_order(coils: int, patch_size: int, size: tuple[int, int]) -> None:
+    # With unit weights an embedded patch is its pixels, row by row, coil by coil, real before imaginary; projecting
+    # restores them.
+    parts = 2 * coils
+    channels = parts * patch_size**2
+    embedding = PatchEmbedding(channels, patch_size, coils)
+    projection = PatchProjection(channels, patch_size, 1.0, coils)
     embedding.norm = torch.nn.Identity()
     torch.nn.init.zeros_(embedding.projection.bias)
     torch.nn.init.zeros_(embedding.projection.weight)
-    for row, column, part in itertools.product(range(patch_size), range(patch_size), range(2)):
-        embedding.projection.weight.data[(row * patch_size + column) * 2 + part, part, row, column] = 1
+    for row, column, part in itertools.product(range(patch_size), range(patch_size), range(parts)):
+        embedding.projection.weight.data[(row * patch_size + column) * parts + part, part, row, column] = 1
     torch.nn.init.eye_(projection.projection.weight)
-    image = torch.randn(2, *size, 2)
+    image = torch.randn(2 * coils, *size, 2)
     features = embedding(image)
     assert features.shape == (2, -(-size[0] // patch_size), -(-size[1] // patch_size), channels)
     assert torch.equal(projection(features, *size), image)
