@@ -94,7 +94,7 @@ def espirit(
             norm = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
             vectors = vectors / norm.clamp_min(torch.finfo(norm.dtype).tiny)
         maps[part], eigenvalues[part] = vectors[:, :, 0], norm[:, :, 0]
-    maps = _fix_phase(maps, block) * (eigenvalues >= crop)
+    maps = fix_phase(maps, block) * (eigenvalues >= crop)
     return np.ascontiguousarray(maps.permute(2, 0, 1).numpy())
 
 
@@ -133,7 +133,7 @@ def espirit_sets(
     parts = [torch.linalg.eigh(rows) for _, rows in _evaluate(operator, *kspace.shape[-2:])]
     eigenvalues = torch.cat([part.eigenvalues for part in parts])[..., -sets:].flip(-1)
     vectors = torch.cat([part.eigenvectors for part in parts])[..., -sets:].flip(-1)
-    maps = torch.stack([_fix_phase(vectors[..., index], block) for index in range(sets)])
+    maps = torch.stack([fix_phase(vectors[..., index], block) for index in range(sets)])
     return np.ascontiguousarray(maps.permute(0, 3, 1, 2).numpy()), eigenvalues.permute(2, 0, 1).contiguous().numpy()
 
 
@@ -277,8 +277,19 @@ def _upsample(vectors: torch.Tensor, size: int, axis: int) -> torch.Tensor:
     return left * (1 - fraction) + right * phase * fraction
 
 
-def _fix_phase(maps: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
-    """Change the phase of maps (height, width, coil) so that the first principal component is real and positive."""
+def fix_phase(maps: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
+    """Change the phase of sensitivities so that the virtual coil of the first principal component is real and positive.
+
+    Parameters
+    ----------
+    maps : complex tensor of shape (height, width, coil)
+    block : complex tensor of shape (coil, rows, columns)
+        Samples of k-space, whose principal components are those of the coils.
+
+    Returns
+    -------
+    complex tensor of the shape of `maps`
+    """
     samples = block.flatten(1)
     component = torch.linalg.eigh(samples @ samples.mH)[1][:, -1]
     component = component * component[component.abs().argmax()].sgn().conj()  # eigenvectors have an arbitrary phase

@@ -1,12 +1,13 @@
-"""Data set `FastMRIWithMaps`: DIRECT's `FastMRI` with sensitivities by ESPIRiT, or with sensitivities from files.
+"""Data set `FastMRIWithMaps`: DIRECT's `FastMRI` with sensitivities by ESPIRiT, by NLINV, or from files.
 
-DIRECT's list of methods for sensitivities cannot be extended. So :class:`EspiritTransform` or
+DIRECT's list of methods for sensitivities cannot be extended. So :class:`EstimatedMapsTransform` or
 :class:`StoredMapsTransform` replaces them after DIRECT's transforms, in training, validation, `direct predict` and
-`direct-hifimamba reconstruct`. ESPIRiT uses the same data as the network: the masked k-space after all transforms of
-the configuration, and its sampling mask.
+`direct-hifimamba reconstruct`. The estimates use the same data as the network: the masked k-space after all transforms
+of the configuration, and its sampling mask.
 """
 
 import hashlib
+import inspect
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,12 +24,17 @@ from direct.data.transforms import safe_divide
 from numpy.typing import NDArray
 
 from direct_hifimamba.data.espirit import calibration_region, espirit
+from direct_hifimamba.data.nlinv import center, nlinv
 
 ESPIRIT = "espirit"
+NLINV = "nlinv"
 STORED = "stored"
 
 KEY = "sensitivity_map"
 """Name of the data set of sensitivities in HDF5 files, complex of shape (slices, coil, height, width)."""
+
+_VERSION = hashlib.sha256(b"".join(Path(inspect.getfile(f)).read_bytes() for f in (espirit, nlinv))).hexdigest()
+"""Version of the estimates, which decides whether stored sensitivities can be used."""
 
 Transform = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -44,8 +50,8 @@ def is_centered(steps: list[Any]) -> bool:
     return all(getattr(operator, "keywords", {}).get("centered", True) for operator in operators)
 
 
-class EspiritTransform:
-    """Transforms of DIRECT, followed by sensitivities by ESPIRiT from the masked k-space.
+class EstimatedMapsTransform:
+    """Transforms of DIRECT, followed by sensitivities by ESPIRiT or NLINV from the masked k-space.
 
     The sensitivity of a single coil is 1.
 
@@ -53,12 +59,15 @@ class EspiritTransform:
     ----------
     transform : callable
         DIRECT's transforms of one sample. Sensitivities that they estimate are replaced.
+    method : str
+        `espirit`, see :func:`direct_hifimamba.data.espirit.espirit`, or `nlinv`, see
+        :func:`direct_hifimamba.data.nlinv.nlinv`.
     crop : float
-        See :func:`direct_hifimamba.data.espirit.espirit`.
+        Of ESPIRiT.
     cache : Path, optional
-        Folder in which sensitivities are stored, one file per slice and calibration region, of 8 bytes per coil and
-        pixel. A file with other calibration data than the sample is replaced, so that the cache saves no time with
-        random augmentations.
+        Folder in which sensitivities are stored, one file per slice and region of k-space, of 8 bytes per coil and
+        pixel. A file of other samples is replaced, so that the cache saves no time with random augmentations. Files of
+        another version of the estimates are not used.
 
     Raises
     ------
@@ -66,13 +75,16 @@ class EspiritTransform:
         If the transforms do not have the zero frequency in the centre of k-space.
     """
 
-    def __init__(self, transform: Transform, crop: float = 0.0, cache: Path | None = None) -> None:
+    def __init__(
+        self, transform: Transform, method: str = ESPIRIT, crop: float = 0.0, cache: Path | None = None
+    ) -> None:
         if not is_centered(transform_steps(transform)):
             raise ValueError(
-                f"sensitivity_maps is {ESPIRIT}, which needs k-space with the zero frequency in the centre; the "
+                f"sensitivity_maps is {method}, which needs k-space with the zero frequency in the centre; the "
                 "configuration's Fourier transform has centered=False."
             )
         self.transform = transform
+        self.method = method
         self.crop = crop
         self.cache = cache
 
@@ -87,8 +99,8 @@ class EspiritTransform:
         sample = self.transform(sample)
         if "masked_kspace" not in sample or sample["masked_kspace"].ndim != 4:
             raise ValueError(
-                f"sensitivity_maps is {ESPIRIT}, which needs masked k-space of one slice; expected transforms_type: "
-                "supervised and no kspace_context."
+                f"sensitivity_maps is {self.method}, which needs masked k-space of one slice; expected "
+                "transforms_type: supervised and no kspace_context."
             )
         kspace = torch.view_as_complex(sample["masked_kspace"].contiguous()).numpy()
         if len(kspace) == 1:
@@ -100,28 +112,31 @@ class EspiritTransform:
         return sample
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.transform!r}, crop={self.crop}, cache={self.cache})"
+        return f"{type(self).__name__}({self.transform!r}, {self.method}, crop={self.crop}, cache={self.cache})"
 
     def _estimate(
         self, kspace: NDArray[np.complex64], mask: NDArray[np.bool_], sample: Mapping[str, Any]
     ) -> NDArray[np.complex64]:
+        def estimate() -> NDArray[np.complex64]:
+            return nlinv(kspace, mask) if self.method == NLINV else espirit(kspace, mask, crop=self.crop)
+
         if self.cache is None:
-            return espirit(kspace, mask, crop=self.crop)
-        region = calibration_region(kspace.shape[1:], mask)
-        calibration = kspace[:, *region]
-        calibration = calibration / (np.abs(calibration).max() or 1)  # the scale depends on all samples
-        key = (str(sample["filename"]), int(sample["slice_no"]), kspace.shape, region, self.crop)
+            return estimate()
+        region = center(kspace.shape[1:]) if self.method == NLINV else calibration_region(kspace.shape[1:], mask)
+        samples = kspace[:, *region]
+        samples = samples / (np.abs(samples).max() or 1)  # the scale depends on all samples
+        key = (_VERSION, self.method, self.crop, str(sample["filename"]), int(sample["slice_no"]), kspace.shape, region)
         path = self.cache / f"{hashlib.sha256(repr(key).encode()).hexdigest()}.npz"
         if path.exists():
             with np.load(path) as stored:
-                known = stored["calibration"]
-                if known.shape == calibration.shape and np.allclose(known, calibration, rtol=0, atol=1e-5):
+                known = stored["samples"]
+                if known.shape == samples.shape and np.allclose(known, samples, rtol=0, atol=1e-5):
                     return stored["maps"]
-        maps = espirit(kspace, mask, crop=self.crop)
+        maps = estimate()
         self.cache.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.partial")  # one file per process, as workers share the folder
         with partial.open("wb") as file:
-            np.savez(file, maps=maps, calibration=calibration)
+            np.savez(file, maps=maps, samples=samples)
         partial.replace(path)
         return maps
 
@@ -204,16 +219,16 @@ def add_maps(transform: Transform, config: Mapping[Any, Any]) -> Transform:
     kind = config.get("sensitivity_maps")
     if kind is None:
         return transform
-    if kind == ESPIRIT:
+    if kind in (ESPIRIT, NLINV):
         cache = config.get("map_cache")
-        return EspiritTransform(transform, config.get("espirit_crop", 0.0), Path(cache) if cache else None)
+        return EstimatedMapsTransform(transform, kind, config.get("espirit_crop", 0.0), Path(cache) if cache else None)
     if kind == STORED:
         return StoredMapsTransform(transform)
-    raise ValueError(f"sensitivity_maps is {kind!r}; expected {ESPIRIT} or {STORED}.")
+    raise ValueError(f"sensitivity_maps is {kind!r}; expected {ESPIRIT}, {NLINV} or {STORED}.")
 
 
 class FastMRIWithMapsDataset(FastMRIDataset):
-    """Data set `FastMRI` of DIRECT with sensitivities by ESPIRiT or from files.
+    """Data set `FastMRI` of DIRECT with sensitivities by ESPIRiT, by NLINV or from files.
 
     Parameters
     ----------
@@ -222,12 +237,12 @@ class FastMRIWithMapsDataset(FastMRIDataset):
     transform : callable, optional
         DIRECT's transforms of one sample.
     sensitivity_maps : str
-        `espirit`, see :class:`EspiritTransform`; or `stored`: the data set `sensitivity_map` of the files, see
-        :class:`StoredMapsTransform`.
+        `espirit` or `nlinv`, see :class:`EstimatedMapsTransform`; or `stored`: the data set `sensitivity_map` of the
+        files, see :class:`StoredMapsTransform`.
     espirit_crop : float
         See :func:`direct_hifimamba.data.espirit.espirit`.
     map_cache : str, optional
-        Cache folder, see :class:`EspiritTransform`.
+        Cache folder, see :class:`EstimatedMapsTransform`.
     map_root : str, optional
         Folder of the files with stored sensitivities, which have the same names. Default: `data_root`.
     pass_h5s : dict, optional

@@ -24,11 +24,12 @@ from direct.data.mri_transforms import (
 from torch.utils.data import Dataset
 
 from direct_hifimamba.data.espirit import espirit
+from direct_hifimamba.data.nlinv import nlinv
 from direct_hifimamba.data.sensitivity import Transform, is_centered, transform_steps
 from direct_hifimamba.data.simulation.heads import find_heads
 from direct_hifimamba.data.simulation.sample import SampleOptions, draw_sample
 
-SENSITIVITIES = ("estimated", "espirit", "exact")
+SENSITIVITIES = ("estimated", "espirit", "nlinv", "exact")
 
 _NEW_GEOMETRY = (CropKspace, RescaleKspace, PadKspace, RandomRotation, RandomFlip, RandomReverse)
 _NEW_COILS = (CompressCoilModule, PadCoilDimensionModule)
@@ -67,7 +68,7 @@ class SimulatedMultiCoilDataset(Dataset[dict[str, Any]]):
         True: the target has no noise. False: DIRECT's target, the root sum of squares of the noisy k-space.
     sensitivities : sequence of str
         Some of `estimated` (by DIRECT's transforms, as configured), `espirit` (from the calibration region of the noisy
-        k-space) and `exact`; one of them is drawn for every slice.
+        k-space), `nlinv` (from all samples) and `exact`; one of them is drawn for every slice.
     text_description : str, optional
         Name of the data set in logs.
 
@@ -150,10 +151,12 @@ class SimulatedMultiCoilDataset(Dataset[dict[str, Any]]):
             # DIRECT divides k-space by this factor before it computes its own target.
             scaling_factor = sample.get("scaling_factor", torch.ones(1)).reshape(-1)
             sample["target"] = torch.from_numpy(drawn.target) / scaling_factor
-        choice = int(np.random.default_rng((*seed, 1)).integers(len(self.sensitivities)))
-        if self.sensitivities[choice] != "estimated":
-            exact = self.sensitivities[choice] == "exact"
-            maps = drawn.sensitivity_map if exact else espirit(drawn.kspace, drawn.calibration_mask)
+        kind = self.sensitivities[int(np.random.default_rng((*seed, 1)).integers(len(self.sensitivities)))]
+        if kind != "estimated":
+            if kind == "espirit":
+                maps = espirit(drawn.kspace, drawn.calibration_mask)
+            else:
+                maps = nlinv(drawn.kspace, drawn.mask) if kind == "nlinv" else drawn.sensitivity_map
             sample["sensitivity_map"] = torch.view_as_real(torch.from_numpy(maps))
         return sample
 
