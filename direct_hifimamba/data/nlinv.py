@@ -34,7 +34,7 @@ SMOOTHNESS = (220 / 128**2, 16)
 They are those of the reference implementation for an image of 128 pixels.
 """
 
-NEWTON_STEPS = 11
+NEWTON_STEPS = 12
 """Gauss-Newton steps. The regularisation begins at 1, relative to data of norm 100, and is halved after every step."""
 
 MAX_CONJUGATE_GRADIENTS = 30

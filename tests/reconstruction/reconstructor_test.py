@@ -169,7 +169,7 @@ def test_sensitivities_of_our_data_set_are_those_of_direct_predict(
     dataset.name = "FastMRIWithMaps"
     dataset.transforms.sensitivity_map_estimation.estimate_sensitivity_maps = False
     results = []
-    for kind in ("espirit", "stored"):
+    for kind in ("espirit", "nlinv", "stored"):
         dataset.sensitivity_maps = kind
         OmegaConf.save(config, tmp_path / f"{kind}.yaml")
         theirs = predict(checkpoint, tmp_path / f"{kind}.yaml", data, tmp_path / f"theirs_{kind}", monkeypatch)
