@@ -98,45 +98,6 @@ def espirit(
     return np.ascontiguousarray(maps.permute(2, 0, 1).numpy())
 
 
-def espirit_sets(
-    kspace: NDArray[Any],
-    calibration: tuple[int, int] | NDArray[np.bool_],
-    kernel_size: int | tuple[int, int] | None = None,
-    threshold: float = 0.001,
-    sets: int = 2,
-) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
-    """Estimate several sets of sensitivities, for soft SENSE, by decomposing G in every pixel.
-
-    It is slower than :func:`espirit`, which returns the first set.
-
-    Parameters
-    ----------
-    kspace, calibration, kernel_size, threshold
-        As in :func:`espirit`.
-    sets : int
-        Number of sets, at most the number of coils.
-
-    Returns
-    -------
-    maps : complex64 array of shape (sets, coil, height, width)
-        Orthonormal in every pixel, in descending order of the eigenvalues.
-    eigenvalues : float32 array of shape (sets, height, width)
-
-    Raises
-    ------
-    ValueError
-        As :func:`espirit`, or if `sets` is out of range.
-    """
-    if not 1 <= sets <= len(kspace):
-        raise ValueError(f"sets is {sets}; expected 1 to {len(kspace)}, the number of coils.")
-    block, operator = _calibrate(kspace, calibration, kernel_size, threshold)
-    parts = [torch.linalg.eigh(rows) for _, rows in _evaluate(operator, *kspace.shape[-2:])]
-    eigenvalues = torch.cat([part.eigenvalues for part in parts])[..., -sets:].flip(-1)
-    vectors = torch.cat([part.eigenvectors for part in parts])[..., -sets:].flip(-1)
-    maps = torch.stack([fix_phase(vectors[..., index], block) for index in range(sets)])
-    return np.ascontiguousarray(maps.permute(0, 3, 1, 2).numpy()), eigenvalues.permute(2, 0, 1).contiguous().numpy()
-
-
 def _calibrate(
     kspace: NDArray[Any],
     calibration: tuple[int, int] | NDArray[np.bool_],
