@@ -28,6 +28,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from direct_hifimamba.plugin import register_data_sets
+from direct_hifimamba.training.distributed import average_gradients, broadcast_weights
 from direct_hifimamba.training.learning_rate import CosineSchedule
 from direct_hifimamba.training.seeded_data import SeededBatchSampler, SeededDataset
 from direct_hifimamba.training.weight_decay import exclude_from_weight_decay
@@ -104,6 +105,8 @@ def setup_train(args: argparse.Namespace) -> None:
         validation_data = _build_datasets(env, env.cfg.validation.datasets, args, split=1)
 
     optimizer, lr_scheduler = _build_optimizer(env, args)
+    broadcast_weights(env.engine.models.values())
+    optimizer.register_step_pre_hook(lambda *_: average_gradients(env.engine.models.values()))
 
     start = _first_iteration(env.experiment_dir) if args.resume else 0
     rank, world_size = communication.get_rank(), communication.get_world_size()

@@ -1,9 +1,13 @@
 """Tests of `direct-hifimamba train`: its options, and that it is deterministic."""
 
 import pickle
+import re
 import shutil
+import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -12,6 +16,7 @@ from omegaconf import OmegaConf
 
 from direct_hifimamba.benchmark.plan.configurations import compose_models, training_config
 from direct_hifimamba.benchmark.plan.specification import Specification
+from direct_hifimamba.benchmark.run.processes import start_process
 from direct_hifimamba.training import direct_command
 from direct_hifimamba.training.learning_rate import CosineSchedule
 from tests.benchmark.small_benchmark import write_data, write_specification
@@ -107,3 +112,68 @@ def test_a_training_can_be_repeated_with_any_number_of_workers(tmp_path: Path, w
     assert_same(weights(tmp_path / "once"), weights(tmp_path / "again"))
     with pytest.raises(AssertionError):
         assert_same(weights(tmp_path / "once"), weights(tmp_path / "other"))
+
+
+def _train_rank(arguments: list[str]) -> None:
+    """Run `direct-hifimamba train` as on one of several machines with a GPU, but on the processor."""
+    cuda = SimpleNamespace(is_available=lambda: True, device_count=lambda: 1, set_device=lambda _: None)
+    gloo = SimpleNamespace(
+        init_process_group=lambda backend, **options: torch.distributed.init_process_group("gloo", **options),
+        new_group=torch.distributed.new_group,
+    )
+    here = SimpleNamespace(spawn=lambda function, nprocs, args, daemon: function(0, *args))
+
+    def parallel(model: torch.nn.Module, device_ids: list[int], **_: Any) -> torch.nn.Module:
+        return torch.nn.parallel.DistributedDataParallel(model)
+
+    with (
+        mock.patch.multiple("direct.launch", torch=SimpleNamespace(cuda=cuda), dist=gloo, mp=here),
+        mock.patch("direct.engine.DistributedDataParallel", parallel),
+    ):
+        direct_command.main(arguments)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_the_documented_command_for_two_machines_trains_as_one_process_on_all_their_data(
+    tmp_path: Path, words: list[str]
+) -> None:
+    config = OmegaConf.load(tmp_path / "run.yaml")
+    sensitivity_model = {"model_name": "unet.unet_2d.UnetModel2d", "in_channels": 2, "out_channels": 2}
+    config.additional_models = {"sensitivity_model": {**sensitivity_model, "num_filters": 4, "num_pool_layers": 2}}
+    config.training.update(batch_size=2, optimizer="SGD", lr=0.001)  # steps that are linear in the gradient, and small
+    OmegaConf.save(config, tmp_path / "run.yaml")
+    direct_command.main(["train", str(tmp_path / "one"), *words])
+
+    config.training.batch_size = 1
+    OmegaConf.save(config, tmp_path / "run.yaml")
+    document = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text()
+    command = re.search(r"^direct-hifimamba (train (?:.*\\\n)*.*--num-machines.*)$", document, re.MULTILINE)
+    assert command is not None
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(2):
+        arguments = command[1].replace("\\\n", " ").replace("$RANK", str(rank)).split()
+        options = arguments[arguments.index("--num-machines") :]
+        options[options.index("--num-gpus") + 1] = "1"
+        options[options.index("--dist-url") + 1] = f"tcp://127.0.0.1:{port}"
+        processes.append(start_process(_train_rank, (["train", str(tmp_path / "two"), *words, *options],)))
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    for part in ("model", "sensitivity_model"):
+        one, two = (_update(tmp_path / name / "run", part) for name in ("one", "two"))
+        assert one.abs().max() > 1e-6
+        torch.testing.assert_close(two, one, rtol=0.01, atol=0.01 * one.abs().max().item())
+
+
+def _update(folder: Path, part: str) -> torch.Tensor:
+    """How the weights of a model have changed from the first checkpoint to the last."""
+    before, after = (
+        torch.cat([value.flatten() for value in checkpoint[part].values()])
+        for number in (CHECKPOINT, ITERATIONS - 1)
+        for checkpoint in [torch.load(folder / f"model_{number}.pt", weights_only=False)]
+    )
+    return after - before
