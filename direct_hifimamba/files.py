@@ -1,8 +1,9 @@
 """Atomic replacement of files, and locks on folders."""
 
 import os
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +25,27 @@ def replace_when_complete(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def fill_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside `path`; at the end it becomes `path`, after an exception it is removed.
+
+    Raises
+    ------
+    FileExistsError
+        If `path` is anything but an empty folder.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(f"{path} exists already; choose a new or empty folder.")
+    partial = path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager
@@ -56,3 +78,8 @@ def set_aside(path: Path) -> Path:
     while (aside := path.with_name(f"{path.name}_superseded_{number}")).exists():
         number += 1
     return path.rename(aside)
+
+
+def first_and_count(names: Sequence[str]) -> str:
+    """Return the first name and how many follow it, such as `a.h5 and 3 more`, for an error about many files."""
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+from direct.common import subsample
 from direct.common.subsample import BaseMaskFunc, build_masking_function
+from direct.utils.io import check_integrity
 from numpy.typing import NDArray
 
 from direct_hifimamba.data.seeding import seed_from_name
+from direct_hifimamba.files import first_and_count
 
 
 @dataclass(frozen=True)
@@ -60,20 +63,24 @@ class SamplingMask:
         True where k-space is sampled: one value per column if the mask takes whole columns (a line mask).
     acceleration : float
         Samples of k-space divided by those that are taken; zero-padding does not count.
-    num_center : int
-        Columns, or samples if it is no line mask, that the mask function sets apart for autocalibration. DIRECT's
-        reader of stored line masks takes the whole sampled run of columns around the centre instead, which can be
-        longer.
+    center : bool array of the shape of `samples`
+        What the mask function sets apart for autocalibration. DIRECT's reader of stored line masks takes the whole
+        sampled run of columns around the centre instead, which can be longer.
     """
 
     samples: NDArray[np.bool_]
     acceleration: float
-    num_center: int
+    center: NDArray[np.bool_]
 
     @property
     def is_line_mask(self) -> bool:
         """Whether the mask takes whole columns of k-space."""
         return self.samples.ndim == 1
+
+    @property
+    def num_center(self) -> int:
+        """Number of columns, or of samples if it is no line mask, for autocalibration."""
+        return int(self.center.sum())
 
     def provenance(self) -> dict[str, float]:
         """What the mask reached, to be stored beside the options that it was drawn with."""
@@ -109,7 +116,7 @@ def draw_mask(
     mask_func = _build_mask_func(options)
     seed_material = seed_from_name(file_name, seed)
     mask, center = (
-        mask_func(shape=(*shape, 1), seed=seed_material, return_acs=return_acs).numpy().reshape(-1, shape[1])
+        mask_func(shape=(*shape, 1), seed=seed_material, return_acs=return_acs).bool().numpy().reshape(-1, shape[1])
         for return_acs in (False, True)
     )
     inside = np.zeros(shape[1], bool)
@@ -117,7 +124,7 @@ def draw_mask(
     mask, center = mask & inside, center & inside
     num_acquired = int(inside.sum())
     if not (mask == mask[0]).all():
-        return SamplingMask(mask, shape[0] * num_acquired / int(mask.sum()), int(center.sum()))
+        return SamplingMask(mask, shape[0] * num_acquired / int(mask.sum()), center)
     lines = mask[0]
     middle = shape[1] // 2
     if not lines[middle] or lines[:middle].all() or lines[middle:].all():
@@ -125,7 +132,7 @@ def draw_mask(
             f"{options} samples {lines.sum()} of {num_acquired} columns; DIRECT's FastMRI data set needs the centre "
             "column and a gap on either side of it. Choose another acceleration or center fraction."
         )
-    return SamplingMask(lines, num_acquired / int(lines.sum()), int(center[0].sum()))
+    return SamplingMask(lines, num_acquired / int(lines.sum()), center[0])
 
 
 def draw_line_mask(options: MaskOptions, shape: tuple[int, int], file_name: str, seed: int) -> SamplingMask:
@@ -159,3 +166,16 @@ def _build_mask_func(options: MaskOptions) -> BaseMaskFunc:
         ) from error
     except TypeError as error:
         raise ValueError(f"Masks of {options.name} need a center fraction, as in FastMRIEquispaced 4 0.08.") from error
+    except (OSError, RuntimeError) as error:  # DIRECT could not download the files of CalgaryCampinas
+        folder = subsample.DIRECT_CACHE_DIR / "calgary_campinas_masks"
+        files = {
+            name: md5
+            for name, md5 in subsample.CalgaryCampinasMaskFunc.MASK_MD5S.items()
+            if name.startswith(f"R{options.acceleration:g}_")
+        }
+        missing = [name for name, md5 in files.items() if not check_integrity(str(folder / name), md5)]
+        raise FileNotFoundError(
+            f"{folder} lacks {first_and_count(missing)} of the {len(files)} mask files that {options} needs, or they "
+            f"are damaged, and DIRECT could not download them: {error}. Put the challenge's masks there, or set "
+            "DIRECT_CACHE_DIR to the folder above calgary_campinas_masks."
+        ) from error

@@ -7,8 +7,9 @@
     DEST/val_equispaced_4x/*.h5     the same k-space, linked, with an evaluation mask in every file
     DEST/train.lst, DEST/val.lst    names of the files, for `filenames_lists` (relative to the configuration file)
 
-Measured k-space is linked to the download. `FastMRI` reads masks of whole columns alone; others, such as radial ones,
-come with a copy of the k-space for DIRECT's `CMRxRecon` data set. `protocol.json` has the configuration of each folder.
+Measured k-space is linked to the download. `FastMRI` reads masks of whole columns alone. Others, such as radial ones,
+come with a copy of the k-space for DIRECT's `CMRxRecon` data set or, with several coils, linked for our
+`FastMRIWithMasks`. `protocol.json` has the configuration of each folder.
 """
 
 import hashlib
@@ -219,8 +220,9 @@ def _store_mask(task: Task, record: dict[str, Any], folder: str, options: MaskOp
     identity = {"seed": task.settings.seed, "volume_sha256": record["sha256"]}
     who = {"origin": task.settings.kspace, **{key: record[key] for key in _WHO if key in record}}
     provenance = {"mask": {"options": asdict(options), **mask.provenance()}, **identity, **who}
-    write, suffix = (write_view, ".h5") if mask.is_line_mask else (write_cmrxrecon, CMRXRECON_SUFFIX)
-    path = (task.dest / folder / task.name).with_suffix(suffix)
+    # The reader of CMRxRecon would estimate coil sensitivities from 24 columns, sampled or not.
+    is_view = mask.is_line_mask or task.settings.has_coils
+    path = (task.dest / folder / task.name).with_suffix(".h5" if is_view else CMRXRECON_SUFFIX)
     if path.exists():
         stored = read_provenance(path) or {}
         if stored.get("mask", {}).get("options") != asdict(options) or not identity.items() <= stored.items():
@@ -228,7 +230,10 @@ def _store_mask(task: Task, record: dict[str, Any], folder: str, options: MaskOp
     # Earlier versions left the mask in the padding as it was drawn, and did not say where the data come from.
     if not path.exists() or stored != provenance:
         path.parent.mkdir(exist_ok=True)
-        write(path, task.path, mask.samples, provenance)
+        if is_view:
+            write_view(path, task.path, mask.samples, provenance, None if mask.is_line_mask else mask.center)
+        else:
+            write_cmrxrecon(path, task.path, mask.samples, provenance)
     return {"file": path.name, **mask.provenance()}
 
 

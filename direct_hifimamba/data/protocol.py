@@ -142,6 +142,11 @@ class Settings:
         return self.acquisition if isinstance(self.acquisition, tuple) else (self.acquisition,)
 
     @property
+    def has_coils(self) -> bool:
+        """Whether k-space is that of several coils."""
+        return self.kspace == MEASURED and self.coils != SINGLE_COIL
+
+    @property
     def folders(self) -> dict[str, str]:
         """The folder of the download in which the files of a split lie, by split."""
         splits = DATA_SETS[self.data_set].splits
@@ -210,7 +215,9 @@ def configuration_of(settings: Settings, line_masks: bool | None = None) -> dict
     centered = settings.kspace == SIMULATED or DATA_SETS[settings.data_set].centered
     suffix = "" if centered else "(centered=False)"
     dataset: dict[str, Any] = {"name": "FastMRI", "pass_mask": bool(line_masks)}
-    if line_masks is False:
+    if line_masks is False and settings.has_coils:
+        dataset = {"name": "FastMRIWithMasks"}
+    elif line_masks is False:
         dataset = {"name": "CMRxRecon", "kspace_key": "kspace", "extra_keys": ["mask"]}
     return {
         "dataset": dataset,

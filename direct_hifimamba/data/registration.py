@@ -8,8 +8,10 @@ from direct.data import datasets, datasets_config
 
 from direct_hifimamba.data.sensitivity import FastMRIWithMapsConfig, FastMRIWithMapsDataset
 from direct_hifimamba.data.simulation.dataset import SimulatedMultiCoilConfig, SimulatedMultiCoilDataset
+from direct_hifimamba.data.stored_masks import FastMRIWithMasksConfig, FastMRIWithMasksDataset
 
 DATA_SETS = {
+    "FastMRIWithMasks": (FastMRIWithMasksDataset, FastMRIWithMasksConfig),
     "FastMRIWithMaps": (FastMRIWithMapsDataset, FastMRIWithMapsConfig),
     "SimulatedMultiCoil": (SimulatedMultiCoilDataset, SimulatedMultiCoilConfig),
 }

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 
 from direct_hifimamba.data.formats.hdf5 import (
+    CMRXRECON_SUFFIX,
     acquired_columns,
     hash_content,
     kspace_shape,
@@ -85,14 +86,18 @@ def _check_mask(task: Task, path: Path, options: MaskOptions) -> Iterator[str]:
     with suppress(ValueError):  # without the padding, not every mask leaves a gap on either side of its centre
         known.append(draw())
     with h5py.File(path) as file:
-        mask = file["mask"][()] if expected.is_line_mask else file["mask"][()].T
+        is_view = path.suffix != CMRXRECON_SUFFIX
+        mask = file["mask"][()] if is_view else file["mask"][()].T
+        center = file["acs_mask"][()] if is_view and not expected.is_line_mask else expected.center
         # Earlier versions stored masks and their figures as they were drawn, padding included.
-        if not any(np.array_equal(mask, drawn.samples) for drawn in known):
+        if not (
+            any(np.array_equal(mask, drawn.samples) for drawn in known) and np.array_equal(center, expected.center)
+        ):
             yield f"has another mask than {options} gives"
         figures = task.record["masks"][path.parent.name].items()
         if not any(drawn.provenance().items() <= figures for drawn in known):
             yield f"has other figures of its mask than {FILE_NAME}"
-        if expected.is_line_mask:
+        if is_view:
             link = file.get("kspace", getlink=True)
             is_same = isinstance(link, h5py.ExternalLink) and (path.parent / link.filename).samefile(volume)
         else:

@@ -6,11 +6,15 @@ must be skipped.
 """
 
 import gzip
+import re
 from pathlib import Path
 
 import h5py
 import nibabel
 import numpy as np
+import pytest
+from direct.common.subsample import CalgaryCampinasMaskFunc
+from direct.utils.io import calculate_md5
 
 HEADER = """<?xml version="1.0" encoding="utf-8"?>
 <ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD" xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"\
@@ -112,12 +116,17 @@ def fastmri(root: Path, coils: str = "single", num_slices: int = 8, size: int = 
     return content
 
 
-def calgary_campinas(root: Path, coils: int = 3, num_slices: int = 66, size: tuple[int, int] = (22, 20)) -> dict:
-    """Calgary-Campinas: real and imaginary parts in turn, uncentred transform, columns left out, two widths."""
+def calgary_campinas(
+    root: Path, coils: int = 3, num_slices: int = 66, size: tuple[int, int] = (22, 20), num_empty: int = 0
+) -> dict[str, np.ndarray]:
+    """Calgary-Campinas: real and imaginary parts in turn, uncentred transform, columns left out, two widths.
+
+    On either side there are `num_empty` more slices of zeros, which the content that is returned does not have.
+    """
     content = {}
     for split, name, width in (
         ("Train", "e14089s3_P53248.7.h5", size[1]),
-        ("Train", "e14134s3_P06656.7.h5", size[1] + 2),
+        ("Train", "e14134s3_P06656.7.h5", size[1] + 4),
         ("Val", "e13992s3_P09216.7.h5", size[1]),
     ):
         path = root / split / name
@@ -128,11 +137,29 @@ def calgary_campinas(root: Path, coils: int = 3, num_slices: int = 66, size: tup
         kspace[..., sampled:] = 1  # the reader of DIRECT does not rely on zeros
         interleaved = np.ascontiguousarray(np.moveaxis(kspace, 1, -1)).view(np.float32)
         with h5py.File(path, "w") as file:
-            file["kspace"] = interleaved
+            shape = interleaved.shape[1:]
+            stored = file.create_dataset("kspace", (num_slices + 2 * num_empty, *shape), np.float32, chunks=(1, *shape))
+            stored[num_empty : num_empty + num_slices] = interleaved
         kspace[..., sampled:] = 0
         content[path.name] = np.linalg.norm(np.fft.ifft2(kspace, norm="ortho"), axis=1)
     (root / "Test-R=5").mkdir()
     return content
+
+
+def calgary_campinas_masks(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Masks as the challenge has them, in DIRECT's cache folder, with checksums of their own; returns their folder."""
+    folder = root / "calgary_campinas_masks"
+    folder.mkdir(parents=True)
+    checksums = {}
+    for name in CalgaryCampinasMaskFunc.MASK_MD5S:
+        acceleration, height, width = map(int, re.findall(r"\d+", name))
+        masks = np.random.default_rng(acceleration).random((3, height, width)) < 1 / acceleration
+        masks[:, CalgaryCampinasMaskFunc.circular_centered_mask((height, width), 18)[0, ..., 0]] = True
+        np.save(folder / name, masks.astype(float))
+        checksums[name] = calculate_md5(str(folder / name))
+    monkeypatch.setattr("direct.common.subsample.DIRECT_CACHE_DIR", root)
+    monkeypatch.setattr(CalgaryCampinasMaskFunc, "MASK_MD5S", checksums)
+    return folder
 
 
 def save_nifti(

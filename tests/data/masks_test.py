@@ -1,8 +1,12 @@
 """Tests of direct_hifimamba.data.masks."""
 
+import re
+
+import numpy as np
 import pytest
 
 from direct_hifimamba.data.masks import MaskOptions, draw_line_mask, draw_mask
+from tests.data import lookalikes
 
 
 @pytest.mark.parametrize(
@@ -73,3 +77,26 @@ def test_words_that_are_no_mask_are_refused(words):
 def test_words():
     assert MaskOptions.from_words(["Radial", "16"]) == MaskOptions("Radial", 16.0)
     assert MaskOptions.from_words(["FastMRIRandom", "4", "0.08"]) == MaskOptions("FastMRIRandom", 4.0, 0.08)
+
+
+def test_masks_of_the_challenge_are_those_of_its_files(tmp_path, monkeypatch):
+    folder = lookalikes.calgary_campinas_masks(tmp_path, monkeypatch)
+    options = MaskOptions("CalgaryCampinas", 5)
+    mask = draw_mask(options, (218, 170), "a.h5", seed=0)
+    stored = np.load(folder / "R5_218x170.npy")
+    assert any(np.array_equal(mask.samples, other) for other in stored)
+    drawn = {draw_mask(options, (218, 170), f"{name}.h5", seed=0).samples.tobytes() for name in range(20)}
+    assert len(drawn) == len(stored)
+    rows, columns = np.ogrid[:218, :170]
+    np.testing.assert_array_equal(mask.center, (rows - 109) ** 2 + (columns - 85) ** 2 <= 18**2)
+
+
+def test_missing_masks_of_the_challenge_are_named_and_counted(tmp_path, monkeypatch):
+    folder = lookalikes.calgary_campinas_masks(tmp_path, monkeypatch)
+    monkeypatch.setattr("direct.common.subsample.CalgaryCampinasMaskFunc.BASE_URL", "http://127.0.0.1:9/")
+    (folder / "R10_218x170.npy").write_bytes(b"damaged")
+    (folder / "R10_218x180.npy").unlink()
+    draw_mask(MaskOptions("CalgaryCampinas", 5), (218, 180), "a.h5", seed=0)
+    message = rf"{re.escape(str(folder))} lacks R10_218x170\.npy and 1 more of the 3 mask files"
+    with pytest.raises(FileNotFoundError, match=message):
+        draw_mask(MaskOptions("CalgaryCampinas", 10), (218, 180), "a.h5", seed=0)

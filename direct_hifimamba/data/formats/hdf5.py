@@ -192,7 +192,13 @@ def hash_content(file: h5py.File) -> str:
     return digest.hexdigest()
 
 
-def write_view(path: Path, volume: Path, mask: NDArray[np.bool_], provenance: dict[str, Any]) -> None:
+def write_view(
+    path: Path,
+    volume: Path,
+    mask: NDArray[np.bool_],
+    provenance: dict[str, Any],
+    acs_mask: NDArray[np.bool_] | None = None,
+) -> None:
     """Write a file that adds a sampling mask to a volume of :func:`write_volume` without storing its k-space again.
 
     Parameters
@@ -200,16 +206,20 @@ def write_view(path: Path, volume: Path, mask: NDArray[np.bool_], provenance: di
     path : Path
     volume : Path
         Linked relative to the folder of `path`: both can be moved together.
-    mask : bool array of shape (width,)
-        For use with `pass_mask: true`.
+    mask : bool array of shape (width,) or (height, width)
+        For use with `pass_mask: true`; with both axes, for the data set `FastMRIWithMasks`.
     provenance : dict
         Stored as JSON in the attribute `provenance`.
+    acs_mask : bool array of shape (height, width), optional
+        The samples for autocalibration, which `FastMRIWithMasks` needs.
     """
     target = volume.relative_to(path.parent, walk_up=True).as_posix()
     with replace_when_complete(path) as partial, h5py.File(partial, "w") as file, h5py.File(volume) as original:
         for name in original:
             file[name] = h5py.ExternalLink(target, name)
         file["mask"] = mask
+        if acs_mask is not None:
+            file["acs_mask"] = acs_mask
         for name in ("max", "norm", "sha256"):
             file.attrs[name] = original.attrs[name]
         file.attrs["provenance"] = json.dumps(provenance, indent=1, sort_keys=True)
