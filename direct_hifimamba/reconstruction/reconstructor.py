@@ -6,11 +6,7 @@ that make no sense for undersampled k-space, or with which DIRECT's images are w
 """
 
 import json
-import logging
-import textwrap
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from copy import copy
 from pathlib import Path
 from pickle import UnpicklingError
@@ -20,7 +16,6 @@ from typing import Any, NamedTuple, Self, cast
 import h5py
 import numpy as np
 import torch
-from direct.checkpointer import Checkpointer
 from direct.config.defaults import DefaultConfig
 from direct.engine import Engine
 from direct.environment import (
@@ -46,7 +41,8 @@ from direct.inference import build_inference_transforms
 from direct_hifimamba.data.acquisition import center_block, check_acquisition, check_image_origin
 from direct_hifimamba.data.registration import register_data_sets
 from direct_hifimamba.data.sensitivity import STORED, add_maps
-from direct_hifimamba.files import replace_when_complete
+from direct_hifimamba.data.stored_masks import NAME as STORED_MASKS
+from direct_hifimamba.files import first_and_count, replace_when_complete
 from direct_hifimamba.nn.layers.sense import find_fourier_convention
 from direct_hifimamba.training.compose import compose
 
@@ -151,7 +147,7 @@ class Reconstructor:
             raise ValueError(f"The device is {device}; expected cpu, or cuda where PyTorch finds a GPU.")
         config = _load_config(config_path)
         engine = _build_engine(config, device)
-        _load_weights(engine, path, config_path)
+        load_weights({"model": engine.model, **engine.models}, path, config_path)
         return cls(engine, config.inference.dataset, config.inference.get("crop"))
 
     @property
@@ -362,6 +358,10 @@ def _refusals(dataset: DictConfig, crop: str | None) -> dict[str, tuple[Any, str
     prefix = "dataset.transforms."
     return {
         "crop": (crop not in (None, "", "header"), f"it is {crop!r}; expected header or null"),
+        "dataset.name": (
+            dataset.name == STORED_MASKS,
+            f"it is {STORED_MASKS}, whose samples for autocalibration are in prepared files; take direct predict",
+        ),
         "dataset.kspace_context": (
             dataset.get("kspace_context"),
             f"it is {dataset.get('kspace_context')}; only slices are reconstructed here",
@@ -434,48 +434,53 @@ def _build_engine(config: DictConfig, device: str) -> Engine:
     return quiet_class(cfg, model, device, *operators, **additional_models)
 
 
-def _load_weights(engine: Engine, path: Path, config_path: Path) -> None:
-    checkpointer = Checkpointer(path.parent, save_to_disk=False, model=engine.model, **engine.models)
+def load_weights(models: Mapping[str, nn.Module], path: Path, config_path: Path) -> None:
+    """Load the weights of a checkpoint of DIRECT.
+
+    Parameters
+    ----------
+    models : mapping of str to nn.Module
+        The networks of a configuration by their names in the checkpoint: `model` and the additional models.
+    path : Path
+    config_path : Path
+        For messages.
+
+    Raises
+    ------
+    ValueError
+        If the file is no checkpoint, if its weights are not exactly those of the networks, or if some are not finite.
+    """
     try:
-        with _warnings_of(checkpointer.logger) as warnings:
-            checkpointer.load_models_from_file(path)
-    except (UnpicklingError, EOFError, KeyError) as error:
+        checkpoint = torch.load(path, map_location="cpu")
+    except (UnpicklingError, EOFError, RuntimeError):
+        checkpoint = None
+    if not isinstance(checkpoint, dict) or "model" not in checkpoint:
+        raise ValueError(f"{path} is no checkpoint of DIRECT; expected a file that direct train has written.")
+    stored = {
+        f"{name}.{key}": value
+        for name in checkpoint
+        if name.endswith("model")
+        for key, value in checkpoint[name].items()
+    }
+    expected = {f"{name}.{key}": value for name, model in models.items() for key, value in model.state_dict().items()}
+    problems = [f"it lacks {key}" for key in expected if key not in stored]
+    problems += [f"it has {key}, which the network has not" for key in stored if key not in expected]
+    problems += [
+        f"{key} has the shape {tuple(value.shape)}, not {tuple(expected[key].shape)}"
+        for key, value in stored.items()
+        if key in expected and value.shape != expected[key].shape
+    ]
+    if problems:
         raise ValueError(
-            f"{path} is no checkpoint of DIRECT; expected a file that direct train has written."
-        ) from error
-    except RuntimeError as error:
-        warnings = [str(error)]
-    # Weights without a place and models without weights: DIRECT goes on after a warning.
-    if warnings:
-        reason = textwrap.shorten(warnings[0], 300, placeholder=" ...")
-        raise ValueError(
-            f"{path} does not fit {config_path}: {reason} Name the configuration that it was trained with (--cfg)."
+            f"{path} does not fit {config_path}: {first_and_count(problems)}. Both have to be of the same training; "
+            "reconstruct takes another configuration with --cfg."
         )
-    for model in (engine.model, *engine.models.values()):
+    for key, value in stored.items():
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{path} has weights that are NaN or infinite, in {key}; expected finite ones.")
+    for name, model in models.items():
+        model.load_state_dict(checkpoint[name])
         model.float()  # as the data of DIRECT, whatever PyTorch's default is
-        for name, weights in model.state_dict().items():
-            if not torch.isfinite(weights).all():
-                raise ValueError(f"{path} has weights that are NaN or infinite, in {name}; expected finite ones.")
-
-
-@contextmanager
-def _warnings_of(logger: logging.Logger) -> Iterator[list[str]]:
-    """Collect the warnings that this thread logs, and let it log nothing."""
-    warnings: list[str] = []
-    thread = threading.get_ident()
-
-    def collect(record: logging.LogRecord) -> bool:
-        if record.thread != thread:
-            return True
-        if record.levelno >= logging.WARNING:
-            warnings.append(record.getMessage())
-        return False
-
-    logger.addFilter(collect)
-    try:
-        yield warnings
-    finally:
-        logger.removeFilter(collect)
 
 
 def write_contact_sheet(path: Path, volume: NDArray[np.float32]) -> None:

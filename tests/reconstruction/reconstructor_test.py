@@ -263,6 +263,7 @@ def test_options_act_as_in_direct_predict(
     ("option", "value", "message"),
     [
         ("inference.crop", "training", "expected header or null"),
+        ("inference.dataset.name", "FastMRIWithMasks", "take direct predict"),
         (f"{TRANSFORMS}.normalization.scale_percentile", None, "expected a number such as 0.99"),
         (f"{TRANSFORMS}.normalization.scaling_key", "scaling_factor", "expected masked_kspace"),
         (f"{TRANSFORMS}.normalization.scaling_key", "target", "expected masked_kspace"),
@@ -469,7 +470,10 @@ def test_weights_and_images_that_are_not_finite_are_refused(
 ) -> None:
     content = torch.load(experiments[OURS])
     name, weights = next(item for item in content["model"].items() if item[1].is_floating_point())
-    for value, message in ((torch.nan, f"infinite, in {name}"), (torch.finfo().max, "image of slice 0 has values")):
+    for value, message in (
+        (torch.nan, f"infinite, in model.{name}"),
+        (torch.finfo().max, "image of slice 0 has values"),
+    ):
         weights.fill_(value)
         torch.save(content, tmp_path / "model_9.pt")
         cfg = experiments[OURS].parent / CONFIG_NAME
@@ -621,13 +625,27 @@ def test_wrong_files_are_refused(
     assert not list(tmp_path.glob("*out*"))
 
 
-@pytest.mark.parametrize("change", ["extra weights", "no sensitivity model"])
-def test_what_direct_only_warns_of_is_an_error(experiments: dict[str, Path], tmp_path: Path, change: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("extra weights", r"it has model\.layers\.7\.weight, which the network has not\. Both"),
+        ("extra model", r"it has registration_model\.weight, which"),
+        ("no sensitivity model", r"it lacks sensitivity_model\.\S+ and \d+ more\."),
+        ("other size", r"has the shape \(1, 1\), not \(.*\)\. Both"),
+    ],
+)
+def test_what_direct_only_warns_of_is_an_error(
+    experiments: dict[str, Path], tmp_path: Path, change: str, message: str
+) -> None:
     checkpoint = torch.load(experiments[VARNET])
     if change == "extra weights":
         checkpoint["model"]["layers.7.weight"] = torch.zeros(1)
+    elif change == "extra model":
+        checkpoint["registration_model"] = {"weight": torch.zeros(1)}
+    elif change == "other size":
+        checkpoint["model"][next(iter(checkpoint["model"]))] = torch.zeros(1, 1)
     else:
         del checkpoint["sensitivity_model"]
     torch.save(checkpoint, tmp_path / "model_8.pt")
-    with pytest.raises(ValueError, match=r"model_8\.pt does not fit"):
+    with pytest.raises(ValueError, match=r"model_8\.pt does not fit .*" + message):
         Reconstructor.from_checkpoint(tmp_path / "model_8.pt", experiments[VARNET].parent / CONFIG_NAME)
