@@ -42,6 +42,8 @@ COMMANDS = {
     "reconstruct": Command("reconstruct undersampled k-space of one file as images", extra="data"),
     "benchmark": Command("compare models on the same files, masks and budget", extra="benchmark"),
     "leaderboard": Command("merge results of benchmarks into one table", extra="benchmark"),
+    "export": Command("write results for DIRECT's model zoo or a challenge", extra="benchmark"),
+    "score": Command("score a submission to a challenge against references", extra="benchmark"),
     "config": Command("compose a configuration for DIRECT from several files"),
     "convert-checkpoint": Command("convert weights of the authors' code to a DIRECT checkpoint"),
 }

@@ -6,6 +6,7 @@ A block that cannot be carries the reason: `<!-- Not run by tests/documents_test
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,14 +23,18 @@ from direct.cli import cli as direct_cli
 from omegaconf import OmegaConf
 
 from direct_hifimamba import cli
+from direct_hifimamba.benchmark.plan.configurations import compose_models
+from direct_hifimamba.benchmark.plan.specification import Specification
 from direct_hifimamba.data.prepare import prepare
 from direct_hifimamba.data.protocol import Settings
 from direct_hifimamba.training.compose import compose, to_yaml
+from tests.benchmark.export import challenges_test
 from tests.data import lookalikes
 from tests.projects.hifimamba_test import CASES, SHORT
 
 ROOT = Path(__file__).parents[1]
 README, CONFIGURATION = ROOT / "README.md", ROOT / "docs" / "configuration.md"
+RESULTS = ROOT / "docs" / "results.md"
 DOCUMENTS = [README, *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "projects").rglob("*.md"))]
 BLOCK = re.compile(
     r"^(?:<!-- Not run by tests/documents_test\.py: (?P<reason>.+?) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$",
@@ -69,7 +74,8 @@ class Shell:
         self.monkeypatch = monkeypatch
         self.last_iterations: dict[str, int] = {}
         monkeypatch.chdir(folder)
-        (folder / "projects").symlink_to(ROOT / "projects")
+        # No link: paths in the specification of a benchmark are relative to it.
+        shutil.copytree(ROOT / "projects", folder / "projects", ignore=shutil.ignore_patterns("*.pt", "data"))
 
     def run(self, words: list[str]) -> None:
         program, *arguments = [re.sub("^/data", f"{self.folder}/data", word) for word in words]
@@ -81,7 +87,9 @@ class Shell:
             arguments[1] = arguments[1].replace("model_49999", "model_5")
         if "magnitude" in arguments or {"acdc", "prostate158"} & set(arguments):
             arguments += ["--size", "32", "32"]  # the last one counts
-        if program == "direct":
+        if name == "benchmark":  # trains several networks of full size: tests/projects has such runs
+            compose_models(Specification.load(Path(arguments[1])))
+        elif program == "direct":
             self.monkeypatch.setattr(sys, "argv", ["direct", *arguments])
             direct_cli.main()
         else:
@@ -93,11 +101,13 @@ class Shell:
         if name == "train":
             config = OmegaConf.load(path)
             self.last_iterations[path] = config.training.num_iterations - 1
-            write_small(Path(path), [Path(path)])
+            sizes = [f"additional_models.{name}.num_filters=2" for name in config.get("additional_models") or ()]
+            write_small(Path(path), [Path(path)], *sizes)
         else:
             checkpoint = Path(options["--checkpoint"])
-            assert checkpoint.name == f"model_{self.last_iterations[path]}.pt"
-            arguments[arguments.index("--checkpoint") + 1] = str(checkpoint.with_name("model_5.pt"))
+            if path in self.last_iterations:
+                assert checkpoint.name == f"model_{self.last_iterations[path]}.pt"
+                arguments[arguments.index("--checkpoint") + 1] = str(checkpoint.with_name("model_5.pt"))
         arguments += ["--device", "cpu", "--num-workers", "0"]
 
 
@@ -140,9 +150,18 @@ def undersampled(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return kspace * mask, mask
 
 
-def build_data(document: Path, folder: Path) -> None:
+def build_data(document: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the commands of a document start from."""
     name = document.parent.name
+    if document == RESULTS:
+        lookalikes.calgary_campinas(folder / "download", coils=12, num_slices=1, size=(218, 170), num_empty=50)
+        lookalikes.calgary_campinas_masks(folder, monkeypatch)
+        for file, images in lookalikes.fastmri(folder / "data", "multi").items():
+            if (folder / "data" / "multicoil_val" / file).exists():
+                challenges_test.write_prediction(folder / "predictions" / "knee" / file, images)
+        challenges_test.write_cmrxrecon(
+            folder / "data" / "ChallengeData", folder / "data" / "GroundTruth", folder / "predictions" / "cardiac"
+        )
     if document in (README, CONFIGURATION):
         lookalikes.fastmri(folder / "data", "multi", size=32)
         kspace, mask = undersampled(folder)
@@ -154,7 +173,7 @@ def build_data(document: Path, folder: Path) -> None:
 
 # Commands of the others are checked by tests/projects: they train several networks of full size.
 WITH_COMMANDS = [
-    *(README, CONFIGURATION, ROOT / "docs" / "installation.md", ROOT / "projects" / "hifimamba" / "README.md"),
+    *(README, CONFIGURATION, RESULTS, ROOT / "docs" / "installation.md", ROOT / "projects" / "hifimamba" / "README.md"),
     *(document for document in DOCUMENTS if document.parent.name in CASES),
 ]
 
@@ -163,8 +182,8 @@ WITH_COMMANDS = [
 @pytest.mark.filterwarnings("ignore:Estimation of sensitivity map of Single-coil data")
 @pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
 @pytest.mark.parametrize("document", WITH_COMMANDS, ids=lambda path: str(path.relative_to(ROOT).with_suffix("")))
-def test_commands_run_one_after_the_other(document: Path, shell: Shell) -> None:
-    build_data(document, shell.folder)
+def test_commands_run_one_after_the_other(document: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_data(document, shell.folder, monkeypatch)
     for block in blocks_of(document):
         if block.language == "yaml" and "model:" in block.text:
             config = OmegaConf.merge(OmegaConf.create(complete_configuration()), OmegaConf.create(block.text))

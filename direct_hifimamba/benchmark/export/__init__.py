@@ -1,0 +1,1 @@
+"""Results in the forms in which others collect them: DIRECT's model zoo, and submissions to challenges."""
