@@ -3,34 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from direct.config.defaults import ModelConfig
+from direct_hifimamba.nn.layers.config import NetworkConfig
 
-# Plain strings instead of enums, as OmegaConf finds enum members by their upper-case names only.
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "pyramid": ("binomial", "haar", "none"),
-    "pyramid_expand": ("bilinear", "binomial"),
-    "moe": ("shared_routed", "shared", "routed", "none"),
-    "expert_sharing": ("block", "stage", "network"),
-    "coil_mode": ("sense", "channels"),
-    "data_consistency": ("hard", "proximal"),
-    "data_consistency_activation": ("silu", "none"),
-    "initialisation": ("reference", "balanced"),
-    "learning_rate_schedule": ("steps", "cosine"),
-    "decayed_parameters": ("all", "matrices"),
-    "scan_backend": ("auto", "reference", "torch", "native", "triton", "mamba_ssm"),
-}
-_MINIMUM: dict[str, int] = {
-    "hidden_channels": 2,
-    "patch_size": 1,
-    "state_size": 1,
-    "num_routed_experts": 1,
-    "num_coils": 1,
-    "data_consistency_steps": 1,
-}
 _UNIT_INTERVAL = ("stochastic_depth", "scan_dropout")
 
 #: Keys of earlier versions that were removed, with the values that are fixed now.
@@ -65,8 +43,11 @@ class _NamesRemovedKeys(type):
 
 
 @dataclass
-class HiFiMambaV2Config(ModelConfig, metaclass=_NamesRemovedKeys):
+class HiFiMambaV2Config(NetworkConfig, metaclass=_NamesRemovedKeys):
     """Configuration of :class:`direct_hifimamba.HiFiMambaV2`. The defaults are the reference at full size.
+
+    State gates and the blending of frequencies, which cost little, are recomputed in the backward pass even without
+    `activation_checkpointing`.
 
     Parameters
     ----------
@@ -98,8 +79,6 @@ class HiFiMambaV2Config(ModelConfig, metaclass=_NamesRemovedKeys):
         Add matrices from the high band to the input and output matrices of the scan. Default: True.
     scan_dropout : float
         Dropout rate, in [0, 1), on the output of the scan module. Default: 0.1.
-    scan_backend : str
-        Backend of :func:`direct_hifimamba.ops.selective_scan.selective_scan`. Default: "auto".
     moe : str
         "shared_routed" (a shared expert plus a routed one for every pixel), "shared" or "routed" (one kind only),
         "none" (one MLP as wide as the two experts that act on a pixel, no router). Default: "shared_routed".
@@ -133,19 +112,28 @@ class HiFiMambaV2Config(ModelConfig, metaclass=_NamesRemovedKeys):
         False, embeddings of bright patches depend little on their brightness. Default: False.
     initialisation : str
         "reference", or "balanced", with which every branch learns from the first step. Default: "reference".
-    learning_rate_schedule : str
-        "steps" (DIRECT's own) or "cosine" (:class:`direct_hifimamba.training.learning_rate.CosineSchedule`), set by the
-        engine. Default: "steps".
-    decayed_parameters : str
-        What `training.weight_decay` acts on: "all", as in DIRECT, or "matrices" and kernels of convolutions, but no
-        vectors (biases, scales, `D`), scalars and `A_log` (:mod:`direct_hifimamba.training.weight_decay`), set by the
-        engine. A resumed training needs the same value as before. Default: "all".
     stochastic_depth : float
         Rate, in [0, 1), at the last block, rising linearly from 0 at the first. Default: 0.3.
-    activation_checkpointing : bool
-        Recompute each block in the backward pass instead of storing its activations. State gates and the blending of
-        frequencies, which cost little, are recomputed either way. Default: False.
     """
+
+    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = NetworkConfig.CHOICES | {
+        "pyramid": ("binomial", "haar", "none"),
+        "pyramid_expand": ("bilinear", "binomial"),
+        "moe": ("shared_routed", "shared", "routed", "none"),
+        "expert_sharing": ("block", "stage", "network"),
+        "coil_mode": ("sense", "channels"),
+        "data_consistency": ("hard", "proximal"),
+        "data_consistency_activation": ("silu", "none"),
+        "initialisation": ("reference", "balanced"),
+    }
+    MINIMUM: ClassVar[dict[str, int]] = {
+        "hidden_channels": 2,
+        "patch_size": 1,
+        "state_size": 1,
+        "num_routed_experts": 1,
+        "num_coils": 1,
+        "data_consistency_steps": 1,
+    }
 
     hidden_channels: int = 128
     blocks_per_stage: tuple[int, ...] = (2, 2, 2, 2, 2, 2)
@@ -159,7 +147,6 @@ class HiFiMambaV2Config(ModelConfig, metaclass=_NamesRemovedKeys):
     scan_directions: int = 1
     steering: bool = True
     scan_dropout: float = 0.1
-    scan_backend: str = "auto"
     moe: str = "shared_routed"
     num_routed_experts: int = 4
     expert_sharing: str = "block"
@@ -172,10 +159,7 @@ class HiFiMambaV2Config(ModelConfig, metaclass=_NamesRemovedKeys):
     image_residual: bool = False
     image_normalisation: bool = False
     initialisation: str = "reference"
-    learning_rate_schedule: str = "steps"
-    decayed_parameters: str = "all"
     stochastic_depth: float = 0.3
-    activation_checkpointing: bool = False
 
     def __new__(cls, *_: Any, **keys: Any) -> HiFiMambaV2Config:
         """Refuse removed keys, which `__init__` does not know."""
@@ -214,26 +198,7 @@ class HiFiMambaV2Config(ModelConfig, metaclass=_NamesRemovedKeys):
         ValueError
             If a value is outside its range; key, value and range are named.
         """
-        for field in fields(self):
-            # Under `from __future__ import annotations` a field's type is its source text.
-            if field.type in ("int", "bool", "float", "str") and field.name != "model_name":
-                self._require_type(field.name, str(field.type))
-        self._require(
-            "blocks_per_stage",
-            isinstance(self.blocks_per_stage, Sequence)
-            and all(type(blocks) is int for blocks in self.blocks_per_stage),
-            "a list of integers, one per stage",
-        )
-        self.blocks_per_stage = tuple(self.blocks_per_stage)  # from YAML it comes as a list of OmegaConf
-        self._require(
-            "blocks_per_stage",
-            len(self.blocks_per_stage) > 0 and min(self.blocks_per_stage) > 0,
-            "at least one stage and at least one block in each",
-        )
-        for key, choices in _CHOICES.items():
-            self._require(key, getattr(self, key) in choices, f"one of {', '.join(choices)}")
-        for key, minimum in _MINIMUM.items():
-            self._require(key, getattr(self, key) >= minimum, f"an integer from {minimum} up")
+        super().__post_init__()
         for key in _UNIT_INTERVAL:
             self._require(key, 0 <= getattr(self, key) < 1, "a number in [0, 1)")
 
@@ -244,15 +209,3 @@ class HiFiMambaV2Config(ModelConfig, metaclass=_NamesRemovedKeys):
             0 <= self.load_balancing_weight < math.inf,
             "a finite number from 0 up",
         )
-
-    def _require_type(self, key: str, type_name: str) -> None:
-        value = getattr(self, key)
-        allowed: dict[str, tuple[type, ...]] = {"int": (int,), "bool": (bool,), "float": (float, int), "str": (str,)}
-        is_bool_as_number = isinstance(value, bool) and type_name in ("int", "float")
-        if not isinstance(value, allowed[type_name]) or is_bool_as_number:
-            raise TypeError(f"{key} is {value!r} ({type(value).__name__}); expected {type_name}.")
-
-    def _require(self, key: str, condition: bool, expected: str) -> None:
-        if not condition:
-            value: Any = getattr(self, key)
-            raise ValueError(f"{key} is {value!r}; expected {expected}.")

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from direct_hifimamba.nn.hifimamba.config import REMOVED_KEYS, HiFiMambaV2Config
 from direct_hifimamba.nn.hifimamba.hifimamba import HiFiMambaV2
+from direct_hifimamba.nn.layers.config import NetworkConfig
 from tests.helpers import TINY
 
 OWN_FIELDS = [field for field in fields(HiFiMambaV2Config) if field not in fields(ModelConfig)]
@@ -49,8 +50,8 @@ BAD_VALUES: list[tuple[dict[str, Any], str]] = [
     *[({key: "nonsense"}, f"{key} is 'nonsense'; expected one of {', '.join(CHOICES[key])}") for key in CHOICES],
     ({"hidden_channels": 0}, "hidden_channels is 0; expected an integer from 2 up"),
     ({"hidden_channels": 7}, "hidden_channels is 7; expected an even number"),
-    ({"blocks_per_stage": ()}, "blocks_per_stage is (); expected at least one stage"),
-    ({"blocks_per_stage": (1, 0)}, "blocks_per_stage is (1, 0); expected at least one stage and at least one block"),
+    ({"blocks_per_stage": ()}, "blocks_per_stage is (); expected at least one integer"),
+    ({"blocks_per_stage": (1, 0)}, "blocks_per_stage is (1, 0); expected at least one integer, and all from 1 up"),
     ({"blocks_per_stage": (1, 2.0)}, "blocks_per_stage is (1, 2.0); expected a list of integers"),
     ({"blocks_per_stage": (True,)}, "blocks_per_stage is (True,); expected a list of integers"),
     ({"blocks_per_stage": "22"}, "blocks_per_stage is '22'; expected a list of integers"),
@@ -137,10 +138,9 @@ def test_the_defaults_are_those_of_the_reference_at_full_size() -> None:
 
 
 def documented_fields() -> dict[str, str]:
-    """Name -> type and description of every parameter in the class's docstring."""
-    docstring = inspect.getdoc(HiFiMambaV2Config)
-    assert docstring is not None
-    entries = re.split(r"^(?=\w+ : )", docstring, flags=re.MULTILINE)[1:]
+    """Name -> type and description of every parameter in the docstrings of the class and its base."""
+    docstrings = [inspect.getdoc(config) for config in (NetworkConfig, HiFiMambaV2Config)]
+    entries = [entry for text in docstrings for entry in re.split(r"^(?=\w+ : )", text, flags=re.MULTILINE)[1:]]
     return {name: text for name, _, text in (entry.partition(" : ") for entry in entries)}
 
 
