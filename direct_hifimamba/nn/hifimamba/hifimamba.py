@@ -15,7 +15,8 @@ from direct_hifimamba.nn.hifimamba.config import HiFiMambaV2Config
 from direct_hifimamba.nn.hifimamba.initialisation import initialise
 from direct_hifimamba.nn.hifimamba.moe import build_mixtures
 from direct_hifimamba.nn.layers.data_consistency import HardDataConsistency, ProximalDataConsistency
-from direct_hifimamba.nn.layers.patch import PatchEmbedding, PatchProjection
+from direct_hifimamba.nn.layers.image_update import ImageUpdate
+from direct_hifimamba.nn.layers.patch import PatchEmbedding
 from direct_hifimamba.nn.layers.recompute import recompute
 from direct_hifimamba.nn.layers.sense import (
     COIL_DIM,
@@ -38,35 +39,16 @@ class HiFiMambaV2Output(NamedTuple):
     load_balancing_loss: torch.Tensor  #: scalar
 
 
-class ImageUpdate(nn.Module):
-    """Prediction of an image from features, followed by data consistency.
-
-    Parameters
-    ----------
-    config : HiFiMambaV2Config
-        Sizes and options.
-    """
-
-    def __init__(self, config: HiFiMambaV2Config) -> None:
-        super().__init__()
-        self.residual = config.image_residual
-        # A correction is added to an image, so it starts small.
-        initial_scale = 0.1 if self.residual else 1.0
-        self.prediction = PatchProjection(
-            config.hidden_channels, config.patch_size, initial_scale, config.stacked_coils
-        )
-        proximal = config.data_consistency == "proximal"
-        data_consistency = ProximalDataConsistency if proximal else HardDataConsistency
-        self.data_consistency = data_consistency(config.data_consistency_steps)
-
-    def forward(self, features: torch.Tensor, image: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
-        """Return the new image (batch, H, W, 2), predicted from `features`, or `image` corrected by the prediction.
-
-        Where coils are stacked as channels, the batch of images, and of `acquisition`, has an element for every coil.
-        """
-        prediction = self.prediction(features, *image.shape[1:3]).to(image.dtype)
-        predicted = acquisition.enter(image + prediction if self.residual else prediction)
-        return acquisition.leave(self.data_consistency(predicted, acquisition))
+def _build_update(config: HiFiMambaV2Config) -> ImageUpdate:
+    proximal = config.data_consistency == "proximal"
+    data_consistency = ProximalDataConsistency if proximal else HardDataConsistency
+    return ImageUpdate(
+        config.hidden_channels,
+        config.patch_size,
+        data_consistency(config.data_consistency_steps),
+        residual=config.image_residual,
+        coils=config.stacked_coils,
+    )
 
 
 class Stage(nn.Module):
@@ -83,7 +65,7 @@ class Stage(nn.Module):
     def __init__(self, config: HiFiMambaV2Config, blocks: Iterable[HiFiMambaBlock]) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
-        self.update = ImageUpdate(config)
+        self.update = _build_update(config)
         self.activation = nn.SiLU() if config.data_consistency_activation == "silu" else nn.Identity()
         self.embedding = PatchEmbedding(config.hidden_channels, config.patch_size, config.stacked_coils)
         self.checkpointing = config.activation_checkpointing
@@ -140,7 +122,7 @@ class HiFiMambaV2(nn.Module):
         self.embedding = PatchEmbedding(config.hidden_channels, config.patch_size, config.stacked_coils)
         self.stages = nn.ModuleList(Stage(config, islice(blocks, count)) for count in config.blocks_per_stage)
         self.norm = nn.LayerNorm(config.hidden_channels)
-        self.update = ImageUpdate(config)
+        self.update = _build_update(config)
 
         initialise(self, config.initialisation)
 
@@ -185,17 +167,12 @@ class HiFiMambaV2(nn.Module):
                 )
             measurement = measurement.separate_coils()
         dtype = self.norm.weight.dtype
-        if dtype not in (torch.float32, torch.float64):
-            raise TypeError(
-                f"The network's parameters are {dtype}; expected torch.float32 or torch.float64. For mixed precision "
-                "keep them in float32 and call the network under torch.autocast."
-            )
         proximal = self.first_update is not None  # hard replacement weighs no noise
         acquisition = Acquisition.from_measurement(measurement, self.fourier_convention, dtype, estimate_noise=proximal)
         image = self._first_image(acquisition)
         if self.config.image_normalisation:
-            scale = _largest_magnitude(image, self.config.stacked_coils)
-            output = self._reconstruct(image / scale, acquisition.divide(scale[..., 0]))
+            image, acquisition, scale = acquisition.normalise(image, self.config.stacked_coils)
+            output = self._reconstruct(image, acquisition)
             output = output._replace(image=output.image * scale)
         else:
             output = self._reconstruct(image, acquisition)
@@ -206,7 +183,7 @@ class HiFiMambaV2(nn.Module):
     def _first_image(self, acquisition: Acquisition) -> torch.Tensor:
         """Return the image (batch, H, W, 2) that the unrolled iterations start from: zero-filled or CG-SENSE."""
         if self.first_update is None:
-            return acquisition.leave(acquisition.adjoint(acquisition.kspace))
+            return acquisition.zero_filled()
         return acquisition.leave(self.first_update(torch.zeros_like(acquisition.kspace[:, 0]), acquisition))
 
     def _reconstruct(self, image: torch.Tensor, acquisition: Acquisition) -> HiFiMambaV2Output:
@@ -219,13 +196,3 @@ class HiFiMambaV2(nn.Module):
         image = self.update(self.norm(features), image, acquisition)
         # Half of the mean over stages, as the reference also counts its data-consistency modules, which add 0.
         return HiFiMambaV2Output(image, torch.stack(losses).mean() / 2)
-
-
-def _largest_magnitude(image: torch.Tensor, coils: int) -> torch.Tensor:
-    """Return the largest magnitude of `coils` successive images each, or 1 where they are zero.
-
-    Maps images (batch, H, W, 2) to (batch, 1, 1, 1).
-    """
-    largest = image.norm(dim=-1, keepdim=True).amax(dim=(1, 2), keepdim=True)
-    largest = largest.unflatten(0, (-1, coils)).amax(dim=1).repeat_interleave(coils, dim=0)
-    return largest.where(largest > 0, 1.0)

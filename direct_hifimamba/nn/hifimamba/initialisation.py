@@ -48,12 +48,12 @@ def initialise(network: nn.Module, scheme: str) -> None:
             else:
                 nn.init.trunc_normal_(module.depthwise.weight, std=_STD)
         elif isinstance(module, SelectiveScan2D):
-            for weight in module.matrix_projection:
-                if scheme == "balanced":
+            if scheme == "balanced":
+                for weight in module.matrix_projection:
                     nn.init.xavier_uniform_(weight)
-                else:
-                    # Not the truncated normal: the reference keeps these outside of its linear layers.
-                    nn.init.kaiming_uniform_(weight, a=5**0.5)
+            else:
+                # Not the truncated normal: the reference keeps these outside of its linear layers.
+                module.initialise_matrices()
             if module.steering:
                 # Both streams start with the same B and C projections.
                 module.steering_matrix_projection.copy_(module.matrix_projection[:, module.sizes[0] :])

@@ -220,11 +220,21 @@ class Acquisition(NamedTuple):
         dtype: torch.dtype = torch.float32,
         estimate_noise: bool = True,
     ) -> Acquisition:
-        """Convert a batch to this form, with real and imaginary parts of type `dtype` (float32 or float64).
+        """Convert a batch to this form, with real and imaginary parts of type `dtype`, that of a network's parameters.
 
         A mask whose height or width is 1 means that all rows or columns have the same samples. Values outside the mask
         are ignored.
+
+        Raises
+        ------
+        TypeError
+            If `dtype` is neither float32 nor float64.
         """
+        if dtype not in (torch.float32, torch.float64):
+            raise TypeError(
+                f"The network's parameters are {dtype}; expected torch.float32 or torch.float64. For mixed precision "
+                "keep them in float32 and call the network under torch.autocast."
+            )
         kspace, maps = (
             torch.view_as_complex(tensor.to(dtype).contiguous())
             for tensor in (measurement.masked_kspace, measurement.sensitivity_map)
@@ -249,6 +259,20 @@ class Acquisition(NamedTuple):
     def divide(self, scale: torch.Tensor) -> Acquisition:
         """Return the acquisition with samples divided by `scale`, shape (batch, 1, 1)."""
         return self._replace(kspace=self.kspace / scale.unsqueeze(COIL_DIM))
+
+    def normalise(self, image: torch.Tensor, coils: int = 1) -> tuple[torch.Tensor, Acquisition, torch.Tensor]:
+        """Divide images (batch, H, W, 2) and samples by the largest magnitude of `coils` successive images each.
+
+        Also returns the divisor, shape (batch, 1, 1, 1), which is 1 where the images are zero.
+        """
+        largest = image.norm(dim=-1, keepdim=True).amax(dim=(1, 2), keepdim=True)
+        largest = largest.unflatten(0, (-1, coils)).amax(dim=1).repeat_interleave(coils, dim=0)
+        scale = largest.where(largest > 0, 1.0)
+        return image / scale, self.divide(scale[..., 0]), scale
+
+    def zero_filled(self) -> torch.Tensor:
+        """Return the zero-filled image A^H y, shape (batch, H, W, 2)."""
+        return self.leave(self.adjoint(self.kspace))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Map an image (batch, H, W) to k-space of all coils (batch, coil, H, W), without sampling."""

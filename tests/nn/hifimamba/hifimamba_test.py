@@ -15,11 +15,12 @@ from direct.data.transforms import fft2, ifft2
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from direct_hifimamba.nn.hifimamba.hifimamba import HiFiMambaV2, ImageUpdate
+from direct_hifimamba.nn.hifimamba.hifimamba import HiFiMambaV2
 from direct_hifimamba.nn.hifimamba.moe import Router, Routing, load_balancing_loss, watch_routing
 from direct_hifimamba.nn.hifimamba.sf_lap import Bands, CrossFrequencyRouting, LaplacianPyramid
 from direct_hifimamba.nn.layers import patch
 from direct_hifimamba.nn.layers.data_consistency import ProximalDataConsistency
+from direct_hifimamba.nn.layers.image_update import ImageUpdate
 from direct_hifimamba.nn.layers.sense import Acquisition, FourierConvention, Measurement, find_fourier_convention
 from direct_hifimamba.ops.selective_scan import interface
 from tests.helpers import KERNEL_SIZES, TINY, UNNORMALISED, assert_close, gradients, loss_of, measure, tiny_network
