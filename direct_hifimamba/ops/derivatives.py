@@ -12,16 +12,39 @@ import torch
 from torch.autograd import forward_ad
 
 
+@torch.compiler.assume_constant_result  # torch.compile compiles again if the transforms around a function change
+def _is_transform_active() -> bool:
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def are_transformed(tensors: Sequence[torch.Tensor | None]) -> bool:
     """Return whether a transform of `torch.func` is active, or one of the tensors carries a forward-mode tangent.
 
-    Under `torch.compile` the result is False.
+    Tangents of another origin than `torch.func` are unknown while `torch.compile` compiles; :func:`refuse_tangents`
+    finds them when the compiled code runs.
     """
-    if torch.compiler.is_compiling():
-        return False
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return True
+    return _is_transform_active() or (not torch.compiler.is_compiling() and _have_tangents(tensors))
+
+
+def _have_tangents(tensors: Sequence[torch.Tensor | None]) -> bool:
     return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+
+
+def refuse_tangents(*tensors: torch.Tensor | None) -> None:
+    """Raise if one of the tensors that a kernel was given carries a forward-mode tangent, which would be lost.
+
+    Such tensors reach a kernel from code that `torch.compile` compiled, and from backward passes with a dual gradient.
+
+    Raises
+    ------
+    NotImplementedError
+        If there is a tangent.
+    """
+    if _have_tangents(tensors):
+        raise NotImplementedError(
+            "A compiled kernel was given a forward-mode tangent, for which it has no derivative. Call the function "
+            "without torch.compile, and backward passes with create_graph=True."
+        )
 
 
 def gradients_of_definition(

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 
 import torch
 
-from direct_hifimamba.ops.derivatives import are_transformed
+from direct_hifimamba.ops.derivatives import are_transformed, refuse_tangents
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +145,10 @@ def checked(
         If it has another dtype.
     ValueError
         If it has another shape or is not on a CPU.
+    NotImplementedError
+        If it carries a forward-mode tangent.
     """
+    refuse_tangents(tensor)
     if tensor.dtype != dtype:
         raise TypeError(f"{name} is {tensor.dtype}; expected {dtype}.")
     if tuple(tensor.shape) != shape or tensor.device.type != "cpu":

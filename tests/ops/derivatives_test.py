@@ -1,6 +1,7 @@
 """Every derivative of every operator is right, beyond the first gradient that compiled kernels have too."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -111,3 +112,34 @@ def test_transforms_of_torch_func(case: Case) -> None:
     assert_close(grad(x, *rest), torch.autograd.grad(run(leaf, *exact(rest)).square().sum(), leaf)[0])
     several = torch.stack([x, 2 * x])
     assert_close(torch.vmap(lambda x: run(x, *rest))(several), torch.stack([run(x, *rest), run(2 * x, *rest)]))
+
+
+def test_dual_gradients_have_a_tangent_or_are_refused(case: Case) -> None:
+    run, tensors = case
+    leaves = [tensor.requires_grad_() for tensor in tensors]
+    y = run(*leaves)
+    grad, tangent = draw(*y.shape, seed=11), draw(*y.shape, seed=12)
+    expected = torch.autograd.grad(y, leaves, tangent, retain_graph=True)  # gradients are linear in that of the result
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(grad, tangent)
+        for gradient, value in zip(torch.autograd.grad(y, leaves, dual, create_graph=True), expected, strict=True):
+            assert_close(torch.autograd.forward_ad.unpack_dual(gradient).tangent, value)
+        with suppress(NotImplementedError):
+            gradients = torch.autograd.grad(run(*leaves), leaves, dual)
+            for gradient, value in zip(gradients, expected, strict=True):
+                assert_close(torch.autograd.forward_ad.unpack_dual(gradient).tangent, value)
+
+
+@pytest.mark.usefixtures("group_norm_transforms")
+def test_forward_mode_through_compiled_code_is_right_or_refused(case: Case) -> None:
+    run, tensors = case
+    tangents = [draw(*tensor.shape, seed=7) for tensor in tensors]
+    _, expected = torch.autograd.functional.jvp(run, tuple(exact(tensors)), tuple(exact(tangents)))
+    compiled = torch.compile(run, backend="eager")
+    compiled(*tensors)
+    with torch.autograd.forward_ad.dual_level(), suppress(NotImplementedError):
+        duals = map(torch.autograd.forward_ad.make_dual, tensors, tangents)
+        assert_close(torch.autograd.forward_ad.unpack_dual(compiled(*duals)).tangent, expected)
+    assert_close(torch.func.jvp(compiled, tuple(tensors), tuple(tangents))[1], expected)
+    inside = torch.compile(lambda *tensors: torch.func.jvp(run, tensors, tuple(tangents))[1], backend="eager")
+    assert_close(inside(*tensors), expected)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
+from direct_hifimamba.ops.derivatives import refuse_tangents
+
 #: Largest state dimension that the kernels are compiled for.
 MAX_STATE = 256
 
@@ -47,3 +49,4 @@ def _refuse_second_derivatives(grad: torch.Tensor) -> None:
     # The kernels treat their gradients as constants. Gradients are enabled here only with create_graph=True.
     if torch.is_grad_enabled():
         raise RuntimeError("mamba-ssm's selective scan has no second derivatives. Use the backend 'torch'.")
+    refuse_tangents(grad)

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from direct_hifimamba.ops import library
-from direct_hifimamba.ops.derivatives import gradients_of_definition
+from direct_hifimamba.ops.derivatives import gradients_of_definition, refuse_tangents
 from direct_hifimamba.ops.selective_scan.interface import check_arguments
 from direct_hifimamba.ops.selective_scan.reference import selective_scan_reference
 
@@ -66,6 +66,7 @@ def _run(
     u, B = views["u"], views["B"]
     assert u is not None and B is not None
     check_arguments(*(tensors[name] for name in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")))  # type: ignore[arg-type]
+    refuse_tangents(*tensors.values())
     for name, tensor in tensors.items():
         if tensor is not None and (tensor.dtype != torch.float32 or tensor.device.type != "cpu"):
             raise TypeError(f"{name} is {tensor.dtype} on {tensor.device}; expected float32 on a CPU.")

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from direct_hifimamba.ops.derivatives import gradients_of_definition
+from direct_hifimamba.ops.derivatives import gradients_of_definition, refuse_tangents
 from direct_hifimamba.ops.selective_scan.reference import selective_scan_reference
 
 _CHUNK = 64
@@ -357,6 +357,7 @@ class _TritonScan(torch.autograd.Function):
         u, delta, A, B, C, entering = ctx.saved_tensors
         if torch.is_grad_enabled():
             return tuple(gradients_of_definition(_definition, (u, delta, A, B, C), dy))
+        refuse_tangents(dy)
         needed = ctx.needs_input_grad
         launch = _Launch(u, B)
         partial_shape = (launch.blocks, *B.shape)
