@@ -23,6 +23,7 @@ from direct_hifimamba.nn.layers.sense import (
     Acquisition,
     Measurement,
     check_shapes,
+    find_dtype,
     find_fourier_convention,
 )
 
@@ -154,7 +155,8 @@ class HiFiMambaV2(nn.Module):
         TypeError
             If k-space or maps are not real floating-point tensors, or parameters are neither float32 nor float64.
         ValueError
-            If shapes do not fit, or if coils are channels and not as many as `num_coils`.
+            If shapes do not fit, if coils are channels and not as many as `num_coils`, or if a tensor is on the meta
+            device.
         """
         measurement = Measurement(masked_kspace, sampling_mask, sensitivity_map)
         check_shapes(measurement, self.smallest_size)
@@ -166,7 +168,7 @@ class HiFiMambaV2(nn.Module):
                     'value of num_coils, as coil_mode is "channels".'
                 )
             measurement = measurement.separate_coils()
-        dtype = self.norm.weight.dtype
+        dtype = find_dtype(self)
         proximal = self.first_update is not None  # hard replacement weighs no noise
         acquisition = Acquisition.from_measurement(measurement, self.fourier_convention, dtype, estimate_noise=proximal)
         image = self._first_image(acquisition)

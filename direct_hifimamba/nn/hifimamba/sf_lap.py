@@ -40,14 +40,10 @@ class LaplacianPyramid(nn.Module):
     .. [1] Burt, Adelson. The Laplacian Pyramid as a Compact Image Code. IEEE Trans. Commun. 31(4), 1983.
     """
 
-    kernel: torch.Tensor
-
     def __init__(self, pyramid: str, expand: str) -> None:
         super().__init__()
         self.pyramid = pyramid
         self.expand = expand
-        taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
-        self.register_buffer("kernel", torch.outer(taps, taps), persistent=False)
 
     def forward(self, features: torch.Tensor) -> Bands:
         """Split features of shape (batch, height, width, channels)."""
@@ -72,7 +68,9 @@ class LaplacianPyramid(nn.Module):
 
     def _blur(self, image: torch.Tensor, stride: int) -> torch.Tensor:
         channels = image.shape[1]
-        kernel = self.kernel.to(image.dtype).expand(channels, 1, -1, -1)
+        # No buffer, which would lose its values with those of a module that leaves the meta device.
+        taps = torch.tensor([1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16], dtype=image.dtype, device=image.device)
+        kernel = torch.outer(taps, taps).expand(channels, 1, -1, -1)
         return F.conv2d(F.pad(image, (2, 2, 2, 2), mode="reflect"), kernel, stride=stride, groups=channels)
 
 

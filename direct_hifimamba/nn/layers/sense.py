@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from direct.types import FFTOperator
+from torch import nn
 
 COIL_DIM = 1
 _SPATIAL = (-2, -1)
@@ -89,6 +90,30 @@ class Measurement(NamedTuple):
         return self
 
 
+def find_dtype(network: nn.Module) -> torch.dtype:
+    """Return the type of a network's parameters.
+
+    Raises
+    ------
+    TypeError
+        If they have several.
+    ValueError
+        If they are on the meta device.
+    """
+    parameters = list(network.parameters())
+    if any(parameter.is_meta for parameter in parameters):
+        raise ValueError(
+            "The network's parameters are on the meta device, without values; allocate them with "
+            "to_empty(device=...) and load weights."
+        )
+    dtype, *others = {parameter.dtype for parameter in parameters}
+    if others:
+        raise TypeError(
+            f"The network's parameters are {' and '.join(sorted(map(str, (dtype, *others))))}; expected the same type."
+        )
+    return dtype
+
+
 def check_shapes(measurement: Measurement, smallest_size: int) -> None:
     """Check types and shapes of a measurement; its values are checked by :func:`check_values`.
 
@@ -97,9 +122,11 @@ def check_shapes(measurement: Measurement, smallest_size: int) -> None:
     TypeError
         If k-space or maps are not real floating-point tensors.
     ValueError
-        If shapes do not fit each other, or height or width is below `smallest_size`.
+        If shapes do not fit each other, if height or width is below `smallest_size`, or if there are no values.
     """
     masked_kspace, sampling_mask, sensitivity_map = measurement
+    if any(tensor.is_meta for tensor in measurement):
+        raise ValueError("The input is on the meta device, without values, which decide on experts and noise.")
     for name, tensor in (("masked_kspace", masked_kspace), ("sensitivity_map", sensitivity_map)):
         if not tensor.is_floating_point():
             raise TypeError(f"{name} is {tensor.dtype}; expected real floating numbers, complex as a last axis of 2.")
@@ -244,7 +271,7 @@ class Acquisition(NamedTuple):
             kspace, maps, sampled = (torch.fft.ifftshift(tensor, dim=_SPATIAL) for tensor in (kspace, maps, sampled))
         if not convention.normalized:
             kspace = kspace / (kspace.shape[-2] * kspace.shape[-1]) ** 0.5
-        kspace = kspace * sampled
+        kspace = kspace.where(sampled, 0)
         noise_variance = _estimate_noise_variance(kspace) if estimate_noise else None
         dims = tuple(dim for dim in _SPATIAL if sampled.shape[dim] > 1) or (-1,)
         if constant := [dim for dim in _SPATIAL if dim not in dims]:
@@ -252,7 +279,7 @@ class Acquisition(NamedTuple):
         acquisition = cls(kspace, sampled, maps, None, dims, convention.centered)
         if noise_variance is None:
             return acquisition
-        signal = acquisition.adjoint(kspace).detach().abs().square().mean(dim=(1, 2), keepdim=True)
+        signal = _squared_magnitude(acquisition.adjoint(kspace)).mean(dim=(1, 2), keepdim=True)
         ratio = noise_variance / signal.where(signal > 0, 1.0)
         return acquisition._replace(noise_to_signal=ratio.clamp(min=1e-8))
 
@@ -265,9 +292,9 @@ class Acquisition(NamedTuple):
 
         Also returns the divisor, shape (batch, 1, 1, 1), which is 1 where the images are zero.
         """
-        largest = image.norm(dim=-1, keepdim=True).amax(dim=(1, 2), keepdim=True)
+        largest = image.square().sum(dim=-1, keepdim=True).amax(dim=(1, 2), keepdim=True)
         largest = largest.unflatten(0, (-1, coils)).amax(dim=1).repeat_interleave(coils, dim=0)
-        scale = largest.where(largest > 0, 1.0)
+        scale = largest.where(largest > 0, 1.0).sqrt()  # the root of zeros has no second derivative
         return image / scale, self.divide(scale[..., 0]), scale
 
     def zero_filled(self) -> torch.Tensor:
@@ -298,6 +325,10 @@ class Acquisition(NamedTuple):
         return torch.view_as_real(torch.fft.fftshift(image, dim=_SPATIAL) if self.centered else image)
 
 
+def _squared_magnitude(values: torch.Tensor) -> torch.Tensor:
+    return torch.view_as_real(values).square().sum(dim=-1)
+
+
 def _estimate_noise_variance(kspace: torch.Tensor) -> torch.Tensor:
     """Estimate the variance of complex noise at the edge of uncentred k-space, shape (batch, 1, 1).
 
@@ -305,7 +336,7 @@ def _estimate_noise_variance(kspace: torch.Tensor) -> torch.Tensor:
     variance. Signal at the edge makes the estimate too large: by at most a quarter at signal-to-noise ratios up to 30,
     by a factor of two at 60. Without noise the estimate is the energy of the signal at the edge.
     """
-    energy = kspace.detach().abs().square()
+    energy = _squared_magnitude(kspace)
     acquired = energy > 0  # scanners fill in zeros
     rows, columns = (torch.fft.fftfreq(n, device=kspace.device).square() for n in kspace.shape[-2:])
     radius = (rows[:, None] + columns).where(acquired.any(COIL_DIM), torch.nan)

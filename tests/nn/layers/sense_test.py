@@ -87,7 +87,7 @@ def test_the_adjoint_is_the_adjoint(mask_shape: tuple[int, ...], centered: bool)
 
 def test_samples_outside_the_mask_are_ignored() -> None:
     measurement = measure(coils=2)
-    leaking = measurement._replace(masked_kspace=measurement.masked_kspace + ~measurement.sampling_mask)
+    leaking = measurement._replace(masked_kspace=measurement.masked_kspace.where(measurement.sampling_mask, torch.nan))
     convention = FourierConvention(centered=True, normalized=True)
     for ours, theirs in zip(
         *(Acquisition.from_measurement(m, convention) for m in (measurement, leaking)), strict=True
