@@ -5,17 +5,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
+from xml.etree import ElementTree
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from direct_hifimamba.data.formats import calgary_campinas
-from direct_hifimamba.data.formats.hdf5 import HEADER, acquired_columns, as_text, escape_link
+from direct_hifimamba.data.formats.hdf5 import acquired_columns, as_text, escape_link, header_document, read_header
 from direct_hifimamba.data.fourier import root_sum_of_squares
 
 MAX_GAPS = 0.01
 """Fraction of the samples between the outermost ones that may be zero in fully sampled k-space."""
+
+_ACCELERATION = ".//{*}parallelImaging/{*}accelerationFactor/*"
+"""Elements of an ISMRMRD header: acceleration along each direction of phase encoding."""
 
 ERASED = ("anonymous", "anonymized", "anonymised", "none", "null", "unknown", "n/a")
 """What stands in place of the identity of a patient."""
@@ -125,7 +129,10 @@ class KSpaceFile:
         return None if not identity.strip("0-") or identity.lower() in ERASED else identity
 
     def header(self) -> bytes | None:
-        """The ISMRMRD header, where there is a valid one."""
+        """The ISMRMRD header, where there is one that DIRECT can read.
+
+        It has to agree with k-space that was measured in full, of which references are made.
+        """
         with _reading(self._path):
             acquired, middle = acquired_columns(self._file), self._kspace.shape[-1] // 2
             if acquired != slice(None) and not 0 <= acquired.start <= middle < acquired.stop:
@@ -133,7 +140,16 @@ class KSpaceFile:
                     f"its header says that the columns {acquired.start} to {acquired.stop - 1} were acquired; expected "
                     f"the middle one, {middle}, among them"
                 )
-            return self._file[HEADER][()] if HEADER in self._file else None
+            document = header_document(self._file)
+            if document is None or not read_header(self._file):
+                return None
+            factors = [float(factor.text or 1) for factor in ElementTree.fromstring(document).iterfind(_ACCELERATION)]
+            if max(factors, default=1) > 1:
+                raise SourceError(
+                    f"its header says that k-space was measured with an acceleration of {max(factors):g}, and it has "
+                    "no gaps: the rest was filled in by parallel imaging; expected references that were measured"
+                )
+            return document
 
     def kspace(self, index: int) -> NDArray[np.complex64]:
         """K-space of a slice, of shape ([coil, ]height, width)."""

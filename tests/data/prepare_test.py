@@ -462,9 +462,10 @@ def test_attributes_stored_as_bytes_count(prepared, tmp_path, form):
     }
 
 
-def test_an_erased_patient_is_no_subject(prepared, tmp_path):
+@pytest.mark.parametrize("erased", ["0" * 16, h5py.Empty("S1"), b"anonymous", "  "])
+def test_an_erased_patient_is_no_subject(prepared, tmp_path, erased):
     shutil.copytree(prepared("fastmri").raw, tmp_path / "raw")
-    _change_attributes(tmp_path / "raw", patient_id=lambda _: "0" * 16)
+    _change_attributes(tmp_path / "raw", patient_id=lambda _: erased)
     protocol = prepare(tmp_path / "raw", tmp_path / "out", Settings.of("fastmri"), ["val"])
     subjects = {record["subject"] for record in protocol["splits"]["val"]["files"].values()}
     assert subjects == {"file1000000", "file1000017"}
@@ -597,16 +598,51 @@ def test_links_that_lead_nowhere_are_an_error(tmp_path, capsys):
             next(read_slices(file))
 
 
-def test_a_header_that_leaves_out_the_middle_is_reported(prepared, tmp_path):
+def _prepare_with_header(prepared, tmp_path, change: Callable[[bytes], Any]) -> dict[str, Any]:
+    """The validation split after the header of a file was changed."""
     shutil.copytree(prepared("fastmri").raw, tmp_path / "raw")
-    path = tmp_path / "raw" / "singlecoil_val" / "file1000000.h5"
-    with h5py.File(path, "r+") as file:
+    with h5py.File(tmp_path / "raw" / "singlecoil_val" / "file1000000.h5", "r+") as file:
         header = file["ismrmrd_header"][()]
         del file["ismrmrd_header"]
-        file["ismrmrd_header"] = header.replace(b"<center>14</center>", b"<center>20</center>")
-    part = prepare(tmp_path / "raw", tmp_path / "out", Settings.of("fastmri"), ["val"])["splits"]["val"]
-    assert part["failed"][path.name].startswith("its header says that the columns -3 to 24 were acquired")
+        file["ismrmrd_header"] = change(header)
+    return prepare(tmp_path / "raw", tmp_path / "out", Settings.of("fastmri"), ["val"])["splits"]["val"]
+
+
+def test_a_header_that_leaves_out_the_middle_is_reported(prepared, tmp_path):
+    change = lambda header: header.replace(b"<center>14</center>", b"<center>20</center>")  # noqa: E731
+    part = _prepare_with_header(prepared, tmp_path, change)
+    assert part["failed"]["file1000000.h5"].startswith("its header says that the columns -3 to 24 were acquired")
     assert list(part["files"]) == ["file1000017.h5"]
+
+
+def test_kspace_that_parallel_imaging_filled_is_no_reference(prepared, tmp_path):
+    factor = (
+        b"<parallelImaging><accelerationFactor><kspace_encoding_step_1>2</kspace_encoding_step_1></accelerationFactor>"
+    )
+    change = lambda header: header.replace(b"</encoding>", factor + b"</parallelImaging></encoding>")  # noqa: E731
+    part = _prepare_with_header(prepared, tmp_path, change)
+    assert part["failed"]["file1000000.h5"].startswith(
+        "its header says that k-space was measured with an acceleration of 2"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "is_valid"),
+    [
+        (lambda header: header.decode(), True),
+        (lambda header: [header], True),
+        (lambda header: np.void(header), True),
+        (lambda header: b"no document", False),
+        (lambda header: header.replace(b"<center>14</center>", b""), False),
+        (lambda header: 3, False),
+    ],
+)
+def test_headers_are_kept_in_the_form_that_direct_reads_or_left_out(prepared, tmp_path, change, is_valid):
+    _prepare_with_header(prepared, tmp_path, change)
+    assert verify(tmp_path / "out") == []
+    path = tmp_path / "out" / "val" / "file1000000.h5"
+    sample = FastMRIDataset(path.parent, filenames_filter=[path])[0]
+    assert sample.get("padding_left") == (lookalikes.NUM_PADDED if is_valid else None)
 
 
 @pytest.mark.parametrize("name", ["acdc", "m4raw", "fastmri"])

@@ -136,10 +136,20 @@ def read_header(file: h5py.File) -> dict[str, Any]:
 
     `padding_left` and `padding_right` enclose the acquired columns, `reconstruction_size` is (height, width, 1).
     """
+    document = header_document(file)
     try:
-        return _parse_fastmri_header(file[HEADER][()])
-    except (KeyError, ParseError, RuntimeError, ValueError):
+        return {} if document is None else _parse_fastmri_header(document)
+    except (ParseError, RuntimeError, ValueError):
         return {}
+
+
+def header_document(file: h5py.File) -> bytes | None:
+    """Return the ISMRMRD header, be it stored as text, as bytes or as an array with one of them; None if missing."""
+    if HEADER not in file:
+        return None
+    stored = file[HEADER][()]
+    stored = stored.item() if np.size(stored) == 1 and isinstance(stored, np.ndarray) else stored
+    return stored.encode() if isinstance(stored, str) else bytes(stored)
 
 
 def read_slices(file: h5py.File) -> Iterator[NDArray[np.complex64]]:
@@ -176,7 +186,9 @@ def missing_links(dataset: h5py.Dataset) -> list[Path]:
 
 
 def as_text(value: Any) -> str:
-    """Return an attribute as text, whether it is stored as text, as bytes, or as an array with one of either."""
+    """Return an attribute as text, whether it is stored as text, as bytes, as an array with one of them, or empty."""
+    if isinstance(value, h5py.Empty):
+        return ""
     value = np.asarray(value).ravel()[0] if np.size(value) == 1 else value
     return (value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)).strip("\0 ")
 
@@ -187,8 +199,7 @@ def hash_content(file: h5py.File) -> str:
     for kspace_slice in read_slices(file):
         digest.update(repr(kspace_slice.shape).encode())
         digest.update(np.ascontiguousarray(kspace_slice))
-    if HEADER in file:
-        digest.update(file[HEADER][()])
+    digest.update(header_document(file) or b"")
     return digest.hexdigest()
 
 
