@@ -158,7 +158,7 @@ def check_acquisition(kspace: NDArray[Any], mask: NDArray[Any], compare: bool = 
         raise ValueError("k-space is zero wherever the mask samples; is the mask inverted, or of other data?")
     if compare:
         _check_agreement(acquired, sampled, mask)
-        _check_zero_frequency(kspace, sampled)
+        _check_zero_frequency(kspace)
     return sampled
 
 
@@ -174,18 +174,20 @@ def _wrong_mask_shape(kspace: tuple[int, ...], mask: tuple[int, ...]) -> str:
 def _check_agreement(acquired: NDArray[np.bool_], sampled: NDArray[np.bool_], mask: NDArray[Any]) -> None:
     is_line_mask = mask.ndim == 1
     if is_line_mask:
-        rows = np.flatnonzero(acquired.any(axis=1))
-        if len(rows) <= rows[-1] - rows[0]:
-            fits = len(mask) == len(acquired) and mask[rows].all()
+        columns, rows = acquired.any(axis=0), acquired.any(axis=1)
+        fits = len(mask) == len(rows) and bool(mask.astype(bool)[rows].all())
+        outermost = np.flatnonzero(rows)[[0, -1]]
+        has_gaps = not rows[outermost[0] : outermost[1]].all()
+        if has_gaps or (fits and not rows.all() and np.array_equal(rows, mask) and not np.array_equal(columns, mask)):
             raise ValueError(
-                f"k-space has {rows[-1] - rows[0] + 1 - len(rows)} rows of zeros between others, and a mask of one "
-                f"axis takes whole columns. {'It fits the rows: give' if fits else 'Give'} a mask of the shape "
-                f"{acquired.shape}, for rows np.repeat(mask[:, None], {acquired.shape[1]}, axis=1)."
+                f"k-space has {np.sum(~rows)} rows of zeros, and a mask of one axis takes whole columns. "
+                f"{'It fits the rows: give' if fits else 'Give'} a mask of the shape {acquired.shape}, for rows "
+                f"np.repeat(mask[:, None], {acquired.shape[1]}, axis=1)."
             )
-        acquired = np.broadcast_to(acquired.any(axis=0), sampled.shape)
+        acquired = np.broadcast_to(columns, sampled.shape)
     # Scanners pad k-space with zeros on its edges, which masks often count as sampled: only gaps within tell.
-    rows, columns = (np.flatnonzero(acquired.any(axis=axis)) for axis in (1, 0))
-    inside = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    lines = (np.flatnonzero(acquired.any(axis=axis)) for axis in (1, 0))
+    inside = tuple(slice(found[0], found[-1] + 1) for found in lines)
     gaps, sampled_inside = ~acquired[inside], sampled[inside]
     kind = "columns" if is_line_mask else "samples"
 
@@ -204,12 +206,11 @@ def _check_agreement(acquired: NDArray[np.bool_], sampled: NDArray[np.bool_], ma
         )
 
 
-def _check_zero_frequency(kspace: NDArray[Any], sampled: NDArray[np.bool_]) -> None:
-    energy = np.zeros(sampled.shape)
+def _check_zero_frequency(kspace: NDArray[Any]) -> None:
+    energy = np.zeros(kspace.shape[-2:])
     for kspace_slice in kspace:
-        energy += np.square(np.abs(kspace_slice)).reshape(-1, *sampled.shape).sum(axis=0, dtype=float)
-    energy *= sampled
-    middle = [length // 2 for length in sampled.shape]
+        energy += np.square(np.abs(kspace_slice)).reshape(-1, *energy.shape).sum(axis=0, dtype=float)
+    middle = [length // 2 for length in energy.shape]
     found = [_find_peak(energy.sum(axis=1 - axis)) for axis in (0, 1)]
     if found != middle:
         shift = tuple(there - here for here, there in zip(found, middle, strict=True))
@@ -248,25 +249,29 @@ def check_image_origin(kspace: NDArray[Any], sampled: NDArray[np.bool_], centere
     Raises
     ------
     ValueError
-        If the object lies across the corners of the image.
+        If the object lies across edges of the image.
     """
     block = kspace[len(kspace) // 2] * _grow_block(sampled)  # what lies around it would fold the image over
-    image = np.square(np.abs(np.fft.ifft2(block))).reshape(-1, *sampled.shape).sum(axis=0)
-    half = [length // 2 for length in sampled.shape]
-    across_corners, middle = (
-        rolled[half[0] // 2 : -(half[0] // 2), half[1] // 2 : -(half[1] // 2)].sum()
-        for rolled in (np.roll(image, shift, axis=(0, 1)) for shift in ((0, 0), half))
-    )
-    if not centered:
-        across_corners, middle = middle, across_corners
-    if across_corners > _PROMINENCE * middle:
+    energy = np.square(np.abs(np.fft.ifft2(block))).reshape(-1, *sampled.shape).sum(axis=0)
+    energy = np.fft.fftshift(energy) if centered else energy
+    wrapped = [name for axis, name in enumerate(("height", "width")) if _lies_across_the_edge(energy.sum(1 - axis))]
+    if wrapped:
+        here, there = ("middle (centered=True)", "corner") if centered else ("corner (centered=False)", "middle")
+        signs = {"height": "(-1) ** np.arange(height)[:, None]", "width": "(-1) ** np.arange(width)"}
+        remedy = " and by ".join(signs[name] for name in wrapped)
         raise ValueError(
-            "The object lies across the corners of the image: the Fourier transform of k-space has its origin "
-            f"{'in the corner' if centered else 'in the middle'} of the image, and that of the configuration "
-            f"{'in the middle (centered=True)' if centered else 'in the corner (centered=False)'}. Multiply k-space by "
-            "(-1) ** np.add.outer(range(height), range(width)), take the configuration of such data, or leave out this "
-            "check (--no-check, check=False) if it is wrong."
+            f"The object lies across the edges of the image, along its {' and '.join(wrapped)}: there, the Fourier "
+            f"transform of k-space has its origin in the {there} of the image, and that of the configuration in the "
+            f"{here}. Multiply k-space by {remedy}, take the configuration of such data, or leave out this check "
+            "(--no-check, check=False) if it is wrong."
         )
+
+
+def _lies_across_the_edge(profile: NDArray[np.float64]) -> bool:
+    """Return whether both ends of a profile through an image have much more energy per line than its middle."""
+    eighth = max(1, len(profile) // 8)
+    middle = profile[len(profile) // 2 - eighth : len(profile) // 2 + eighth].mean()
+    return bool(min(profile[:eighth].mean(), profile[-eighth:].mean()) > _PROMINENCE * middle)
 
 
 def center_block(sampled: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -333,6 +333,11 @@ def test_rows_are_not_taken_for_columns() -> None:
     with pytest.raises(ValueError, match=re.escape("It fits the rows: give a mask of the shape (32, 32)")):
         check_acquisition(square(line_mask(), 0), line_mask())
     check_acquisition(square(line_mask(), 0), np.repeat(line_mask()[:, None], WIDTH, axis=1))
+    partial = np.arange(WIDTH) < 20  # no gaps between rows
+    check_acquisition(square(partial, 1), partial)
+    with pytest.raises(ValueError, match=r"12 rows of zeros.* It fits the rows"):
+        check_acquisition(square(partial, 0), partial)
+    check_acquisition(square(partial, 0), line_mask())  # rows cut off on an edge, columns of k-space that has all
 
 
 @pytest.mark.parametrize("shift", [(12, 16), (0, 16), (12, 0), (-6, 0), (0, 7)])
@@ -359,14 +364,18 @@ def test_the_origin_of_the_image_is_that_of_the_configuration(experiments: dict[
         f"{name}_operator": f"{fft}(centered=False)" for name, fft in (("forward", "fft2"), ("backward", "ifft2"))
     }
     OmegaConf.save(config, tmp_path / "uncentred.yaml")
-    kspace = {True: contradictory(), False: contradictory() * (-1) ** np.add.outer(range(HEIGHT), range(WIDTH))}
+    rows, columns = (-1) ** np.arange(HEIGHT)[:, None], (-1) ** np.arange(WIDTH)
+    kspace = {True: contradictory(), False: contradictory() * rows * columns}
     for centered, reconstructor in (
         (True, Reconstructor.from_checkpoint(checkpoint)),
         (False, Reconstructor.from_checkpoint(checkpoint, tmp_path / "uncentred.yaml")),
     ):
         reconstructor(kspace[centered], mask)
-        with pytest.raises(ValueError, match="across the corners"):
+        with pytest.raises(ValueError, match="across the edges of the image, along its height and width: "):
             reconstructor(kspace[not centered], mask)
+        for axis, signs in (("height", rows), ("width", columns)):
+            with pytest.raises(ValueError, match=f"along its {axis}: "):
+                reconstructor(kspace[centered] * signs, mask)
         reconstructor(kspace[not centered], mask, check=False)
 
 
