@@ -70,6 +70,8 @@ def describe_data(specification: Specification) -> dict[str, dict[str, dict[str,
     for split in (splits.validation, splits.test):
         for acceleration in specification.accelerations:
             folder = specification.folder(split, acceleration)
+            if folder.name == splits.training:
+                raise ValueError(f"The models would be trained on {folder.name}, a folder of the split {split}.")
             folders[folder.name] = folder
     for name, folder in folders.items():
         if not folder.is_dir():

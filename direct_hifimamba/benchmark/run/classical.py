@@ -28,7 +28,7 @@ from direct_hifimamba.benchmark.folder import RunFolder
 from direct_hifimamba.benchmark.plan.inputs import list_files
 from direct_hifimamba.benchmark.plan.specification import Specification
 from direct_hifimamba.data.formats.bart import from_slices, read_cfl, to_slices, write_cfl
-from direct_hifimamba.data.formats.hdf5 import read_slices
+from direct_hifimamba.data.formats.hdf5 import read_mask, read_slices
 from direct_hifimamba.data.fourier import kspace_to_image, root_sum_of_squares
 from direct_hifimamba.files import replace_when_complete
 
@@ -49,7 +49,10 @@ class Acquisition(NamedTuple):
     def read(cls, path: Path) -> "Acquisition":
         """Of a validation or test file."""
         with h5py.File(path) as file:
-            return cls(np.stack(list(read_slices(file))), file["mask"][()].astype(bool))
+            mask = read_mask(file)
+            if mask is None:
+                raise ValueError(f"{path} has no sampling mask; prepare the data anew.")
+            return cls(np.stack(list(read_slices(file))), mask)
 
 
 def find_bart() -> Path | None:

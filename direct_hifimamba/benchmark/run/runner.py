@@ -238,9 +238,6 @@ class Runner:
         self._call(run.training_command(), folder.log)
         if not run.is_trained():
             raise RunError(f"The training ended without its last checkpoint.\n{_tail(folder.log)}")
-        # Only the last one is the trained model; the others were there to resume from.
-        for checkpoint in set(folder.run.glob("model_*.pt")) - {run.checkpoint}:
-            checkpoint.unlink()
 
     def _predict(self, run: Run, acceleration: str) -> None:
         folder = run.folder.predictions(acceleration)

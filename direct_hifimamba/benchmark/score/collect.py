@@ -124,6 +124,9 @@ def _run_bart(benchmark: Benchmark, shapes: RunFolder | None, jobs: int) -> Mode
         print("There is no program bart on the PATH, so there is no row of compressed sensing.")
         return None
     specification = benchmark.specification
+    if specification.splits.validation == specification.splits.test:
+        print("BART's weight would be chosen on the test split, so there is no row of compressed sensing.")
+        return None
     tests = [specification.folder(specification.splits.test, name) for name in specification.accelerations]
     if not benchmark.is_centered() or any(path.suffix == CMRXRECON_SUFFIX for path in list_files(tests[0])):
         print("BART is run for centred k-space with masks of columns only, so there is no row of compressed sensing.")

@@ -279,6 +279,12 @@ def test_no_search_on_the_test_split(small_specification: Path, tmp_path: Path) 
         describe_data(Specification.load(path))
 
 
+def test_no_training_on_an_evaluation_split(small_specification: Path, tmp_path: Path) -> None:
+    splits = {"training": "test_equispaced_4x", "validation": "val", "test": "test"}
+    with pytest.raises(ValueError, match="would be trained on test_equispaced_4x, a folder of the split test"):
+        describe_data(Specification.load(write_specification(tmp_path, splits=splits)))
+
+
 def test_undersampled_volumes_are_no_references(small_specification: Path, tmp_path: Path) -> None:
     with h5py.File(tmp_path / "data" / "train" / "b.h5", "r+") as file:
         file["kspace"][1, :, :, ::4] = 0

@@ -1,17 +1,22 @@
+from pathlib import Path
+
 import h5py
 import numpy as np
 import pytest
 from direct.functionals.challenges import fastmri_psnr
 
-from direct_hifimamba.benchmark.folder import RunFolder
+from direct_hifimamba.benchmark.folder import BenchmarkFolder, RunFolder
 from direct_hifimamba.benchmark.plan.inputs import list_files
 from direct_hifimamba.benchmark.plan.specification import Specification
 from direct_hifimamba.benchmark.run import classical
+from direct_hifimamba.benchmark.run.matrix import Benchmark
+from direct_hifimamba.benchmark.score import collect
 from direct_hifimamba.benchmark.score.images import load_reconstruction
 from direct_hifimamba.data.fourier import image_to_kspace, root_sum_of_squares
 from direct_hifimamba.data.simulate import simulate_sensitivity_map
-from tests.benchmark.small_benchmark import MASKS, SLICES
+from tests.benchmark.small_benchmark import MASKS, SLICES, write_specification
 from tests.benchmark.small_benchmark import SHAPE as DATA_SHAPE
+from tests.data import lookalikes
 
 SHAPE = (48, 64)
 SCALE = 3e-4  # far from 1, as in measured data
@@ -185,3 +190,19 @@ def test_images_are_cropped_like_those_of_another_run(small_specification, tmp_p
     for path in tests:
         cropped, whole = load_reconstruction(output / path.name), load_reconstruction(folder.path / path.name)
         np.testing.assert_array_equal(cropped, whole[:, 12:52, 17:47])
+
+
+def test_mask_leaves_out_the_padding_of_the_header(tmp_path: Path) -> None:
+    lookalikes.fastmri(tmp_path, "multi", num_slices=1)
+    acquisition = classical.Acquisition.read(tmp_path / "multicoil_test" / "file1000022.h5")
+    padding = lookalikes.NUM_PADDED
+    assert acquisition.mask.sum() == len(acquisition.mask) - 2 * padding
+    assert not acquisition.mask[:padding].any()
+
+
+def test_no_weight_is_chosen_on_the_test_split(small_specification, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(collect, "find_bart", lambda: Path("bart"))
+    splits = {"training": "train", "validation": "test", "test": "test"}
+    specification = Specification.load(write_specification(tmp_path, splits=splits))
+    assert collect._run_bart(Benchmark(specification, {}, BenchmarkFolder(tmp_path / "out")), None, 1) is None
+    assert "chosen on the test split" in capsys.readouterr().out
