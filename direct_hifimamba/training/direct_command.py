@@ -36,6 +36,9 @@ from direct_hifimamba.training.weight_decay import exclude_from_weight_decay
 COSINE_OPTION = "--cosine-schedule"
 MATRICES_OPTION = "--decay-matrices"
 
+LAST_MODEL = "last_model.txt"
+"""File in which DIRECT writes the iteration of the last checkpoint."""
+
 
 def main(arguments: Sequence[str]) -> None:
     """Run `direct` with `arguments`; the first one is the subcommand."""
@@ -60,6 +63,12 @@ def main(arguments: Sequence[str]) -> None:
             train_parser.error(f"--seed is {args.seed}; expected 0 or more.")
         if args.initialization_images is not None and args.initialization_kspace is not None:
             train_parser.error("--initialization-images and --initialization-kspace are mutually exclusive.")
+        experiment = args.experiment_dir / _run_name(args)
+        if not args.resume and (experiment / LAST_MODEL).exists():
+            train_parser.error(
+                f"{experiment} has checkpoints of an earlier training, which would be overwritten. Continue that one "
+                "with --resume, or choose another folder or --name."
+            )
         for option in ("initialization_images", "initialization_kspace", "noise"):
             check_train_val(getattr(args, option), option.replace("_", "-"))
     args.subcommand(args)
@@ -83,9 +92,8 @@ def setup_train(args: argparse.Namespace) -> None:
     """
     register_data_sets()  # models of DIRECT do not
     set_all_seeds(args.seed)
-    run_name = args.name or Path(str(args.cfg_file)).stem
     env = setup_training_environment(
-        run_name,
+        _run_name(args),
         args.experiment_dir,
         args.cfg_file,
         args.device,
@@ -126,6 +134,11 @@ def setup_train(args: argparse.Namespace) -> None:
         start_with_validation=args.force_validation,
         num_workers=args.num_workers,
     )
+
+
+def _run_name(args: argparse.Namespace) -> str:
+    """Return the name of the folder that DIRECT makes in `experiment_dir`."""
+    return args.name or Path(str(args.cfg_file)).stem
 
 
 def _build_datasets(env: Any, configs: Sequence[DictConfig], args: argparse.Namespace, split: int) -> list[Any]:
@@ -180,7 +193,7 @@ def _build_optimizer(env: Any, args: argparse.Namespace) -> tuple[Optimizer, LRS
 
 def _first_iteration(experiment: Path) -> int:
     """Return the iteration at which DIRECT resumes."""
-    last_model = experiment / "last_model.txt"
+    last_model = experiment / LAST_MODEL
     return int(last_model.read_text()) + 1 if last_model.exists() else 0
 
 

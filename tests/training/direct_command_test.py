@@ -105,6 +105,16 @@ def test_a_resumed_training_ends_as_one_without_a_break(tmp_path: Path, words: l
     assert_same(weights(tmp_path / "resumed"), weights(tmp_path / "whole"))
 
 
+def test_checkpoints_of_an_earlier_training_are_not_overwritten(
+    tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs" / "run").mkdir(parents=True)
+    (tmp_path / "runs" / "run" / direct_command.LAST_MODEL).write_text("5")
+    with pytest.raises(SystemExit):
+        direct_command.main(["train", str(tmp_path / "runs"), *words])
+    assert "has checkpoints of an earlier training, which would be overwritten" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_training_can_be_repeated_with_any_number_of_workers(tmp_path: Path, words: list[str]) -> None:
     for name, options in (("once", []), ("again", ["--num-workers", "2"]), ("other", ["--seed", "2"])):
