@@ -71,6 +71,8 @@ class SimulatedMultiCoilDataset(Dataset[dict[str, Any]]):
         k-space), `nlinv` (from all samples) and `exact`; one of them is drawn for every slice.
     text_description : str, optional
         Name of the data set in logs.
+    data_root, filenames_filter
+        Ignored, as in DIRECT's simulated data sets: what `--training-root` means to the other data sets of a training.
 
     Raises
     ------
@@ -92,6 +94,8 @@ class SimulatedMultiCoilDataset(Dataset[dict[str, Any]]):
         clean_target: bool = True,
         sensitivities: Sequence[str] = ("estimated",),
         text_description: str | None = None,
+        data_root: Path | None = None,
+        filenames_filter: Sequence[Path] | None = None,
         **options: Any,
     ) -> None:
         if length < 1:

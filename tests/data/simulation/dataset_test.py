@@ -38,12 +38,18 @@ def head(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def build(config: dict[str, Any], **options: Any) -> SimulatedMultiCoilDataset:
-    """The data set as DIRECT builds it from a configuration."""
+def build(config: dict[str, Any], root: dict[str, Any] | None = None, **options: Any) -> SimulatedMultiCoilDataset:
+    """The data set as DIRECT builds it from a configuration, and from what it makes of `--training-root`."""
     register_data_sets()
     schema = OmegaConf.structured(load_dataset_config("SimulatedMultiCoil"))
     merged = OmegaConf.merge(schema, {"name": "SimulatedMultiCoil", **SMALL, **config})
-    return build_dataset_from_input(transforms=TRANSFORMS(**options), dataset_config=merged)
+    return build_dataset_from_input(transforms=TRANSFORMS(**options), dataset_config=merged, **(root or {}))
+
+
+def test_a_root_for_other_data_sets_is_ignored(tmp_path: Path) -> None:
+    root = {"data_root": tmp_path, "filenames_filter": None}
+    actual, expected = (build({"length": 1}, given)[0]["masked_kspace"] for given in (root, None))
+    torch.testing.assert_close(actual, expected)
 
 
 def test_direct_builds_it_and_its_samples_are_those_of_a_measured_data_set(head: Path) -> None:
