@@ -29,8 +29,11 @@ class FastMRIWithMasksDataset(FastMRIDataset):
     """Data set `FastMRI` of DIRECT whose samples have the `mask` and `acs_mask` of their file, (height, width) each.
 
     They are those that `direct-hifimamba prepare` stores with k-space of several coils. A configuration has
-    `pass_mask: false` and `transforms.masking: null`.
+    `transforms.masking: null`; `pass_mask`, with which DIRECT reads masks of whole columns, has no effect.
     """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **(options | {"pass_mask": False}))
 
     def get_slice_data(self, filename: Path, slice_no: int, *args: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
         """Return a slice and what else is read from its file.

@@ -43,7 +43,7 @@ def test_samples_are_those_of_direct_with_its_mask_function(tmp_path: Path, monk
         sensitivity_maps_gaussian=0.7,
         padding_eps=0.0,
     )
-    ours = FastMRIWithMasksDataset(folder, transforms(None))
+    ours = FastMRIWithMasksDataset(folder, transforms(None), pass_mask=True)
     theirs = CalgaryCampinasDataset(tmp_path / "raw" / "Val", transforms(mask_func), crop_outer_slices=True)
     assert len(ours) == len(theirs) == 2
     for sample, expected in zip(ours, theirs, strict=True):
