@@ -13,7 +13,9 @@ from direct_hifimamba.data.protocol import CROP, FILE_NAME, MULTI_COIL, RESAMPLE
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `direct-hifimamba prepare`."""
-    parser.add_argument("data_set", choices=DATA_SETS, help="name of the data set")
+    parser.add_argument(
+        "data_set", choices=DATA_SETS, help="name of the data set; raw: files in any format of docs/formats.md"
+    )
     parser.add_argument("source", type=Path, help="folder with the unpacked download")
     parser.add_argument("dest", type=Path, help="folder to write to: new, empty, or to be completed")
     parser.add_argument("--split", nargs="+", metavar="NAME", help="train, val, test (default: those downloaded)")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from direct_hifimamba.data.masks import MaskOptions
-from direct_hifimamba.data.sources import CalgaryCampinas, KSpaceFile, M4Raw, NiftiFile
+from direct_hifimamba.data.sources import CalgaryCampinas, KSpaceFile, M4Raw, NiftiFile, RawFile
 
 MEASURED = "measured"
 SIMULATED = "simulated from magnitude"
@@ -189,6 +189,15 @@ DATA_SETS = {
         masks=(*EQUISPACED, *RANDOM),
         kspace_of_paper=MEASURED,
         acquisition="T1",
+    ),
+    "raw": DataSet(
+        reader=RawFile,
+        splits={"train": "train", "val": "val", "test": "test"},
+        pattern=r".+(?<!\.hdr)",  # BART's files come in pairs
+        slices=ALL,
+        size=(256, 256),
+        masks=(*EQUISPACED, *RANDOM),
+        kspace_of_paper=MEASURED,
     ),
 }
 

@@ -155,7 +155,7 @@ def _write_kspace(task: Task, who: Mapping[str, str]) -> None:
             write_volume(
                 task.path, (_simulate(_image(source, index, settings), settings) for index in kept), provenance
             )
-        elif settings.copy:
+        elif settings.copy or not source.is_linkable:
             write_volume(task.path, map(source.kspace, kept), provenance, header=source.header())
         else:
             link = os.path.relpath(task.source.resolve(), task.path.parent.resolve())

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from direct_hifimamba.data.formats import calgary_campinas
 from direct_hifimamba.data.formats.hdf5 import acquired_columns, as_text, escape_link, header_document, read_header
+from direct_hifimamba.data.formats.registry import read
 from direct_hifimamba.data.fourier import root_sum_of_squares
 
 MAX_GAPS = 0.01
@@ -89,6 +90,9 @@ class KSpaceFile:
 
     reconstructions: Sequence[str] = ("reconstruction_esc", "reconstruction_rss")
     """Where magnitudes are looked for. The first is the reconstruction of the single-coil data."""
+
+    is_linkable = True
+    """Whether :meth:`layout` can link to its k-space."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -212,6 +216,40 @@ class CalgaryCampinas(KSpaceFile):
             for coil in range(channels // 2):
                 layout[here, coil, :, sampled] = source[there, :, sampled, 2 * coil : 2 * coil + 2]
         return layout
+
+
+class RawFile(KSpaceFile):
+    """A file in any of the formats of `data/formats`, whose k-space has to be copied."""
+
+    is_linkable = False
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with _reading(path):
+            self._raw = read(path)
+        self.num_slices = self._raw.shape[0]
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    @property
+    def subject(self) -> None:
+        """Nobody: the person's name is not read."""
+
+    def header(self) -> None:
+        """No header."""
+
+    def kspace(self, index: int) -> NDArray[np.complex64]:
+        """K-space of a slice, of shape (height, width) if there is one coil, (coil, height, width) otherwise."""
+        with _reading(self._path):
+            kspace = self._raw.read_slice(index)
+        return kspace[0] if len(kspace) == 1 else kspace
+
+    def magnitude(self, index: int) -> NDArray[np.float32]:
+        """Root sum of squares of the coil images of a slice, of shape (height, width)."""
+        kspace = self.kspace(index)
+        check_fully_sampled(kspace)
+        return root_sum_of_squares(kspace)
 
 
 def _runs(slices: Sequence[int]) -> Iterator[tuple[slice, slice]]:

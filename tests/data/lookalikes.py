@@ -247,3 +247,22 @@ def m4raw(root: Path, size: int = 32, num_slices: int = 18) -> dict[str, np.ndar
                     )
                 content[path.name] = image
     return content
+
+
+def raw(root: Path, size: int = 32, num_slices: int = 3) -> dict[str, np.ndarray]:
+    """K-space in three formats, one of which is recognised in spite of its name."""
+    content = {}
+    for seed, name in enumerate(("train/brain.npy", "val/brain.npz", "test/brain.raw")):
+        image = magnitude(seed, num_slices, size, size)
+        kspace = centred_fft(measure(image, 4, seed))
+        path = root / name
+        path.parent.mkdir(parents=True)
+        if path.suffix == ".npy":
+            np.save(path, kspace)
+        elif path.suffix == ".npz":
+            np.savez(path, kspace=kspace)
+        else:
+            with h5py.File(path, "w") as file:
+                file["kspace"] = kspace.view(np.float32).reshape(*kspace.shape, 2)
+        content[f"{path.name}.h5"] = image
+    return content

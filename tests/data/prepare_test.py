@@ -49,6 +49,7 @@ CASES = {
     "acdc": Case(lookalikes.acdc, {"size": SIZE}, lambda images: np.pad(images[:, 3:27], [(0, 0), (0, 0), (2, 2)])),
     "prostate158": Case(lookalikes.prostate158, {"size": SIZE}, lambda images: images[1:, 1:25, 1:25]),
     "m4raw": Case(lookalikes.m4raw, {}, lambda images: images),
+    "raw": Case(lookalikes.raw, {}, lambda images: images),
 }
 FILES = {
     "fastmri": {"train": ["file1000001.h5"], "val": ["file1000000.h5", "file1000017.h5"]},
@@ -63,6 +64,7 @@ FILES = {
         "val": ["2022061401_T101.h5", "2022061401_T102.h5"],
         "test": ["2022101401_T101.h5", "2022101401_T102.h5"],
     },
+    "raw": {"train": ["brain.npy.h5"], "val": ["brain.npz.h5"], "test": ["brain.raw.h5"]},
 }
 
 
@@ -219,7 +221,7 @@ def test_protocol_says_how_the_data_were_made(prepared, name):
     raw, dest, _, protocol = prepared(name)
     stored = json.loads((dest / "protocol.json").read_text())
     assert stored == json.loads(json.dumps(protocol))
-    measured = name in ("fastmri", "calgary-campinas", "m4raw")
+    measured = name in ("fastmri", "calgary-campinas", "m4raw", "raw")
     assert stored["settings"]["kspace"] == ("measured" if measured else "simulated from magnitude")
     assert any("nothing about measured k-space" in remark for remark in stored["remarks"]) != measured
     unlike = {"fastmri": "kspace", "calgary-campinas": "kspace", "acdc": "size", "prostate158": "size"}.get(name)
@@ -423,6 +425,7 @@ SUBJECTS = {
     "acdc": {name: name[:10] for names in FILES["acdc"].values() for name in names},
     "prostate158": {"020_t2.h5": "020", "021_t2.h5": "021", "001_t2.h5": "001"},
     "m4raw": {name: name[:10] for names in FILES["m4raw"].values() for name in names},
+    "raw": {name: name.removesuffix(".h5") for names in FILES["raw"].values() for name in names},
 }
 
 

@@ -337,8 +337,8 @@ class StoredArray:
 def _read(path: Path, axes: Sequence[str] | None = None, variable: str | None = None) -> RawData:
     name = variable or "kspace"
     with h5py.File(path) as file:
-        if name not in file:
-            raise ValueError(f"it has no {name!r}, but {', '.join(file) or 'nothing'}; name k-space (--variable)")
+        if not isinstance(file.get(name), h5py.Dataset):
+            raise ValueError(f"it has no array {name!r}, but {', '.join(file) or 'nothing'}; name k-space (--variable)")
         mask = file["mask"][()] if "mask" in file else None
         columns, image_size = acquired_columns(file), read_header(file).get("reconstruction_size")
     array = StoredArray(path, name)

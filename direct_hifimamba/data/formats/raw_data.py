@@ -22,8 +22,8 @@ class RawData:
     read_slice : callable
         Reads the slice of an index: complex64 array of shape (coils, height, width), zero where nothing was sampled,
         the zero frequency at index length // 2, for an orthonormal Fourier transform.
-    mask : bool array of shape (width,) or (height, width), optional
-        Sampling mask of all slices; None: the file has none.
+    mask : bool array of shape (width,), (height, width) or (slices, height, width), optional
+        Sampling mask, of all slices or of each; None: the file has none.
     read_calibration : callable, optional
         Reads the calibration lines of a slice that were measured apart from k-space, in the form of `read_slice` and
         zero elsewhere.
@@ -102,7 +102,7 @@ def from_array(array: Any, axes: Sequence[str] | None = None, **fields: Any) -> 
 
     def read_slice(index: int) -> NDArray[np.complex64]:
         values = as_complex(array[tuple(index if axis == "slice" else slice(None) for axis in axes)])
-        return np.ascontiguousarray(values.transpose(order).reshape(shape[1:]), np.complex64)
+        return np.array(values.transpose(order).reshape(shape[1:]), np.complex64, order="C")
 
     return RawData(shape, read_slice, **fields)
 

@@ -11,10 +11,17 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from direct_hifimamba.data.formats import calgary_campinas, cmrxrecon, hdf5, numpy_files
+from direct_hifimamba.data.formats import calgary_campinas, cmrxrecon, hdf5, ismrmrd, numpy_files, twix
 from direct_hifimamba.data.formats.raw_data import Format, RawData
 
-FORMATS: tuple[Format, ...] = (calgary_campinas.FORMAT, cmrxrecon.FORMAT, hdf5.FORMAT, numpy_files.FORMAT)
+FORMATS: tuple[Format, ...] = (
+    ismrmrd.FORMAT,
+    calgary_campinas.FORMAT,
+    cmrxrecon.FORMAT,
+    hdf5.FORMAT,
+    numpy_files.FORMAT,
+    twix.FORMAT,
+)
 """The first one that matches reads a file."""
 
 
@@ -104,6 +111,10 @@ def _reading(path: Path, format_: Format) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise
+    except ImportError as error:
+        raise ValueError(
+            f"{path} cannot be read as {format_.name}: {error}. Try: pip install 'direct-hifimamba[formats]'"
+        ) from error
     except (OSError, ValueError, EOFError, KeyError, struct.error, zlib.error, zipfile.BadZipFile) as error:
         reason = error.args[0] if isinstance(error, KeyError) and error.args else error
-        raise ValueError(f"{path} cannot be read as {format_.name}: {reason}.") from error
+        raise ValueError(f"{path} cannot be read as {format_.name}: {str(reason).rstrip('.')}.") from error

@@ -1,0 +1,172 @@
+"""Tests of direct_hifimamba.data.formats.registry and of the formats that hold arrays."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from direct_hifimamba.data.acquisition import read_acquisition
+from direct_hifimamba.data.formats.registry import find_format, read
+from tests.data.formats.scans import complex_noise
+
+KSPACE = complex_noise(3, 4, 12, 16)
+FIELDS = np.dtype([("real", np.float32), ("imag", np.float32)])
+
+
+def write_hdf5(path: Path, **arrays: Any) -> Path:
+    with h5py.File(path, "w") as file:
+        for name, array in arrays.items():
+            file[name] = array
+    return path
+
+
+def write_npy(path: Path, array: NDArray[Any]) -> Path:
+    with path.open("wb") as file:
+        np.save(file, array)
+    return path
+
+
+def write_npz(path: Path, **arrays: Any) -> Path:
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
+    return path
+
+
+def write_text(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def pairs(kspace: NDArray[np.complex64]) -> NDArray[np.float32]:
+    return kspace.view(np.float32).reshape(*kspace.shape, 2)
+
+
+def calgary_campinas(path: Path) -> Path:
+    return write_hdf5(path, kspace=np.ascontiguousarray(np.moveaxis(KSPACE, 1, -1)).view(np.float32))
+
+
+def cmrxrecon(path: Path) -> Path:
+    stored = np.ascontiguousarray(KSPACE.swapaxes(-1, -2))[:, None].view(FIELDS)
+    return write_hdf5(path, kspace_full=stored)
+
+
+ACQUIRED = KSPACE * (np.arange(16) < 14)  # of Calgary-Campinas
+FORMS: dict[str, tuple[Callable[[Path], Path], NDArray[np.complex64], dict[str, Any]]] = {
+    "npy": (lambda path: write_npy(path, KSPACE), KSPACE, {}),
+    "npy, double precision": (lambda path: write_npy(path, KSPACE.astype(complex)), KSPACE, {}),
+    "npy, one image": (lambda path: write_npy(path, KSPACE[0, 0]), KSPACE[:1, :1], {}),
+    "npy, reversed": (lambda path: write_npy(path, KSPACE.T), KSPACE, {"axes": ["width", "height", "coil", "slice"]}),
+    "npy, one slice": (lambda path: write_npy(path, KSPACE[0]), KSPACE[:1], {"axes": ["coil", "height", "width"]}),
+    "npz": (lambda path: write_npz(path, kspace=pairs(KSPACE)), KSPACE, {}),
+    "npz, named": (lambda path: write_npz(path, data=KSPACE, other=1), KSPACE, {"variable": "data"}),
+    "HDF5": (lambda path: write_hdf5(path, kspace=KSPACE), KSPACE, {}),
+    "HDF5, named": (lambda path: write_hdf5(path, data=KSPACE, kspace=1), KSPACE, {"variable": "data"}),
+    "HDF5, one coil": (lambda path: write_hdf5(path, kspace=KSPACE[:, 0]), KSPACE[:, :1], {}),
+    "HDF5, pairs": (lambda path: write_hdf5(path, kspace=pairs(KSPACE)), KSPACE, {}),
+    "HDF5, pairs of one coil": (lambda path: write_hdf5(path, kspace=pairs(KSPACE[:, 0])), KSPACE[:, :1], {}),
+    "Calgary-Campinas": (calgary_campinas, ACQUIRED, {}),
+    "CMRxRecon": (cmrxrecon, KSPACE, {}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_kspace_comes_back_whatever_the_file_is_called(tmp_path: Path, form: str) -> None:
+    write, expected, options = FORMS[form]
+    raw = read(write(tmp_path / "file.xyz"), **options)
+    assert raw.shape == expected.shape
+    for index in range(len(expected)):
+        values = raw.read_slice(index)
+        assert values.dtype == np.complex64
+        np.testing.assert_array_equal(values, expected[index])
+
+
+@pytest.mark.parametrize("write", [write_npz, write_hdf5])
+def test_masks_are_found(tmp_path: Path, write: Callable[..., Path]) -> None:
+    lines, points = np.arange(16) % 2 == 0, np.random.default_rng(0).random((12, 16)) < 0.5
+    for mask in (lines, points):
+        np.testing.assert_array_equal(read(write(tmp_path / "with", kspace=KSPACE, mask=mask)).mask, mask)
+        without = write(tmp_path / "without", kspace=KSPACE * mask)
+        assert read(without).mask is None
+        np.testing.assert_array_equal(read_acquisition(without).mask, mask)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "problem"),
+    [
+        ((3, 12, 16), None, "(3, 12, 16), and it is not clear which of them are slices and coils"),
+        ((12, 16, 4, 3), None, "it is not clear"),
+        ((2, 3, 4, 12, 16), None, "it is not clear"),
+        ((3, 12, 16), ["coil", "width"], "coil,width does not fit"),
+        ((3, 12, 16), ["coil", "coil", "width"], "coil,coil,width does not fit"),
+        ((3, 12, 16), ["coil", "height", "columns"], "coil,height,columns does not fit"),
+        ((3, 12, 16), ["slice", "coil", "width"], "slice,coil,width does not fit"),
+    ],
+)
+def test_axes_that_are_not_clear_are_asked_for(
+    tmp_path: Path, shape: tuple[int, ...], axes: list[str] | None, problem: str
+) -> None:
+    with pytest.raises(ValueError, match="name the axes in this order, as in --axes") as error:
+        read(write_npy(tmp_path / "kspace.npy", complex_noise(*shape)), axes)
+    assert problem in str(error.value)
+
+
+def cut(path: Path) -> Path:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+ODD: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "npy, cut short": (lambda path: cut(write_npy(path, KSPACE)), "cannot be read as NumPy"),
+    "npz, cut short": (lambda path: cut(write_npz(path, kspace=KSPACE)), "is it cut short?"),
+    "HDF5, cut short": (lambda path: cut(write_hdf5(path, kspace=KSPACE)), "truncated file"),
+    "empty": (lambda path: (path.write_bytes(b"") and path) or path, "none of the formats"),
+    "text": (lambda path: (path.write_text("text") and path) or path, "none of the formats"),
+    "objects": (lambda path: write_npy(path, np.array([{}])), "Python objects"),
+    "magnitudes": (lambda path: write_npy(path, abs(KSPACE)), "type float32; expected complex numbers"),
+    "no slices": (lambda path: write_npy(path, KSPACE[:0]), "no samples"),
+    "other names": (lambda path: write_hdf5(path, a=KSPACE, b=1), "no array 'kspace', but a, b; name k-space"),
+    "no names": (lambda path: write_npz(path, a=KSPACE), "no 'kspace'; expected k-space under this name"),
+    "group": (lambda path: write_hdf5(path, **{"kspace/a": KSPACE}), "it has no array 'kspace', but kspace"),
+    "three axes of CMRxRecon": (
+        lambda path: write_hdf5(path, kspace=np.zeros((3, 12, 16), FIELDS)),
+        "has the shape (3, 12, 16); expected (time, slice[, coil], width, height)",
+    ),
+    "two of CMRxRecon": (
+        lambda path: write_hdf5(path, kspace1=np.zeros((1, 3, 12, 16), FIELDS), kspace2=np.zeros(3, FIELDS)),
+        "it has kspace1, kspace2; expected one of them",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_damaged_and_odd_files_are_refused(tmp_path: Path, kind: str) -> None:
+    write, message = ODD[kind]
+    path = write(tmp_path / "kspace.npy")
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        read(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_file_that_is_damaged_later_is_named(tmp_path: Path) -> None:
+    path = write_hdf5(tmp_path / "kspace.h5", kspace=KSPACE)
+    raw = read(path)
+    cut(path)
+    with pytest.raises(ValueError, match=f"{re.escape(str(path))} cannot be read as HDF5"):
+        raw.read_slice(0)
+
+
+def test_a_missing_file_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="No such file"):
+        read(tmp_path / "missing.npy")
+
+
+def test_axes_of_formats_that_say_them_are_refused(tmp_path: Path) -> None:
+    path = calgary_campinas(tmp_path / "kspace.h5")
+    assert find_format(path).name == "HDF5 of Calgary-Campinas"
+    with pytest.raises(ValueError, match="leave out --axes and --variable"):
+        read(path, ["slice", "height", "width"])
