@@ -1,5 +1,6 @@
 """Small scans with known k-space, and files of them in the formats of scanners."""
 
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,14 +142,25 @@ sPat.ucRefScanMode = 2
 }
 
 
-def write_twix(path: Path, lines: Sequence[Line], change: Callable[[str], str] = lambda header: header) -> None:
-    """Write a file of Siemens' software VE; `change` may change the text of its header."""
+def write_twix(
+    path: Path,
+    lines: Sequence[Line],
+    change: Callable[[str], str] = lambda header: header,
+    before: Sequence[Line] = (),
+) -> None:
+    """Write a file of Siemens' software VE; `change` may change the text of its header.
+
+    The lines `before` are another measurement in the same file, with half of the dwell time.
+    """
     from twixtools import write_twix as write
     from twixtools.mdb import Mdb_local
 
-    parts = {name: change(text).encode() for name, text in TWIX_HEADER.items()}
-    body = b"".join(f"{name}\0".encode() + len(part).to_bytes(4, "little") + part for name, part in parts.items())
-    header = (len(body) + 8).to_bytes(4, "little") + len(parts).to_bytes(4, "little") + body
+    def header(dwell: int) -> NDArray[np.bytes_]:
+        texts = {name: text.replace("= 5000", f"= {dwell}") for name, text in TWIX_HEADER.items()}
+        parts = {name: change(text).encode() for name, text in texts.items()}
+        body = b"".join(f"{name}\0".encode() + len(part).to_bytes(4, "little") + part for name, part in parts.items())
+        return np.frombuffer(struct.pack("<II", len(body) + 8, len(parts)) + body, "S1")
+
     flags = {
         "noise": ["NOISEADJSCAN"],
         "calibration": ["PATREFSCAN"],
@@ -156,8 +168,8 @@ def write_twix(path: Path, lines: Sequence[Line], change: Callable[[str], str] =
         "navigator": ["RTFEEDBACK"],
         "reversed": ["REFLECT"],
     }
-    blocks = []
-    for line in lines:
+
+    def block_of(line: Line) -> Any:
         block = Mdb_local(line.data)
         head = block.mdh
         head.CenterCol, head.CenterLin = line.center, WIDTH // 2
@@ -168,5 +180,7 @@ def write_twix(path: Path, lines: Sequence[Line], change: Callable[[str], str] =
         head.SliceData.Quaternion[:] = QUATERNION
         for flag in flags.get(line.kind, []):
             block.add_flag(flag)
-        blocks.append(block)
-    write([{"hdr_str": np.frombuffer(header, "S1"), "mdb": blocks}], str(path))
+        return block
+
+    measurements = [(before, 2500), (lines, 5000)] if before else [(lines, 5000)]
+    write([{"hdr_str": header(dwell), "mdb": list(map(block_of, each))} for each, dwell in measurements], str(path))

@@ -8,7 +8,7 @@ import pytest
 
 from direct_hifimamba.data.formats.registry import read
 from direct_hifimamba.data.fourier import root_sum_of_squares
-from tests.data.formats.scans import KSPACE, lines_of, write_twix
+from tests.data.formats.scans import COILS, KSPACE, Line, complex_noise, lines_of, write_twix
 
 pytest.importorskip("twixtools")
 MEASURED = Path(os.environ.get("DIRECT_HIFIMAMBA_MEASURED", "not set")) / "twix_skyra_phantom2.dat"
@@ -57,6 +57,16 @@ def test_other_scans_are_refused_by_name(tmp_path: Path, before: str, after: str
     write_twix(tmp_path / "scan.dat", list(lines_of(KSPACE, [0])), lambda text: text.replace(before, after))
     with pytest.raises(ValueError, match=message):
         read(tmp_path / "scan.dat")
+
+
+def test_of_several_measurements_the_last_is_read_with_the_noise_of_all(tmp_path: Path) -> None:
+    noise = [Line(complex_noise(COILS, 512, seed=seed), kind="noise") for seed in range(8)]
+    write_twix(tmp_path / "scan.dat", list(lines_of(KSPACE)), before=[*noise, *lines_of(2 * KSPACE)])
+    write_twix(tmp_path / "alone.dat", list(lines_of(KSPACE)))
+    raw, alone = read(tmp_path / "scan.dat"), read(tmp_path / "alone.dat")
+    assert raw.shape == alone.shape and raw.noise_covariance is not None
+    # Noise of variance 1, half of it without oversampling, and half of that at half of the bandwidth.
+    np.testing.assert_allclose(raw.read_slice(1), 2 * alone.read_slice(1), rtol=0.1, atol=0.1 * np.abs(KSPACE).max())
 
 
 @pytest.mark.parametrize("kept", [0.97, 0.6])
