@@ -127,3 +127,26 @@ def _ask_for_axes(shape: tuple[int, ...], problem: str) -> str:
     return (
         f"k-space has axes of the lengths {shape}, and {problem}; name the axes in this order, as in --axes {example}"
     )
+
+
+def describe_mask(sampled: NDArray[np.bool_]) -> list[str]:
+    """Say which rows and columns of a mask of shape (height, width) have samples: a list of sentences."""
+    messages = []
+    for axis, name in ((1, "rows"), (0, "columns")):
+        used = sampled.any(axis=axis)
+        count, found = len(used), np.flatnonzero(used)
+        before, after, gap = found[0], count - 1 - found[-1], np.diff(found).max(initial=1)
+        centre = np.cumsum(~used) == np.cumsum(~used)[count // 2]
+        said = {
+            f"{len(found)} of {count} {name} have samples, {used[count // 2] * (used & centre).sum()} of them around "
+            "the centre without a gap.": gap > 1,
+            f"{abs(before - after)} {name} are missing on one side: partial Fourier, or an asymmetric echo.": (
+                abs(before - after) > gap
+            ),
+            f"{before + after} {name} on the edges are zero-padding.": min(before, after) >= gap >= abs(before - after),
+        }
+        messages += [message for message, is_true in said.items() if is_true]
+    within = np.outer(sampled.any(axis=1), sampled.any(axis=0))
+    if (sampled != within).any():
+        messages.append(f"{sampled.sum() / within.sum():.1%} of the samples of these rows and columns were measured.")
+    return messages or ["k-space is fully sampled."]

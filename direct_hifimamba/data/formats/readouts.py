@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from direct_hifimamba.data.formats.raw_data import RawData
+from direct_hifimamba.data.formats.raw_data import RawData, describe_mask
 
 VOLUMES = ("contrast", "phase", "set", "repetition")
 
@@ -116,7 +116,7 @@ def assemble(readouts: NDArray[Any], load: Load, encoding: Encoding) -> RawData:
         missing = [place[-1] for place, each in zip(places, calibration_rows, strict=True) if not len(each)]
         if missing:
             raise ValueError(f"it has calibration lines of some slices, but none of slice {missing[0]}")
-        messages.append(f"{len(calibration_rows[0])} calibration lines of a slice were measured apart from k-space.")
+        messages.append(f"{len(calibration_rows[0])} calibration lines of each slice were measured apart from k-space.")
     calibration_grid = _Grid.of(readouts, load, encoding, apart) if apart.any() else grid
 
     noise = _measure_noise(readouts, load, encoding, image)
@@ -245,30 +245,18 @@ class _Grid:
 
     def describe(self, mask: NDArray[np.bool_], rows: NDArray[np.int64]) -> list[str]:
         """Say what was found and what is done with it."""
-        (length, lines), (height, width) = self.encoding.matrix, self.encoding.size
-        sampled = np.flatnonzero(mask.any(axis=0))
-        gap = np.diff(sampled).max(initial=1)
-        low, high = width // 2 - sampled[0], sampled[-1] - (width - 1) // 2
-        around = mask.any(axis=0) & (np.cumsum(~mask.any(axis=0)) == np.cumsum(~mask.any(axis=0))[width // 2])
-        missing = length // 2 - self.start, self.start + self.count - (length + 1) // 2
+        (length, _), (height, width) = self.encoding.matrix, self.encoding.size
         repeats = np.bincount(self.columns[rows]).max()
         size, scanned = self.encoding.image_size, self.encoding.image_matrix
         said = {
             f"Readout oversampling was removed: {length} samples became {height}.": height < length,
-            f"Asymmetric echo: {length - self.count} of {length} samples are missing on one side.": (
-                abs(missing[0] - missing[1]) > 1
-            ),
-            f"{len(sampled)} of {lines} lines were sampled, {around.sum()} of them around the centre without a gap.": (
-                len(sampled) < lines
-            ),
-            f"Partial Fourier: {abs(high - low)} lines are missing on one side.": abs(high - low) > gap,
             f"Up to {repeats} readouts of the same line were averaged.": repeats > 1,
-            f"Lines are oversampled: images can be cropped to {size[0]} x {size[1]}.": size[1] < width,
+            f"Columns are oversampled: images can be cropped to {size[0]} x {size[1]}.": size[1] < width,
             f"The scanner's own image has {scanned[0]} x {scanned[1]} pixels; this one is not interpolated.": (
                 scanned != size
             ),
         }
-        return [message for message, is_true in said.items() if is_true]
+        return [*describe_mask(mask), *(message for message, is_true in said.items() if is_true)]
 
 
 def _remove_oversampling(kspace: NDArray[np.complex64], height: int) -> NDArray[np.complex64]:
