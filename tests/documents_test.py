@@ -158,7 +158,7 @@ def build_data(document: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         lookalikes.calgary_campinas_masks(folder, monkeypatch)
         for file, images in lookalikes.fastmri(folder / "data", "multi").items():
             if (folder / "data" / "multicoil_val" / file).exists():
-                challenges_test.write_prediction(folder / "predictions" / "knee" / file, images)
+                challenges_test.write_prediction(folder / "predictions" / "knee" / file, challenges_test.noisy(images))
         challenges_test.write_cmrxrecon(
             folder / "data" / "ChallengeData", folder / "data" / "GroundTruth", folder / "predictions" / "cardiac"
         )

@@ -56,7 +56,7 @@ def test_fastmri(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
     cli.main(["score", "fastmri", str(out), str(data), "--output", str(tmp_path / "scores.csv")])
     output = capsys.readouterr().out
-    assert output.startswith("fastmri: SSIM 0.") and "mean of 3 volumes" in output
+    assert "\nfastmri: SSIM 0." in output and "mean of 3 volumes" in output
     with (tmp_path / "scores.csv").open() as file:
         rows = {row["volume"]: row for row in csv.DictReader(file)}
     assert rows.keys() == images.keys()
