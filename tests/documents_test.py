@@ -23,7 +23,6 @@ from direct.cli import cli as direct_cli
 from omegaconf import OmegaConf
 
 from direct_hifimamba import cli
-from direct_hifimamba.benchmark.plan.configurations import compose_models
 from direct_hifimamba.benchmark.plan.specification import Specification
 from direct_hifimamba.data.prepare import prepare
 from direct_hifimamba.data.protocol import Settings
@@ -87,8 +86,8 @@ class Shell:
             arguments[1] = arguments[1].replace("model_49999", "model_5")
         if "magnitude" in arguments or {"acdc", "prostate158"} & set(arguments):
             arguments += ["--size", "32", "32"]  # the last one counts
-        if name == "benchmark":  # trains several networks of full size: tests/projects has such runs
-            compose_models(Specification.load(Path(arguments[1])))
+        if name == "benchmark":  # trains several networks of full size: tests/projects composes them
+            Specification.load(Path(arguments[1]))
         elif program == "direct":
             self.monkeypatch.setattr(sys, "argv", ["direct", *arguments])
             direct_cli.main()

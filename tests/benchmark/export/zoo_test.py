@@ -61,8 +61,7 @@ def write_inference(path: Path, accelerations: list[int] | None = None) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")  # DIRECT's
-@pytest.mark.parametrize("model_name", [OURS, VARNET])
-@pytest.mark.parametrize("centered", [True, False])
+@pytest.mark.parametrize(("model_name", "centered"), [(OURS, True), (OURS, False), (VARNET, True)])
 def test_pair_is_read_by_direct_and_by_deepinv(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_name: str, centered: bool
 ) -> None:
