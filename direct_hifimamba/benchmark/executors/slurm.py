@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import submitit
 from submitit.core.utils import FailedJobError, UncompletedJobError
@@ -103,9 +103,10 @@ class SlurmExecutor:
             task.folder.mkdir(parents=True, exist_ok=True)
         commands = [[sys.executable, "-m", executor.COMMAND, *task.arguments] for task in tasks]
         try:
-            jobs = self._make_executor(stage).map_array(_call, commands, [task.log for task in tasks])
+            submitted = self._make_executor(stage).map_array(_call, commands, [task.log for task in tasks])
         except FailedJobError as error:
             raise ValueError(f"Slurm refused the jobs of the stage {stage}; change --slurm. {error}") from error
+        jobs = cast("list[submitit.SlurmJob[Any]]", submitted)  # submitit declares jobs of any cluster
         for task, job in zip(tasks, jobs, strict=True):
             with replace_when_complete(_job_file(stage, task)) as partial:
                 partial.write_text(job.job_id, encoding="utf-8")
