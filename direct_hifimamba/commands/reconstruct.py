@@ -61,11 +61,12 @@ def main(args: argparse.Namespace) -> None:
     if args.voxel_size is not None and not all(0 < size < np.inf for size in args.voxel_size):
         raise ValueError(f"The voxel size is {args.voxel_size}; expected three distances in mm, above 0.")
     paths = output_paths(args.output, args.input, args.phase)
-    kspace, mask, raw = read_acquisition(args.input, args.mask, args.axes and args.axes.split(","), args.variable)
+    axes = args.axes and args.axes.split(",")
+    kspace, mask, raw = read_acquisition(args.input, args.mask, axes, args.variable)
     print(*raw.messages, sep="\n", end="\n" if raw.messages else "")
     check_acquisition(kspace, mask, not args.no_check)
     reconstructor = Reconstructor.from_checkpoint(args.checkpoint, args.cfg, args.device)
-    maps = read_sensitivity_map(args.input) if reconstructor.needs_sensitivity_map else None
+    maps = read_sensitivity_map(args.input, axes) if reconstructor.needs_sensitivity_map else None
     images = reconstructor(
         kspace,
         mask,

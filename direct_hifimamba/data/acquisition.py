@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from direct_hifimamba.data.formats.raw_data import RawData
+from direct_hifimamba.data.formats.hdf5 import SENSITIVITY_MAP
+from direct_hifimamba.data.formats.raw_data import MissingArrayError, RawData
 from direct_hifimamba.data.formats.registry import read, read_array
 
 MIN_CENTER = 2
@@ -90,19 +91,21 @@ def find_mask(kspace: NDArray[Any]) -> NDArray[np.bool_]:
     return columns if (sampled == columns).all() else sampled
 
 
-def read_sensitivity_map(path: Path) -> NDArray[np.complex64]:
-    """Read the coil sensitivities `sensitivity_map` of a file, with the axes of k-space.
+def read_sensitivity_map(path: Path, axes: Sequence[str] | None = None) -> NDArray[np.complex64]:
+    """Read the coil sensitivities `sensitivity_map` of a file, which have the axes of k-space.
 
     Raises
     ------
     ValueError
-        If the file has none.
+        If the file has none, or if they cannot be read.
     """
     try:
-        return np.stack(list(read(path, variable="sensitivity_map").slices()))
-    except ValueError as error:
+        return np.stack(list(read(path, axes, SENSITIVITY_MAP).slices()))
+    except MissingArrayError as error:
         raise ValueError(
-            f"The configuration takes coil sensitivities as given (sensitivity_maps: stored). {error}"
+            f"{path} holds no coil sensitivities (array {SENSITIVITY_MAP!r}), which the configuration takes as given "
+            "(sensitivity_maps: stored). Add them to the file, with the axes of k-space, or name a configuration that "
+            "estimates them (--cfg)."
         ) from error
 
 

@@ -24,14 +24,12 @@ from direct.data.transforms import safe_divide
 from numpy.typing import NDArray
 
 from direct_hifimamba.data.espirit import calibration_region, espirit
+from direct_hifimamba.data.formats.hdf5 import SENSITIVITY_MAP
 from direct_hifimamba.data.nlinv import center, nlinv
 
 ESPIRIT = "espirit"
 NLINV = "nlinv"
 STORED = "stored"
-
-KEY = "sensitivity_map"
-"""Name of the data set of sensitivities in HDF5 files, complex of shape (slices, coil, height, width)."""
 
 _VERSION = hashlib.sha256(b"".join(Path(inspect.getfile(f)).read_bytes() for f in (espirit, nlinv))).hexdigest()
 """Version of the estimates, which decides whether stored sensitivities can be used."""
@@ -271,7 +269,7 @@ class FastMRIWithMapsDataset(FastMRIDataset):
         if transform is not None:
             transform = add_maps(transform, config)
         if sensitivity_maps == STORED:
-            pass_h5s = {**(pass_h5s or {}), "sensitivity_map": (KEY, Path(map_root or data_root))}
+            pass_h5s = {**(pass_h5s or {}), "sensitivity_map": (SENSITIVITY_MAP, Path(map_root or data_root))}
         try:
             super().__init__(data_root=data_root, transform=transform, pass_h5s=pass_h5s, **kwargs)
         except KeyError as error:

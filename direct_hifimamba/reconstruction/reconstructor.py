@@ -501,7 +501,24 @@ def write_images(path: Path, images: NDArray[Any], provenance: dict[str, Any]) -
 
 
 def output_paths(output: Path, source: Path, phase: bool) -> dict[str, Path]:
-    """The files to write, none of which is there yet."""
+    """Return the files to write, none of which exists yet.
+
+    Parameters
+    ----------
+    output : Path
+        Folder, for files of the name of the input, or a path to which suffixes are appended.
+    source : Path
+        The input.
+    phase : bool
+        Whether the phase is written.
+
+    Raises
+    ------
+    FileExistsError
+        If a file exists, the input among them.
+    FileNotFoundError
+        If the folder is missing.
+    """
     stem = output / source.stem if output.is_dir() else output.with_name(output.name.removesuffix(".h5"))
     if not stem.parent.is_dir():
         raise FileNotFoundError(f"The folder {stem.parent} is missing; make it first.")
@@ -510,6 +527,8 @@ def output_paths(output: Path, source: Path, phase: bool) -> dict[str, Path]:
     )
     paths = {name: stem.with_name(stem.name + suffix) for name, suffix in suffixes.items()}
     for path in paths.values():
+        if path.exists() and source.exists() and path.samefile(source):
+            raise FileExistsError(f"The output {path} would replace the input; choose another output.")
         if path.exists():
             raise FileExistsError(f"{path} exists already; remove it or choose another output.")
     return paths

@@ -196,9 +196,11 @@ def test_sensitivities_are_given_if_and_only_if_they_are_needed(
     dataset.name, dataset.sensitivity_maps = "FastMRIWithMaps", "stored"
     dataset.transforms.sensitivity_map_estimation.estimate_sensitivity_maps = False
     OmegaConf.save(config, tmp_path / "stored.yaml")
-    assert "no coil sensitivities" in run_fails(
-        capsys, checkpoint, volume, tmp_path / "out", "--cfg", tmp_path / "stored.yaml"
-    )
+    np.save(tmp_path / "kspace.npy", kspace)
+    np.save(tmp_path / "mask.npy", mask)
+    for path, options in ((volume, []), (tmp_path / "kspace.npy", ["--mask", tmp_path / "mask.npy"])):
+        error = run_fails(capsys, checkpoint, path, tmp_path / "out", "--cfg", tmp_path / "stored.yaml", *options)
+        assert f"{path} holds no coil sensitivities (array 'sensitivity_map')" in error and "--variable" not in error
     reconstructor = Reconstructor.from_checkpoint(checkpoint, tmp_path / "stored.yaml")
     for maps, message in (
         (None, "there are none"),
@@ -212,12 +214,16 @@ def test_sensitivities_are_given_if_and_only_if_they_are_needed(
 
 @pytest.fixture(scope="module")
 def knees(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A look-alike of fastMRI's knees: padded columns, which the mask samples, and a header with a smaller image."""
+    """A look-alike of fastMRI's knees: padded columns, which the mask samples, and a header with a smaller image.
+
+    It holds sensitivities that no estimate would find.
+    """
     folder = tmp_path_factory.mktemp("knees")
     lookalikes.fastmri(folder, "multi", num_slices=2)
     path = next(folder.glob("*_val/*1000007.h5"))
     with h5py.File(path, "r+") as file:
         file["mask"] = line_mask(file["kspace"].shape[-1], center=7).astype(np.float32)
+        file["sensitivity_map"] = np.roll(kspace_to_image(file["kspace"][()]), 3, axis=-1)
     for other in set(path.parent.iterdir()) - {path}:
         other.unlink()
     return path
@@ -240,6 +246,11 @@ TRANSFORMS = "inference.dataset.transforms"
         {f"{TRANSFORMS}.use_acs_as_mask": True},
         {f"{TRANSFORMS}.sensitivity_map_estimation.sensitivity_maps_type": "unit"},
         {f"{TRANSFORMS}.sensitivity_map_estimation.sensitivity_maps_gaussian": None},
+        {
+            "inference.dataset.name": "FastMRIWithMaps",
+            "inference.dataset.sensitivity_maps": "stored",
+            f"{TRANSFORMS}.sensitivity_map_estimation.estimate_sensitivity_maps": False,
+        },
     ],
     ids=str,
 )
@@ -413,6 +424,17 @@ def test_everything_is_written_and_never_overwritten(
     with pytest.raises(SystemExit, match="2"):
         reconstruct(experiments[OURS], volume, tmp_path, *options)
     assert "exists already" in capsys.readouterr().err
+
+
+def test_no_input_is_replaced(
+    experiments: dict[str, Path], volume: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(shutil.copy(volume, tmp_path / "scan.h5"))
+    (tmp_path / "link").symlink_to(tmp_path)
+    for output in (tmp_path, tmp_path / "scan", path, tmp_path / "link" / "scan"):
+        error = run_fails(capsys, experiments[OURS], path, output)
+        assert "would replace the input; choose another output" in error
+    assert [path.read_bytes() for path in tmp_path.glob("*.*")] == [volume.read_bytes()]
 
 
 def test_numpy_files_are_read_as_well(experiments: dict[str, Path], volume: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import h5py
 from numpy.typing import NDArray
 
 from direct_hifimamba.data.formats.hdf5 import StoredArray
-from direct_hifimamba.data.formats.raw_data import Format, RawData, as_complex, from_array
+from direct_hifimamba.data.formats.raw_data import Format, MissingArrayError, RawData, as_complex, from_array
 
 
 def _matches(path: Path) -> bool:
@@ -41,7 +41,7 @@ def _read(path: Path, axes: Sequence[str] | None = None, variable: str | None = 
     with h5py.File(path) as file:
         name = _find(file, variable or "kspace")
         if name is None:
-            raise ValueError(f"it has no {variable!r}, but {', '.join(file)}")
+            raise MissingArrayError(f"it has no {variable!r}, but {', '.join(file)}")
     kspace = StoredArray(path, name)
     if axes is not None:
         return from_array(kspace, axes, mask=read_array(path, "mask"))

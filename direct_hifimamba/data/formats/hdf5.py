@@ -14,11 +14,14 @@ import numpy as np
 from direct.data.datasets import _parse_fastmri_header
 from numpy.typing import NDArray
 
-from direct_hifimamba.data.formats.raw_data import AXES, Format, RawData, from_array
+from direct_hifimamba.data.formats.raw_data import AXES, Format, MissingArrayError, RawData, from_array
 from direct_hifimamba.data.fourier import root_sum_of_squares
 from direct_hifimamba.files import replace_when_complete
 
 HEADER = "ismrmrd_header"
+
+SENSITIVITY_MAP = "sensitivity_map"
+"""Name of the array of coil sensitivities: images, complex of shape (slices[, coil], height, width)."""
 
 CMRXRECON_SUFFIX = ".mat"
 """DIRECT's `CMRxRecon` data set finds files of this suffix alone. They are HDF5 all the same."""
@@ -338,7 +341,9 @@ def _read(path: Path, axes: Sequence[str] | None = None, variable: str | None = 
     name = variable or "kspace"
     with h5py.File(path) as file:
         if not isinstance(file.get(name), h5py.Dataset):
-            raise ValueError(f"it has no array {name!r}, but {', '.join(file) or 'nothing'}; name k-space (--variable)")
+            raise MissingArrayError(
+                f"it has no array {name!r}, but {', '.join(file) or 'nothing'}; name k-space (--variable)"
+            )
         mask = file["mask"][()] if "mask" in file else None
         columns, image_size = acquired_columns(file), read_header(file).get("reconstruction_size")
     array = StoredArray(path, name)
@@ -350,7 +355,7 @@ def _read(path: Path, axes: Sequence[str] | None = None, variable: str | None = 
         raw = replace(raw, image_size=image_size[:2] if image_size[1] <= width else (width, width))
     padding = np.ones(width, bool)
     padding[columns] = False
-    if not padding.any():
+    if not padding.any() or name == SENSITIVITY_MAP:
         return raw
     return replace(
         raw,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from direct_hifimamba.data.formats.raw_data import Format, RawData, from_array
+from direct_hifimamba.data.formats.raw_data import Format, MissingArrayError, RawData, from_array
 
 _MAGIC = b"\x93NUMPY"
 
@@ -28,10 +28,12 @@ def _matches(path: Path) -> bool:
 
 
 def _read(path: Path, axes: Sequence[str] | None = None, variable: str | None = None) -> RawData:
+    if variable is not None and _is_array(path):
+        raise MissingArrayError("it has one array, which has no name; leave out --variable")
     name = variable or "kspace"
     kspace = read_array(path, name)
     if kspace is None:
-        raise ValueError(f"it has no {name!r}; expected k-space under this name")
+        raise MissingArrayError(f"it has no {name!r}; expected k-space under this name")
     return from_array(kspace, axes, mask=None if _is_array(path) else read_array(path, "mask"))
 
 

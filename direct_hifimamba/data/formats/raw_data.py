@@ -55,6 +55,10 @@ class RawData:
         return map(self.read_slice, range(self.shape[0]))
 
 
+class MissingArrayError(ValueError):
+    """A file has no array of the name that was asked for."""
+
+
 class Format(NamedTuple):
     """A file format and its reader, which raises a ValueError that says what is wrong and does not name the file."""
 

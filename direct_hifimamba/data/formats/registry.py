@@ -12,7 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from direct_hifimamba.data.formats import calgary_campinas, cmrxrecon, hdf5, ismrmrd, numpy_files, twix
-from direct_hifimamba.data.formats.raw_data import Format, RawData
+from direct_hifimamba.data.formats.raw_data import Format, MissingArrayError, RawData
 
 FORMATS: tuple[Format, ...] = (
     ismrmrd.FORMAT,
@@ -46,14 +46,16 @@ def read(path: Path, axes: Sequence[str] | None = None, variable: str | None = N
         If there is no such file.
     ValueError
         If the file is damaged, of no known format, or has what cannot be reconstructed here. The methods of the
-        result raise it as well.
+        result raise it as well. It is a :class:`MissingArrayError` if there is no array `variable`.
     """
     format_ = find_format(path)
     with _reading(path, format_):
         if format_.read_array is not None:
             raw = format_.read(path, axes, variable)
         elif axes or variable:
-            raise ValueError("the format says itself which axes and arrays there are; leave out --axes and --variable")
+            raise MissingArrayError(
+                "the format says itself which axes and arrays there are; leave out --axes and --variable"
+            )
         else:
             raw = format_.read(path)
 
@@ -117,4 +119,5 @@ def _reading(path: Path, format_: Format) -> Iterator[None]:
         ) from error
     except (OSError, ValueError, EOFError, KeyError, struct.error, zlib.error, zipfile.BadZipFile) as error:
         reason = error.args[0] if isinstance(error, KeyError) and error.args else error
-        raise ValueError(f"{path} cannot be read as {format_.name}: {str(reason).rstrip('.')}.") from error
+        kind = MissingArrayError if isinstance(error, MissingArrayError) else ValueError
+        raise kind(f"{path} cannot be read as {format_.name}: {str(reason).rstrip('.')}.") from error
