@@ -11,13 +11,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from direct_hifimamba.data.formats import calgary_campinas, cmrxrecon, hdf5, ismrmrd, numpy_files, twix
+from direct_hifimamba.data.formats import calgary_campinas, hdf5, ismrmrd, matlab, numpy_files, twix
 from direct_hifimamba.data.formats.raw_data import Format, MissingArrayError, RawData
 
 FORMATS: tuple[Format, ...] = (
     ismrmrd.FORMAT,
     calgary_campinas.FORMAT,
-    cmrxrecon.FORMAT,
+    matlab.FORMAT,
     hdf5.FORMAT,
     numpy_files.FORMAT,
     twix.FORMAT,
