@@ -8,12 +8,14 @@ References
 .. [1] Uecker et al. Berkeley Advanced Reconstruction Toolbox. Proc. ISMRM 23:2486, 2015.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from direct_hifimamba.data.formats.raw_data import Format, MissingArrayError, RawData, from_array
 from direct_hifimamba.files import replace_when_complete
 
 DIMENSIONS = 16
@@ -75,25 +77,27 @@ def _pair(path: Path) -> tuple[Path, Path]:
 def to_slices(array: NDArray[np.complex64]) -> NDArray[np.complex64]:
     """Return an array of :func:`read_cfl` with the axes (slices, coil, height, width), without copying it.
 
-    BART's dimensions 5 to 15, such as times and slices, become slices together; the first one varies fastest.
+    Height and width are those of the first three dimensions that are not 1, in this order. Dimensions 5 to 15, such as
+    times and slices, become slices together; the first one varies fastest.
 
     Raises
     ------
     ValueError
-        If there is a third spatial dimension, or more than one set of sensitivities.
+        If all three spatial dimensions are above 1, or if there is more than one set of sensitivities.
     """
-    height, width, depth, coils, sets = array.shape[:5]
-    if depth > 1:
+    if min(array.shape[:3]) > 1:
         raise ValueError(
-            f"it has BART's dimensions {array.shape}, and the third one is not 1: k-space is three-dimensional. "
-            "Transform it along that dimension and make it slices: bart fft -iu 4 IN OUT; bart transpose 2 13 OUT IN"
+            f"it has BART's dimensions {array.shape}, and none of the first three is 1: k-space is three-dimensional. "
+            "Transform it along the third one and make it slices: bart fft -iu 4 IN OUT; bart transpose 2 13 OUT IN"
         )
+    coils, sets = array.shape[3:5]
     if sets > 1:
         raise ValueError(
             f"it has BART's dimensions {array.shape}, so {sets} sets of sensitivities; expected one, as of bart "
             "ecalib -m1 or bart slice 4 0 IN OUT"
         )
-    return array.reshape(height, width, coils, -1, order="F").transpose(3, 2, 0, 1)
+    plane = np.moveaxis(array, 2 if array.shape[2] == 1 else array.shape.index(1), 2)
+    return plane.reshape(*plane.shape[:2], coils, -1, order="F").transpose(3, 2, 0, 1)
 
 
 def from_slices(array: NDArray[Any]) -> NDArray[Any]:
@@ -101,3 +105,31 @@ def from_slices(array: NDArray[Any]) -> NDArray[Any]:
     slices, *coils, height, width = array.shape
     shape = (slices, *(1,) * (_SLICE - 4), *(coils or (1,)), 1, height, width)
     return array.reshape(shape).transpose(12, 13, *range(11, -1, -1))
+
+
+def _matches(path: Path) -> bool:
+    header, data = _pair(path)
+    if not header.is_file():
+        return path == data and path.is_file()  # which has no mark of its own; `read_cfl` asks for its header
+    with header.open("rb") as file:
+        return b"# Dimensions" in file.read(4096)
+
+
+def _read(path: Path, axes: Sequence[str] | None = None, variable: str | None = None) -> RawData:
+    if axes or variable:
+        raise MissingArrayError(
+            "BART numbers its dimensions and has one array in a file; leave out --axes and --variable"
+        )
+    array = read_cfl(path)
+    slices = to_slices(array)
+    counts = [f"{count} of dimension {index}" for index, count in enumerate(array.shape) if index > 4 and count > 1]
+    return from_array(slices, messages=(f"{' and '.join(counts)} became {len(slices)} slices.",) if counts else ())
+
+
+def read_array(path: Path, name: str) -> NDArray[Any] | None:
+    """Return the real part of an image or mask without axes of length 1, whatever its name; None for k-space."""
+    array = read_cfl(path)
+    return None if max(array.shape[3:]) > 1 else np.squeeze(array.real)
+
+
+FORMAT = Format("BART", _matches, _read, read_array)

@@ -1,83 +1,161 @@
-"""MATLAB 7.3 files of the CMRxRecon challenge, as DIRECT's reader takes them."""
+"""MATLAB's files, those of the CMRxRecon challenge among them: version 5 by scipy, version 7.3, which is HDF5, by h5py.
+
+Axes are named in MATLAB's order, which HDF5 reverses.
+"""
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 from numpy.typing import NDArray
 
 from direct_hifimamba.data.formats.hdf5 import StoredArray
 from direct_hifimamba.data.formats.raw_data import Format, MissingArrayError, RawData, as_complex, from_array
 
+_COMPLEX = ("real", "imag")
+_VERSION_5 = (b"\0\1IM", b"\1\0MI")
+_NUMBERS = re.compile("double|single|logical|u?int(8|16|32|64)")
+
+
+def _is_version_5(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(128)[124:] in _VERSION_5
+
 
 def _matches(path: Path) -> bool:
     if not h5py.is_hdf5(path):
-        return False
+        return _is_version_5(path)
+    with path.open("rb") as file:
+        if file.read(10) == b"MATLAB 7.3":
+            return True
     with h5py.File(path) as file:
-        return any(_is_kspace(name, stored) for name, stored in file.items())
+        return any(_is_array(file.get(name)) and file[name].dtype.names == _COMPLEX for name in file)
 
 
-def _is_kspace(name: str, stored: Any) -> bool:
-    return name.startswith("kspace") and isinstance(stored, h5py.Dataset) and stored.dtype.names == ("real", "imag")
+def _is_array(stored: Any) -> bool:
+    return isinstance(stored, h5py.Dataset) and stored.attrs.get("MATLAB_class") not in (b"char", b"cell")
 
 
-def _find(file: h5py.File, name: str) -> str | None:
-    """Find a data set by its name or its beginning, such as `kspace_sub04` and `mask04`."""
-    if name in file:
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the arrays of numbers by their names."""
+    if not _is_version_5(path):
+        with h5py.File(path) as file:
+            return {name: file[name].shape[::-1] for name in file if _is_array(file.get(name))}
+    from scipy.io import whosmat
+
+    try:
+        return {name: tuple(shape) for name, shape, kind in whosmat(path) if _NUMBERS.fullmatch(kind)}
+    except Exception as error:  # of scipy, which raises errors of many kinds
+        raise ValueError(f"it is damaged or cut short: {error}") from error
+
+
+def _load(path: Path, name: str) -> Any:
+    """Return an array with its axes in MATLAB's order; that of version 7.3 is read when it is used."""
+    if not _is_version_5(path):
+        return _Reversed(StoredArray(path, name))
+    from scipy.io import loadmat
+
+    try:
+        return loadmat(path, variable_names=[name])[name]
+    except Exception as error:
+        raise ValueError(f"its variable {name} is damaged or cut short: {error}") from error
+
+
+class _Reversed:
+    """A data set of HDF5 whose axes are reversed."""
+
+    def __init__(self, stored: StoredArray) -> None:
+        self._stored = stored
+        self.shape, self.ndim, self.dtype = stored.shape[::-1], stored.ndim, stored.dtype
+
+    def __getitem__(self, index: tuple[Any, ...]) -> NDArray[Any]:
+        index += (slice(None),) * (self.ndim - len(index))
+        return self._stored[index[::-1]].T
+
+
+class _Times:
+    """An array whose last two axes, slice and time, are one; slices vary fastest."""
+
+    def __init__(self, array: Any) -> None:
+        self._array = array
+        self.shape = (*array.shape[:-2], array.shape[-2] * array.shape[-1])
+        self.ndim, self.dtype = array.ndim - 1, array.dtype
+
+    def __getitem__(self, index: tuple[Any, ...]) -> NDArray[Any]:
+        time, position = divmod(index[-1], self._array.shape[-2])
+        return self._array[(*index[:-1], position, time)]
+
+
+def _find(shapes: dict[str, Any], name: str) -> str | None:
+    """Find an array by its name or its beginning, such as `kspace_sub04` and `mask04`."""
+    if name in shapes:
         return name
-    found = [key for key in file if key.startswith(name)]
+    found = [key for key in shapes if key.startswith(name)]
     if len(found) > 1:  # several masks: the one of the k-space
-        numbers = {number for key in file if key.startswith("kspace") for number in re.findall(r"\d+$", key)}
+        numbers = {number for key in shapes if key.startswith("kspace") for number in re.findall(r"\d+$", key)}
         found = [key for key in found if numbers.intersection(re.findall(r"\d+$", key))] or found
     if len(found) > 1:
         raise ValueError(f"it has {', '.join(found)}; expected one of them, or the name {name!r}")
     return found[0] if found else None
 
 
+def _choose(path: Path, variable: str | None) -> str:
+    """Return the name of k-space: the one asked for, `kspace`, or that of the only array of complex numbers."""
+    shapes = _shapes(path)
+    name = _find(shapes, variable or "kspace")
+    if name is not None:
+        return name
+    if variable is None:
+        found = [key for key in shapes if key != "mask" and _is_complex(_load(path, key))]
+        if len(found) == 1:
+            return found[0]
+    names = ", ".join(f"{key} ({' x '.join(map(str, shape))})" for key, shape in shapes.items())
+    raise MissingArrayError(
+        f"it has no array {variable or 'kspace'!r}, but {names or 'none'}; name k-space (--variable)"
+    )
+
+
+def _is_complex(array: Any) -> bool:
+    return array.dtype.kind == "c" or array.dtype.names == _COMPLEX
+
+
 def _read(path: Path, axes: Sequence[str] | None = None, variable: str | None = None) -> RawData:
-    with h5py.File(path) as file:
-        name = _find(file, variable or "kspace")
-        if name is None:
-            raise MissingArrayError(f"it has no {variable!r}, but {', '.join(file)}")
-    kspace = StoredArray(path, name)
-    if axes is not None:
-        return from_array(kspace, axes, mask=read_array(path, "mask"))
-    if kspace.ndim not in (4, 5):
-        raise ValueError(f"k-space has the shape {kspace.shape}; expected (time, slice[, coil], width, height)")
-    times, slices, *rest = kspace.shape
-    raw = from_array(_Times(kspace), ("slice", *["coil"][: len(rest) - 2], "width", "height"))
-    height, width = raw.shape[2:]
-    return replace(
-        raw,
-        mask=read_array(path, "mask"),
-        image_size=(round(height / 3), round(width / 2)),  # DIRECT's reader asks for this part of the image
+    name = _choose(path, variable)
+    array, mask = _load(path, name), read_array(path, "mask")
+    lengths = array.shape if _is_complex(array) else array.shape[:-1]
+    is_challenge = len(lengths) == 5
+    if len(lengths) == 4 and ("single" in name or lengths[-1] == 1):
+        # (height, width, slice, time) of single-coil data. MATLAB itself stores no last axis of length 1.
+        order, is_challenge = ["height", "width", "slice"], True
+    elif is_challenge or (len(lengths) == 4 and lengths[2] <= min(lengths[:2])):
+        order = ["height", "width", "coil", "slice"]
+    else:
+        order = None
+    if axes is not None or not is_challenge:
+        return from_array(array, axes or order, mask=mask)
+    slices, times = lengths[-2:]
+    return from_array(
+        _Times(array),
+        order,
+        mask=mask,
+        image_size=(round(lengths[0] / 3), round(lengths[1] / 2)),  # DIRECT's reader asks for this part of the image
         messages=(f"{times} times of {slices} slices became {times * slices} slices.",) if times > 1 else (),
     )
 
 
-class _Times:
-    """An array whose first two axes, time and slice, are one."""
-
-    def __init__(self, kspace: StoredArray) -> None:
-        self._kspace = kspace
-        self.shape = (kspace.shape[0] * kspace.shape[1], *kspace.shape[2:])
-        self.ndim, self.dtype = kspace.ndim - 1, kspace.dtype
-
-    def __getitem__(self, index: tuple[Any, ...]) -> NDArray[Any]:
-        return self._kspace[(*divmod(index[0], self._kspace.shape[1]), *index[1:])]
-
-
 def read_array(path: Path, name: str) -> NDArray[Any] | None:
-    """Return an array, whose axes HDF5 has in reverse, or None if there is none of this name or beginning."""
-    with h5py.File(path) as file:
-        found = _find(file, name)
-        if found is None:
-            return None
-        stored = file[found][()]
-    return as_complex(stored).T if stored.dtype.names else stored.T
+    """Return an array with this name or beginning, a vector with one axis; None if there is none."""
+    found = _find(_shapes(path), name)
+    if found is None:
+        return None
+    array = _load(path, found)[()]
+    values = np.asarray(as_complex(array) if array.dtype.names else array)
+    return values.ravel() if values.ndim == 2 and 1 in values.shape else values
 
 
-FORMAT = Format("MATLAB 7.3 of CMRxRecon", _matches, _read, read_array)
+FORMAT = Format("MATLAB", _matches, _read, read_array)

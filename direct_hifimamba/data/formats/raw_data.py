@@ -88,7 +88,7 @@ def from_array(array: Any, axes: Sequence[str] | None = None, **fields: Any) -> 
     """
     kind = array.dtype
     is_pairs = kind.kind == "f" and array.ndim > 2 and array.shape[-1] == 2
-    if kind.names is None and kind.kind != "c" and not is_pairs:
+    if kind.names != ("real", "imag") and kind.kind != "c" and not is_pairs:
         raise ValueError(
             f"k-space has values of type {kind}; expected complex numbers, or real and imaginary part in a last axis "
             "of length 2"

@@ -11,16 +11,17 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from direct_hifimamba.data.formats import calgary_campinas, hdf5, ismrmrd, matlab, numpy_files, twix
+from direct_hifimamba.data.formats import bart, calgary_campinas, hdf5, ismrmrd, matlab, numpy_files, twix
 from direct_hifimamba.data.formats.raw_data import Format, MissingArrayError, RawData
 
 FORMATS: tuple[Format, ...] = (
     ismrmrd.FORMAT,
-    calgary_campinas.FORMAT,
     matlab.FORMAT,
+    calgary_campinas.FORMAT,
     hdf5.FORMAT,
     numpy_files.FORMAT,
     twix.FORMAT,
+    bart.FORMAT,
 )
 """The first one that matches reads a file."""
 
@@ -98,7 +99,7 @@ def find_format(path: Path) -> Format:
         If it has no known format.
     """
     for format_ in FORMATS:
-        with _reading(path, format_):
+        with _reading(path):
             if format_.matches(path):
                 return format_
     if not path.exists():
@@ -108,16 +109,15 @@ def find_format(path: Path) -> Format:
 
 
 @contextmanager
-def _reading(path: Path, format_: Format) -> Iterator[None]:
+def _reading(path: Path, format_: Format | None = None) -> Iterator[None]:
+    problem = f"{path} cannot be read{f' as {format_.name}' if format_ else ''}"
     try:
         yield
     except FileNotFoundError:
         raise
     except ImportError as error:
-        raise ValueError(
-            f"{path} cannot be read as {format_.name}: {error}. Try: pip install 'direct-hifimamba[formats]'"
-        ) from error
+        raise ValueError(f"{problem}: {error}. Try: pip install 'direct-hifimamba[formats]'") from error
     except (OSError, ValueError, EOFError, KeyError, struct.error, zlib.error, zipfile.BadZipFile) as error:
         reason = error.args[0] if isinstance(error, KeyError) and error.args else error
         kind = MissingArrayError if isinstance(error, MissingArrayError) else ValueError
-        raise kind(f"{path} cannot be read as {format_.name}: {str(reason).rstrip('.')}.") from error
+        raise kind(f"{problem}: {str(reason).rstrip('.')}.") from error

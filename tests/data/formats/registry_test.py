@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import h5py
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.io import savemat
 
 from direct_hifimamba.data.acquisition import read_acquisition
+from direct_hifimamba.data.formats.bart import from_slices, write_cfl
 from direct_hifimamba.data.formats.registry import find_format, read
 from tests.data.formats.scans import complex_noise
 
@@ -50,11 +53,39 @@ def calgary_campinas(path: Path) -> Path:
     return write_hdf5(path, kspace=np.ascontiguousarray(np.moveaxis(KSPACE, 1, -1)).view(np.float32))
 
 
+def write_mat5(path: Path, **arrays: Any) -> Path:
+    with path.open("wb") as file:
+        savemat(file, arrays)
+    return path
+
+
+def write_mat73(path: Path, **arrays: Any) -> Path:
+    """Write a file as MATLAB does: reversed axes, complex numbers in fields, text in front."""
+    with h5py.File(path, "w", userblock_size=512) as file:
+        for name, array in arrays.items():
+            values = np.asarray(array).T
+            if np.iscomplexobj(values):
+                values = np.ascontiguousarray(values, np.complex64).view(FIELDS)
+            file[name] = values
+        file["note"] = np.frombuffer(b"text", np.uint8).astype(np.uint16)
+        file["note"].attrs["MATLAB_class"] = np.bytes_("char")
+    with path.open("r+b") as file:
+        file.write(b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(124) + b"\0\2IM")
+    return path
+
+
+def write_bart(path: Path, kspace: NDArray[Any]) -> Path:
+    write_cfl(path, kspace)
+    return path
+
+
 def cmrxrecon(path: Path) -> Path:
     stored = np.ascontiguousarray(KSPACE.swapaxes(-1, -2))[:, None].view(FIELDS)
     return write_hdf5(path, kspace_full=stored)
 
 
+IN_MATLAB = KSPACE.transpose(2, 3, 1, 0)
+MASK = np.arange(16)[None] % 2 == 0
 ACQUIRED = KSPACE * (np.arange(16) < 14)  # of Calgary-Campinas
 FORMS: dict[str, tuple[Callable[[Path], Path], NDArray[np.complex64], dict[str, Any]]] = {
     "npy": (lambda path: write_npy(path, KSPACE), KSPACE, {}),
@@ -71,6 +102,43 @@ FORMS: dict[str, tuple[Callable[[Path], Path], NDArray[np.complex64], dict[str, 
     "HDF5, pairs of one coil": (lambda path: write_hdf5(path, kspace=pairs(KSPACE[:, 0])), KSPACE[:, :1], {}),
     "Calgary-Campinas": (calgary_campinas, ACQUIRED, {}),
     "CMRxRecon": (cmrxrecon, KSPACE, {}),
+    **{
+        f"MATLAB {version}{kind}": (partial(save, write), expected, options)
+        for version, write in (("5", write_mat5), ("7.3", write_mat73))
+        for kind, save, expected, options in (
+            ("", lambda write, path: write(path, kspace=IN_MATLAB, mask=MASK), KSPACE, {}),
+            (", the only complex", lambda write, path: write(path, k=IN_MATLAB, mask=MASK), KSPACE, {}),
+            (", named", lambda write, path: write(path, a=IN_MATLAB, b=2 * IN_MATLAB), KSPACE, {"variable": "a"}),
+            (", one image", lambda write, path: write(path, kspace=IN_MATLAB[..., 0, 0]), KSPACE[:1, :1], {}),
+            (", pairs", lambda write, path: write(path, kspace=pairs(IN_MATLAB.copy())), KSPACE, {}),
+            (
+                ", one slice",
+                lambda write, path: write(path, kspace=IN_MATLAB[..., 0]),
+                KSPACE[:1],
+                {"axes": ["height", "width", "coil"]},
+            ),
+            (
+                ", times",
+                lambda write, path: write(path, kspace=np.stack([IN_MATLAB, 2 * IN_MATLAB], -1)),
+                np.concatenate([KSPACE, 2 * KSPACE]),
+                {},
+            ),
+            (
+                ", times of one coil",
+                lambda write, path: write(
+                    path, kspace_single=np.stack([IN_MATLAB[:, :, 0], 2 * IN_MATLAB[:, :, 0]], -1)
+                ),
+                np.concatenate([KSPACE, 2 * KSPACE])[:, :1],
+                {},
+            ),
+        )
+    },
+    "BART": (lambda path: write_bart(path, from_slices(KSPACE)), KSPACE, {}),
+    "BART, slices of a volume": (
+        lambda path: write_bart(path, from_slices(KSPACE).transpose(2, 0, 1, *range(3, 14))),
+        KSPACE,
+        {},
+    ),
 }
 
 
@@ -85,12 +153,14 @@ def test_kspace_comes_back_whatever_the_file_is_called(tmp_path: Path, form: str
         np.testing.assert_array_equal(values, expected[index])
 
 
-@pytest.mark.parametrize("write", [write_npz, write_hdf5])
+@pytest.mark.parametrize("write", [write_npz, write_hdf5, write_mat5, write_mat73])
 def test_masks_are_found(tmp_path: Path, write: Callable[..., Path]) -> None:
     lines, points = np.arange(16) % 2 == 0, np.random.default_rng(0).random((12, 16)) < 0.5
     for mask in (lines, points):
-        np.testing.assert_array_equal(read(write(tmp_path / "with", kspace=KSPACE, mask=mask)).mask, mask)
-        without = write(tmp_path / "without", kspace=KSPACE * mask)
+        kspace = KSPACE * mask
+        kspace = kspace.transpose(2, 3, 1, 0) if write in (write_mat5, write_mat73) else kspace
+        np.testing.assert_array_equal(read(write(tmp_path / "with", kspace=kspace, mask=mask)).mask, mask)
+        without = write(tmp_path / "without", kspace=kspace)
         assert read(without).mask is None
         np.testing.assert_array_equal(read_acquisition(without).mask, mask)
 
@@ -134,7 +204,33 @@ ODD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "group": (lambda path: write_hdf5(path, **{"kspace/a": KSPACE}), "it has no array 'kspace', but kspace"),
     "three axes of CMRxRecon": (
         lambda path: write_hdf5(path, kspace=np.zeros((3, 12, 16), FIELDS)),
-        "has the shape (3, 12, 16); expected (time, slice[, coil], width, height)",
+        "axes of the lengths (16, 12, 3), and it is not clear",
+    ),
+    **{
+        f"MATLAB {version}, {kind}": (partial(save, write), message)
+        for version, write in (("5", write_mat5), ("7.3", write_mat73))
+        for kind, save, message in (
+            ("cut short", lambda write, path: cut(write(path, kspace=IN_MATLAB)), "cannot be read"),
+            (
+                "three axes",
+                lambda write, path: write(path, kspace=IN_MATLAB[..., 0]),
+                "axes of the lengths (12, 16, 4), and it is not clear",
+            ),
+            (
+                "two arrays",
+                lambda write, path: write(path, a=IN_MATLAB, b=IN_MATLAB),
+                "no array 'kspace', but a (12 x 16 x 4 x 3), b (12 x 16 x 4 x 3); name k-space (--variable)",
+            ),
+            ("magnitudes", lambda write, path: write(path, kspace=abs(IN_MATLAB)), "type float32; expected complex"),
+        )
+    },
+    "BART, cut short": (
+        lambda path: cut(write_bart(path.with_suffix(".cfl"), from_slices(KSPACE))),
+        "expected 18432 for the dimensions",
+    ),
+    "BART, three-dimensional": (
+        lambda path: write_bart(path.with_suffix(".hdr"), KSPACE),
+        "k-space is three-dimensional",
     ),
     "two of CMRxRecon": (
         lambda path: write_hdf5(path, kspace1=np.zeros((1, 3, 12, 16), FIELDS), kspace2=np.zeros(3, FIELDS)),
@@ -146,7 +242,7 @@ ODD: dict[str, tuple[Callable[[Path], Path], str]] = {
 @pytest.mark.parametrize("kind", ODD)
 def test_damaged_and_odd_files_are_refused(tmp_path: Path, kind: str) -> None:
     write, message = ODD[kind]
-    path = write(tmp_path / "kspace.npy")
+    path = write(tmp_path / "kspace.xyz")
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         read(path)
     assert str(path) in str(error.value)
