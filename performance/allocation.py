@@ -1,6 +1,6 @@
 """Forward passes of HiFi-MambaV2 at full size, on a CPU, with glibc's own policy and with freed memory retained.
 
-Run `python performance/allocation.py --output docs/benchmarks`. Two processes per image size take turns.
+Run `python performance/allocation.py --output outputs`. Two processes per image size take turns.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Worker:
 def main() -> None:
     """Measure and write `allocation.json` and `allocation.md`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("docs/benchmarks"), help="folder (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 320, 640], help="image sizes")

@@ -1,6 +1,6 @@
 """Data consistency in complex arithmetic without shifts, against the same steps written with DIRECT's operators.
 
-Run `python performance/data_consistency.py --output docs/benchmarks`. The last rows are the proximal step of a large
+Run `python performance/data_consistency.py --output outputs`. The last rows are the proximal step of a large
 acquisition, each in a process of its own.
 """
 

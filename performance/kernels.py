@@ -1,6 +1,6 @@
 """What each group of compiled kernels is worth to the network, on one thread of a CPU.
 
-Run `python performance/kernels.py --output docs/benchmarks`. All variants take turns, call by call. Seconds are of the
+Run `python performance/kernels.py --output outputs`. All variants take turns, call by call. Seconds are of the
 processor's time, so that other programs disturb little. Memory is that of the tensors that PyTorch keeps for the
 backward pass, parameters left out.
 """
@@ -107,7 +107,7 @@ def measure(channels: int, blocks: tuple[int, ...], size: int, rounds: int) -> l
 def main() -> None:
     """Measure and write `kernels.json` and `kernels.md`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("docs/benchmarks"), help="folder (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=9, help="counted rounds (default: %(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,6 +1,6 @@
 """Time and memory of HiFi-MambaV2 at full size (128 channels, 6 x 2 blocks), on a CPU.
 
-Run `python performance/network.py --output docs/benchmarks`. Times are medians of rounds that go through all sizes, in
+Run `python performance/network.py --output outputs`. Times are medians of rounds that go through all sizes, in
 each of which a short call is repeated and its mean taken. Memory is what one call adds to a fresh process that holds
 the model, its size in brackets. Published figures were measured with the environment variables `RETAIN` of
 allocation.py.
@@ -84,7 +84,7 @@ def measure_memory(kind: str, size: int) -> None:
 def main() -> None:
     """Measure and write `network.json` and `network.md`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("docs/benchmarks"), help="folder (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds (default: %(default)s)")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads (default: 1 2)")
     parser.add_argument("--forward-sizes", type=int, nargs="+", default=[64, 128, 256, 320, 640], help="image sizes")

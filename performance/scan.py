@@ -1,6 +1,6 @@
 """The selective scan on a CPU: time, memory and error of our backends and of others' code, beside the machine's limits.
 
-Run `python performance/scan.py --output docs/benchmarks`. Arguments are laid out as in the network, (batch, length,
+Run `python performance/scan.py --output outputs`. Arguments are laid out as in the network, (batch, length,
 channels), with batch 1, a skip, a bias and softplus. Times are medians of rounds that go through all implementations,
 in each of which a short call is repeated and its mean taken; whoever takes over a second has fewer rounds, as the table
 says. Memory is what one call adds to the largest resident size of a fresh process.
@@ -221,7 +221,7 @@ def bounds(limits: dict[str, float], kind: str, channels: int, state: int, lengt
 def parse_arguments() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path(), help="folder for scan.json and scan.md")
+    parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder for scan.json and scan.md (default: %(default)s)")
     parser.add_argument("--channels", type=int, nargs="+", default=list(STATES), choices=STATES, help="default: all")
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096, 25600], help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=15, help="counted rounds (default: %(default)s)")
