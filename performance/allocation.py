@@ -1,6 +1,6 @@
-"""Forward passes of HiFi-MambaV2 at full size, on a CPU, with glibc's own policy and with freed memory retained.
+"""Measure forward passes of HiFi-MambaV2 at full size on a CPU, with and without retaining freed memory in glibc.
 
-Run `python performance/allocation.py --output outputs`. Two processes per image size take turns.
+Run `python performance/allocation.py`. For every image size, two processes are measured in turn.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pathlib import Path
 from common import interleaved_seconds, machine, markdown_table, peak_megabytes, write_results
 from network import make_call
 
-#: Environment variables with which glibc retains what a process frees, and takes tensors up to 2 GiB from it.
+#: Environment variables that make glibc retain freed memory, and reuse it for tensors of up to 2 GiB.
 RETAIN = {"MALLOC_MMAP_THRESHOLD_": str(2**31 - 1), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 
 
 def work(size: int) -> None:
-    """Make a call for every line that comes in, and answer with this process's largest resident size in MB."""
+    """Make a call for every input line, and print this process's peak resident size in MB."""
     call = make_call("forward", size)
     for _ in sys.stdin:
         call()
@@ -29,14 +29,14 @@ def work(size: int) -> None:
 
 
 class Worker:
-    """A process that makes calls.
+    """Process that makes calls.
 
     Parameters
     ----------
     size, threads : int
-        Of the image; of PyTorch.
+        Pixels of the image along each axis; threads of PyTorch.
     retain : bool
-        Whether it retains freed memory.
+        Whether the process retains freed memory.
     """
 
     def __init__(self, size: int, threads: int, retain: bool) -> None:
@@ -50,7 +50,7 @@ class Worker:
         )
 
     def __call__(self) -> None:
-        """Make a call and wait for its end."""
+        """Make a call and wait until it has finished."""
         stdin, stdout = self.process.stdin, self.process.stdout
         assert stdin is not None
         assert stdout is not None
@@ -61,7 +61,7 @@ class Worker:
         self.peak = float(answer)
 
     def end(self) -> None:
-        """End the process, so that its memory is free."""
+        """End the process, which frees its memory."""
         self.process.kill()
         self.process.wait()
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, memory of one call, the machine, and their output."""
+"""Functions that the measurements share: interleaved timing, memory of one call, the machine, and the output."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from tqdm import tqdm
 
 from direct_hifimamba.benchmark.run.memory import extra_resident_bytes
 
-#: Seconds that a measurement takes at least.
+#: Least duration of a measurement in seconds.
 SHORTEST = 0.5
 
 
 def interleaved_seconds(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every call in every round, after one round that is not counted.
+    """Return the seconds of every call in every round, after a warm-up round.
 
-    All calls of a round follow one another, so that a disturbance of the machine meets all of them. A call is repeated
-    until `SHORTEST` has gone by, and the mean counts: a short one should not pay for the caches that others emptied.
+    A round measures all calls in turn, so that a disturbance of the machine affects all of them. A call is repeated for
+    `SHORTEST` seconds and averaged, because the first repetition finds the caches filled by another call.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     with tqdm(total=(rounds + 1) * len(calls), unit="call", leave=False) as progress:
@@ -44,12 +44,12 @@ def interleaved_seconds(calls: Mapping[str, Callable[[], object]], rounds: int) 
 
 
 def peak_megabytes() -> float:
-    """Largest resident size of this process so far, in MB of 10^6 bytes (Linux)."""
+    """Return the peak resident size of this process, in MB of 10^6 bytes (Linux)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def extra_megabytes(call: Callable[[], object]) -> float:
-    """By how many MB of 10^6 bytes one call raises the resident size of this process at most; for a fresh process."""
+    """Return by how many MB of 10^6 bytes one call raises the peak resident size of this (fresh) process."""
     extra = extra_resident_bytes(call)
     if extra is None:
         raise RuntimeError("The memory of a call is measured on Linux only.")
@@ -57,7 +57,7 @@ def extra_megabytes(call: Callable[[], object]) -> float:
 
 
 def in_fresh_process(script: str, arguments: Sequence[str], threads: int) -> Any:
-    """JSON that `script`, run with `arguments` in a process of its own, prints as its last line."""
+    """Run `script` in a process of its own and return the JSON that it prints as its last line."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     result = subprocess.run(
         [sys.executable, script, *arguments], env=environment, stdout=subprocess.PIPE, text=True, check=True
@@ -66,7 +66,7 @@ def in_fresh_process(script: str, arguments: Sequence[str], threads: int) -> Any
 
 
 def machine() -> dict[str, Any]:
-    """Processor, load and versions."""
+    """Return processor, load and versions."""
 
     def installed(package: str) -> str | None:
         try:
@@ -86,7 +86,7 @@ def machine() -> dict[str, Any]:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table; numbers with three significant digits."""
+    """Return a Markdown table; numbers have three significant digits."""
 
     def text(value: object) -> str:
         return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,7 +1,7 @@
-"""Data consistency in complex arithmetic without shifts, against the same steps written with DIRECT's operators.
+"""Compare the time of data consistency in complex arithmetic with that of the same steps with DIRECT's operators.
 
-Run `python performance/data_consistency.py --output outputs`. The last rows are the proximal step of a large
-acquisition, each in a process of its own.
+Run `python performance/data_consistency.py`. The last rows are the proximal step of a large acquisition, each measured
+in a process of its own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LARGE = (32, 640, 368)
 
 
 def make_measurement(coils: int, height: int, width: int) -> Measurement:
-    """Random k-space of which a fourth of the columns are sampled, and random normalised maps."""
+    """Return random k-space in which a quarter of the columns are sampled, and random normalised maps."""
     maps = torch.randn(1, coils, height, width, 2)
     maps /= maps.square().sum(dim=(1, -1), keepdim=True).sqrt()
     mask = (torch.arange(width) % 4 == 0).reshape(1, 1, 1, width, 1).expand(1, 1, height, width, 1).contiguous()
@@ -35,7 +35,7 @@ def make_measurement(coils: int, height: int, width: int) -> Measurement:
 
 
 def hard_with_directs_operators(image: torch.Tensor, measurement: Measurement) -> torch.Tensor:
-    """Replace measured samples `STEPS` times, in real arithmetic, as DIRECT's own networks do."""
+    """Replace measured samples `STEPS` times in real arithmetic, as DIRECT's own networks do."""
     for _ in range(STEPS):
         kspace = fft2(expand_operator(image, measurement.sensitivity_map, dim=1), dim=(2, 3))
         kspace = torch.where(measurement.sampling_mask == 0, kspace, measurement.masked_kspace)
@@ -44,7 +44,7 @@ def hard_with_directs_operators(image: torch.Tensor, measurement: Measurement) -
 
 
 def make_calls(shape: tuple[int, int, int]) -> dict[str, Callable[[], object]]:
-    """Forward and training calls of each variant; whatever happens once per network call is inside."""
+    """Return forward and training calls of each variant, including the work that a network does once per call."""
     measurement = make_measurement(*shape)
     image = torch.randn(1, *shape[1:], 2)
     layers = {"hard": HardDataConsistency(STEPS), "proximal": ProximalDataConsistency(ITERATIONS)}

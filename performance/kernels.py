@@ -1,8 +1,7 @@
-"""What each group of compiled kernels is worth to the network, on one thread of a CPU.
+"""Measure how much time and memory each group of compiled kernels saves in the network, on one thread of a CPU.
 
-Run `python performance/kernels.py --output outputs`. All variants take turns, call by call. Seconds are of the
-processor's time, so that other programs disturb little. Memory is that of the tensors that PyTorch keeps for the
-backward pass, parameters left out.
+Run `python performance/kernels.py`. The variants are called in turn. Seconds are processor time, so that other programs
+have little influence. Memory is that of the tensors, except parameters, that PyTorch stores for the backward pass.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from direct_hifimamba.nn.layers.selective_scan_2d import SelectiveScan2D
 from direct_hifimamba.ops.experts import sum_of_experts_definition
 from direct_hifimamba.ops.inverted_bottleneck import inverted_bottleneck_definition
 
-#: Variant -> groups of kernels whose place PyTorch takes.
+#: Groups of kernels that PyTorch replaces in each variant.
 VARIANTS: dict[str, tuple[str, ...]] = {
     "all kernels": (),
     "without the bottleneck": ("bottleneck",),
@@ -40,7 +39,7 @@ CASES = ((128, (1,), 320), (32, (1, 1, 1), 128))
 
 @contextmanager
 def without(groups: Collection[str], network: HiFiMambaV2) -> Iterator[None]:
-    """Let PyTorch take the place of these groups of kernels in `network`."""
+    """Replace these groups of kernels in `network` by PyTorch within this context."""
     for module in network.modules():
         if isinstance(module, SelectiveScan2D):
             module.backend = "torch" if "scan" in groups else "auto"
@@ -53,7 +52,7 @@ def without(groups: Collection[str], network: HiFiMambaV2) -> Iterator[None]:
 
 
 def kept_megabytes(network: HiFiMambaV2, forward: Callable[[], object]) -> float:
-    """Memory of what is kept for the backward pass, in MB of 10^6 bytes."""
+    """Return the memory of the tensors that are stored for the backward pass, in MB of 10^6 bytes."""
     parameters = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
     sizes: dict[int, int] = {}
 
@@ -69,7 +68,7 @@ def kept_megabytes(network: HiFiMambaV2, forward: Callable[[], object]) -> float
 
 
 def measure(channels: int, blocks: tuple[int, ...], size: int, rounds: int) -> list[list[object]]:
-    """Rows of the table for one network."""
+    """Return the rows of the table for one network."""
     torch.manual_seed(0)
     options = {"initialisation": "balanced", "stochastic_depth": 0.0, "scan_dropout": 0.0}
     network = HiFiMambaV2(fft2, ifft2, hidden_channels=channels, blocks_per_stage=blocks, **options)

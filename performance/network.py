@@ -1,9 +1,8 @@
-"""Time and memory of HiFi-MambaV2 at full size (128 channels, 6 x 2 blocks), on a CPU.
+"""Measure time and memory of HiFi-MambaV2 at full size (128 channels, 6 x 2 blocks) on a CPU.
 
-Run `python performance/network.py --output outputs`. Times are medians of rounds that go through all sizes, in
-each of which a short call is repeated and its mean taken. Memory is what one call adds to a fresh process that holds
-the model, its size in brackets. Published figures were measured with the environment variables `RETAIN` of
-allocation.py.
+Run `python performance/network.py`. In every round all sizes are measured in turn, and short calls are repeated and
+averaged; the table has medians over rounds. Memory is what one call adds to a fresh process that holds the model, whose
+own size is in brackets. Published figures were measured with the environment variables `RETAIN` of allocation.py.
 """
 
 from __future__ import annotations
@@ -30,27 +29,25 @@ from direct.data.transforms import fft2, ifft2
 from direct_hifimamba import HiFiMambaV2
 from direct_hifimamba.benchmark.run.cost import count_macs
 
-#: What is measured: kind of call -> options of the network.
+#: Options of the network for every kind of call.
 KINDS: dict[str, dict[str, bool]] = {
     "forward": {},
     "training step": {},
     "training step, checkpointing": {"activation_checkpointing": True},
 }
-
-
-#: What the rate of the matrix product is measured with, in every round like all else.
+#: Size and number of the matrix products whose rate is measured in every round.
 MATRIX_SIZE, PRODUCTS = 1024, 15
 
 
 def multiply_matrices() -> None:
-    """Products of two square matrices."""
+    """Multiply two square matrices `PRODUCTS` times."""
     a, b = torch.ones(2, MATRIX_SIZE, MATRIX_SIZE)
     for _ in range(PRODUCTS):
         a @ b
 
 
 def make_call(kind: str, size: int) -> Callable[[], object]:
-    """A call of a full-size network with one slice of one coil, `size` x `size`."""
+    """Return a call of a full-size network with one slice of one coil, `size` x `size`."""
     torch.manual_seed(0)
     model = HiFiMambaV2(fft2, ifft2, **KINDS[kind])
     mask = torch.zeros(1, 1, 1, size, 1)
@@ -121,12 +118,12 @@ def main() -> None:
             extra, base = memory[kind, size]
             record = {"kind": kind, "size": size, "threads": threads, "seconds": seconds[f"{kind} {size}"]}
             results["records"].append(record | {"extra_megabytes": extra, "base_megabytes": base})
-        # After each number of threads: what has been measured is kept, come what may.
+        # Written after each number of threads, so that an interruption loses little.
         write_results(args.output, "network", results, to_markdown(results))
 
 
 def to_markdown(results: dict[str, Any]) -> str:
-    """The results as a list of circumstances and a table."""
+    """Return the results as Markdown: the conditions of the measurement, and a table."""
     macs, rates = results["multiply_accumulates"], results["matmul_rate"]
     lines = [f"- {key}: {value}" for key, value in results["machine"].items()]
     lines += [

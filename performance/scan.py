@@ -1,9 +1,9 @@
-"""The selective scan on a CPU: time, memory and error of our backends and of others' code, beside the machine's limits.
+"""Measure time, memory and error of the selective scan's backends and of other implementations on a CPU.
 
-Run `python performance/scan.py --output outputs`. Arguments are laid out as in the network, (batch, length,
-channels), with batch 1, a skip, a bias and softplus. Times are medians of rounds that go through all implementations,
-in each of which a short call is repeated and its mean taken; whoever takes over a second has fewer rounds, as the table
-says. Memory is what one call adds to the largest resident size of a fresh process.
+Run `python performance/scan.py`. Arguments have the network's layout, (batch, length, channels), with batch 1, a skip,
+a bias and softplus. In every round all implementations are called in turn, and short calls are repeated and averaged;
+calls of more than a second have fewer rounds. The tables have medians over rounds. Memory is the increase of the peak
+resident size by one call in a fresh process.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ from direct_hifimamba.ops.selective_scan import selective_scan
 
 Scan = Callable[..., torch.Tensor]
 
-#: Channels -> state size.
+#: State size for every number of channels.
 STATES = {128: 16, 64: 8}
 THREADS = (1, 2)
 KINDS = ("forward", "forward + backward")
-FASTEST = instruction_set()  # or what the environment says, which the calls below change
+FASTEST = instruction_set()  # read first, because the calls below change the environment variable
 SLOW_SECONDS, SLOW_ROUNDS = 1.0, 2
-#: Lengths up to which backward is measured: mamba-ssm's takes time and memory quadratic in the length, ours a minute.
+#: Largest lengths for backward passes: that of mamba-ssm takes quadratic time and memory, that of `reference` a minute.
 LONGEST_BACKWARD = {"mamba-ssm ref": 1024, "reference": 4096}
 SOURCE = Path(__file__).parents[1] / "direct_hifimamba/ops/csrc"
-#: Instruction set -> floats in a vector and compiler flags, as in setup.py.
+#: Floats per vector and compiler flags of every instruction set, as in setup.py.
 VECTORS = {
     "avx512": (16, ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"]),
     "avx2": (8, ["-mavx2", "-mfma"]),
@@ -61,7 +61,7 @@ VECTORS = {
 
 
 def native_scan(name: str) -> Scan:
-    """The native scan with an instruction set, in its backward pass too: that of the last call holds."""
+    """Return the native scan with an instruction set; the backward pass uses that of the last call."""
 
     def scan(*arguments: Any) -> torch.Tensor:
         os.environ[ISA_VARIABLE] = name
@@ -71,9 +71,9 @@ def native_scan(name: str) -> Scan:
 
 
 def mamba_ssm_reference(package: ModuleSpec) -> Scan:
-    """selective_scan_ref of mamba-ssm, as installed without a CUDA compiler too.
+    """Return `selective_scan_ref` of mamba-ssm, which is also installed without a CUDA compiler.
 
-    What its package and its module import beside it, compiled kernels and language models, is left out.
+    Its package and its module also import compiled kernels and language models, which are replaced by empty modules.
     """
     sys.modules["mamba_ssm"] = module_from_spec(package)
     sys.modules["selective_scan_cuda"] = ModuleType("selective_scan_cuda")
@@ -81,7 +81,7 @@ def mamba_ssm_reference(package: ModuleSpec) -> Scan:
 
 
 def implementations() -> dict[str, Scan]:
-    """Name -> function with the arguments of `selective_scan` up to `delta_softplus`."""
+    """Return the implementations by name; they take the arguments of `selective_scan` up to `delta_softplus`."""
     found = {"native": native_scan(FASTEST)}
     found |= {f"native, {name}": native_scan(name) for name in INSTRUCTION_SETS if name != FASTEST}
     found |= {name: partial(selective_scan, backend=name) for name in ("torch", "reference")}
@@ -100,13 +100,13 @@ def implementations() -> dict[str, Scan]:
         found["mambapy"] = mambapy
     package = find_spec("mamba_ssm")
     if package is not None:
-        with suppress(ImportError):  # of what the module needs beside
+        with suppress(ImportError):  # of other packages that the module needs
             found["mamba-ssm ref"] = mamba_ssm_reference(package)
     return found
 
 
 def make_arguments(channels: int, state: int, length: int, dtype: torch.dtype = torch.float32) -> list[Any]:
-    """Arguments with step sizes and decays as a network has them at initialisation."""
+    """Return arguments with the deltas and decays of a network at initialisation."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -126,7 +126,7 @@ def make_arguments(channels: int, state: int, length: int, dtype: torch.dtype = 
 
 
 def make_call(scan: Scan, kind: str, arguments: Sequence[Any]) -> Callable[[], list[torch.Tensor]]:
-    """A call that returns the output, or the output and all gradients."""
+    """Return a function that computes the output, or the output and all gradients."""
     if kind == "forward":
 
         def forward() -> list[torch.Tensor]:
@@ -146,7 +146,7 @@ def make_call(scan: Scan, kind: str, arguments: Sequence[Any]) -> Callable[[], l
 
 
 def measured_calls(kind: str, channels: int, state: int, length: int) -> dict[str, Callable[[], list[torch.Tensor]]]:
-    """Name -> call of every implementation that is measured at this length."""
+    """Return the calls of all implementations that are measured at this length, by name."""
     arguments = make_arguments(channels, state, length)
     return {
         name: make_call(scan, kind, arguments)
@@ -156,7 +156,7 @@ def measured_calls(kind: str, channels: int, state: int, length: int) -> dict[st
 
 
 def measure_times(kind: str, channels: int, state: int, length: int, rounds: int) -> dict[str, list[float]]:
-    """Name -> seconds of every round."""
+    """Return the seconds of every round, by implementation."""
     fast: dict[str, Callable[[], object]] = {}
     slow: dict[str, Callable[[], object]] = {}
     for name, call in measured_calls(kind, channels, state, length).items():
@@ -167,9 +167,9 @@ def measure_times(kind: str, channels: int, state: int, length: int, rounds: int
 
 
 def measure_errors(kind: str, channels: int, state: int, length: int) -> dict[str, float]:
-    """Name -> largest difference from the reference in float64, in units of the largest value of that result.
+    """Return the largest difference from the reference in float64, relative to its largest value, by implementation.
 
-    Where the reference takes too long, the chunked scan in float64 takes its place.
+    Where the reference takes too long, the chunked scan in float64 replaces it.
     """
     backend = "reference" if kind == "forward" or length <= LONGEST_BACKWARD["reference"] else "torch"
     oracle = partial(selective_scan, backend=backend)
@@ -181,14 +181,14 @@ def measure_errors(kind: str, channels: int, state: int, length: int) -> dict[st
 
 
 def measure_memory(name: str, kind: str, channels: int, state: int, length: int) -> float:
-    """Megabytes that one call adds, after one at length 1 that loads what there is to load."""
+    """Return the megabytes that one call adds, after a call at length 1 that loads libraries."""
     scan = implementations()[name]
     make_call(scan, kind, make_arguments(channels, state, 1))()
     return extra_megabytes(make_call(scan, kind, make_arguments(channels, state, length)))
 
 
 def measure_limits(threads: int) -> dict[str, float]:
-    """Bytes per second of a copy, seconds of an exponential and of a multiply-add, with all `threads`."""
+    """Return the bytes per second of a copy, and the seconds of an exponential and of a multiply-add, on `threads`."""
     source = torch.ones(64 << 20)
     target = torch.empty_like(source)
     copies = interleaved_seconds({"copy": lambda: target.copy_(source)}, rounds=15)["copy"]
@@ -207,10 +207,11 @@ def measure_limits(threads: int) -> dict[str, float]:
 
 
 def bounds(limits: dict[str, float], kind: str, channels: int, state: int, length: int) -> tuple[float, float]:
-    """Seconds that the arithmetic and the memory traffic take at least.
+    """Return lower bounds in seconds for the arithmetic and for the memory traffic.
 
-    Forward is one exponential, two products and two sums per channel, state and step, three multiply-adds; backward
-    recomputes the state and adds ten. Every argument and result passes the memory once, in backward the inputs again.
+    The forward pass needs an exponential and three multiply-adds per channel, state and step; the backward pass
+    recomputes the state and needs ten more. Every argument and result is read or written once, inputs once more in the
+    backward pass.
     """
     both = kind != "forward"
     arithmetic = (2 if both else 1) * limits["exponential"] + (13 if both else 3) * limits["multiply-add"]
@@ -219,9 +220,9 @@ def bounds(limits: dict[str, float], kind: str, channels: int, state: int, lengt
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Command line."""
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder for scan.json and scan.md (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder (default: %(default)s)")
     parser.add_argument("--channels", type=int, nargs="+", default=list(STATES), choices=STATES, help="default: all")
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096, 25600], help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=15, help="counted rounds (default: %(default)s)")
@@ -230,7 +231,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def work(task: str, *arguments: str) -> Any:
-    """What a fresh process is asked for."""
+    """Return the result of one task of a fresh process."""
     if task == "limits":
         return measure_limits(int(arguments[0]))
     if task == "memory":
@@ -245,7 +246,7 @@ def work(task: str, *arguments: str) -> Any:
 def measure_case(
     limits: dict[int, dict[str, float]], kind: str, sizes: tuple[int, int, int], rounds: int
 ) -> dict[str, Any]:
-    """Everything about one kind of call at one size, each figure from a process of its own."""
+    """Measure one kind of call at one size, each figure in a process of its own."""
     texts = [kind, *map(str, sizes)]
     case: dict[str, Any] = {"kind": kind, "channels, state, length": sizes, "threads": {}}
     for threads in THREADS:
@@ -260,7 +261,7 @@ def measure_case(
 
 
 def tabulate(case: dict[str, Any]) -> str:
-    """A case in Markdown."""
+    """Return a case as Markdown."""
     channels, state, length = case["channels, state, length"]
     header, limits = ["implementation"], []
     for threads, measured in case["threads"].items():
