@@ -1,4 +1,4 @@
-"""Slices without anything in them. DIRECT cannot scale them, and fails."""
+"""Detection of blank slices, which DIRECT cannot scale."""
 
 from typing import Any
 
@@ -13,15 +13,16 @@ MIN_FOREGROUND = 0.01
 
 
 def foreground(image: NDArray[Any], maximum: float) -> NDArray[np.bool_]:
-    """Where a magnitude image, or volume, shows more than background."""
+    """Return where a magnitude image or volume is brighter than background."""
     return image > FOREGROUND_LEVEL * maximum
 
 
 def bright_level(image: NDArray[Any]) -> float:
     """Return the maximum of a magnitude image or volume, unless it is that of a few bright spots.
 
-    With less than `MIN_FOREGROUND` of foreground below the maximum, it is the quantile that so many voxels exceed: a
-    spike does not make background of all the rest. It is 0 where nearly all voxels are.
+    If less than the fraction `MIN_FOREGROUND` is foreground relative to the maximum, return the quantile that this
+    fraction of voxels exceeds, so that a spike does not turn everything else into background. The result is 0 where
+    nearly all voxels are 0.
     """
     maximum = float(image.max())
     if foreground(image, maximum).mean() >= MIN_FOREGROUND:
@@ -30,5 +31,5 @@ def bright_level(image: NDArray[Any]) -> float:
 
 
 def is_blank(image: NDArray[Any], maximum: float) -> bool:
-    """Whether a magnitude image has next to no foreground, or nothing else but one value."""
+    """Return whether a magnitude image has almost no foreground, or is constant."""
     return bool(foreground(image, maximum).mean() < MIN_FOREGROUND or image.min() == image.max())

@@ -1,6 +1,6 @@
-"""What HiFi-MambaV2 was evaluated on: which files, slices, sizes and masks of which data set.
+"""Data sets on which HiFi-MambaV2 was evaluated: their files, slices, sizes and masks.
 
-As far as the authors' training code tells. Their mask files are not public.
+The values follow the authors' training code. Their mask files are not public.
 """
 
 import csv
@@ -25,15 +25,14 @@ RADIAL = tuple(MaskOptions("Radial", acceleration) for acceleration in (16, 32))
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set and how it was used.
+    """Data set, and the protocol of the paper for it.
 
     Attributes
     ----------
     reader : type
-        Of its files.
+        Class that reads its files.
     splits : Mapping[str, str]
-        Name of a split, as ours is called, to the folder of the download. In fastMRI's, `{coils}` is `single` or
-        `multi`.
+        Folder of the download for the name of each split. In fastMRI's folders, `{coils}` is `single` or `multi`.
     pattern : str
         Regular expression for the names of the files to use. A group `acquisition` is the kind of measurement, and a
         group `subject` is the person.
@@ -42,7 +41,7 @@ class DataSet:
     size : tuple of ints
         Height and width of magnitude images.
     masks : tuple of MaskOptions
-        For evaluation.
+        Masks for evaluation.
     kspace_of_paper : str
         `measured` or `simulated from magnitude`.
     acquisition : str, optional
@@ -50,9 +49,9 @@ class DataSet:
     named_by_folder : bool
         Whether the files have the same name in a folder for each patient.
     lists : Mapping[str, str]
-        Split to the table of its subjects, which lies beside the folder of the split. They are in no other split.
+        File name of the table of subjects of a split, beside its folder. These subjects are in no other split.
     centered : bool
-        Whether the origin of the images is in the middle, as DIRECT's operators have it by default.
+        Whether the origin of the images is in the middle, the default of DIRECT's operators.
     """
 
     reader: type[KSpaceFile] | type[NiftiFile]
@@ -69,25 +68,25 @@ class DataSet:
 
     @property
     def is_measured(self) -> bool:
-        """Whether there is measured k-space."""
+        """Whether the data set has measured k-space."""
         return issubclass(self.reader, KSpaceFile)
 
     @property
     def has_coil_variants(self) -> bool:
-        """Whether the download has single-coil and multi-coil data in folders of their own."""
+        """Whether the download has separate folders with single-coil and multi-coil data."""
         return any("{coils}" in folder for folder in self.splits.values())
 
     def file_name(self, path: Path) -> str:
-        """Name of the prepared file that belongs to a file of the download."""
+        """Return the name of the prepared file for a file of the download."""
         return f"{path.parent.name}_{_stem(path)}.h5" if self.named_by_folder else f"{_stem(path)}.h5"
 
     def subject_of(self, path: Path) -> str:
-        """Return who a file shows: folder or number in the name, or the attribute `patient_id`, or the whole name.
+        """Return the subject of a file: its folder, number in its name, attribute `patient_id`, or else its name.
 
         Raises
         ------
         SourceError
-            If the file has to be read and cannot be.
+            If the file has to be read and cannot be read.
         """
         if self.named_by_folder:
             return path.parent.name
@@ -100,7 +99,7 @@ class DataSet:
             return (isinstance(source, KSpaceFile) and source.subject) or _stem(path)
 
     def acquisition_of(self, path: Path) -> str | None:
-        """Kind of measurement of a file whose name fits the pattern."""
+        """Return the kind of measurement of a file whose name matches the pattern."""
         if self.acquisition is None:
             return None
         match = re.fullmatch(self.pattern, path.name)
@@ -115,7 +114,7 @@ def _stem(path: Path) -> str:
 
 
 def subject_from_name(name: str) -> str:
-    """Return who a file of no known data set shows: `sub-...`, `patient...` and the like, or else the whole name."""
+    """Return the subject in the name of a file of any data set, such as `sub-01` or `patient7`, or else the name."""
     match = re.search(r"sub-[A-Za-z0-9]+|(patient|subject|subj|case|volunteer)[-_ ]?\d+", name, re.IGNORECASE)
     return match[0] if match else name
 
@@ -203,7 +202,7 @@ DATA_SETS = {
 
 
 def select_slices(rule: str, num_slices: int) -> range:
-    """The slices of a volume that count.
+    """Return the indices of the slices that a rule selects.
 
     Parameters
     ----------

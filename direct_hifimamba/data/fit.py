@@ -1,4 +1,4 @@
-"""Slices brought to a size."""
+"""Crop, zero-pad and resample slices."""
 
 from collections.abc import Sequence
 
@@ -19,5 +19,5 @@ def crop_or_pad(images: NDArray[np.float32], size: Sequence[int]) -> NDArray[np.
 
 
 def resample(images: NDArray[np.float32], size: Sequence[int]) -> NDArray[np.float32]:
-    """Resample the last two axes to `size`: linear interpolation, smoothed before where it gets coarser."""
+    """Resample the last two axes to `size` by linear interpolation, after smoothing where the grid becomes coarser."""
     return resize(images, (*images.shape[:-2], *size), order=1, mode="edge", anti_aliasing=True)

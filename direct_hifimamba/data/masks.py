@@ -16,7 +16,7 @@ from direct_hifimamba.files import first_and_count
 
 @dataclass(frozen=True)
 class MaskOptions:
-    """Which mask to draw.
+    """Mask function of DIRECT and its options.
 
     Attributes
     ----------
@@ -24,10 +24,10 @@ class MaskOptions:
         DIRECT's name of a mask function, as in its `masking` configuration: `FastMRIEquispaced`, `FastMRIRandom`,
         `Gaussian1D`, `Radial`, ...
     acceleration : float
-        Samples of k-space divided by those that are taken, as asked of the mask function.
+        Requested ratio of all samples of k-space to those that are measured.
     center_fraction : float, optional
-        Fraction of the columns (of the samples, for masks that are not made of columns) that is sampled without gaps
-        around the centre. None, for mask functions that need none: whatever lies there.
+        Fraction of the columns (of the samples, for masks that are not made of columns) that is fully sampled around
+        the centre. None for mask functions that do not need it.
     """
 
     name: str
@@ -36,7 +36,7 @@ class MaskOptions:
 
     @classmethod
     def from_words(cls, words: Sequence[str]) -> Self:
-        """From name, acceleration and, where there is one, center fraction as they stand on a command line.
+        """Return the options for a name, an acceleration and, where there is one, a center fraction of a command line.
 
         Raises
         ------
@@ -55,17 +55,17 @@ class MaskOptions:
 
 @dataclass(frozen=True)
 class SamplingMask:
-    """A mask and what it really reached.
+    """Sampling mask and its actual acceleration.
 
     Attributes
     ----------
     samples : bool array of shape (width,) or (height, width)
-        True where k-space is sampled: one value per column if the mask takes whole columns (a line mask).
+        True where k-space is sampled: one value per column if the mask samples whole columns (a line mask).
     acceleration : float
-        Samples of k-space divided by those that are taken; zero-padding does not count.
+        Ratio of all samples of k-space to those that are measured; zero-padding does not count.
     center : bool array of the shape of `samples`
-        What the mask function sets apart for autocalibration. DIRECT's reader of stored line masks takes the whole
-        sampled run of columns around the centre instead, which can be longer.
+        Autocalibration region of the mask function. DIRECT's reader of stored line masks uses all contiguous sampled
+        columns around the centre instead, which can be more.
     """
 
     samples: NDArray[np.bool_]
@@ -74,16 +74,16 @@ class SamplingMask:
 
     @property
     def is_line_mask(self) -> bool:
-        """Whether the mask takes whole columns of k-space."""
+        """Whether the mask samples whole columns of k-space."""
         return self.samples.ndim == 1
 
     @property
     def num_center(self) -> int:
-        """Number of columns, or of samples if it is no line mask, for autocalibration."""
+        """Number of columns (of samples if it is no line mask) of the autocalibration region."""
         return int(self.center.sum())
 
     def provenance(self) -> dict[str, float]:
-        """What the mask reached, to be stored beside the options that it was drawn with."""
+        """Return the actual acceleration and calibration size, which are stored beside the options of the mask."""
         center = "num_center_lines" if self.is_line_mask else "num_center_samples"
         return {"acceleration": self.acceleration, center: self.num_center}
 
@@ -99,7 +99,7 @@ def draw_mask(
     shape : tuple of ints
         Height and width of k-space.
     file_name : str
-        The mask depends on it and on `seed`, not on the folder.
+        Name without folders; the mask depends on it and on `seed` only.
     seed : int
     acquired : slice
         Columns that were acquired. The mask is drawn over the whole width, as DIRECT does, and cleared elsewhere.
@@ -136,12 +136,12 @@ def draw_mask(
 
 
 def draw_line_mask(options: MaskOptions, shape: tuple[int, int], file_name: str, seed: int) -> SamplingMask:
-    """As :func:`draw_mask`, for DIRECT's `FastMRI` data set: with `pass_mask: true` it reads masks of whole columns.
+    """Draw a mask of whole columns, which DIRECT's `FastMRI` data set reads with `pass_mask: true`.
 
     Raises
     ------
     ValueError
-        As :func:`draw_mask`, and if the mask is no line mask.
+        For the reasons of :func:`draw_mask`, and if the mask is no line mask.
     """
     mask = draw_mask(options, shape, file_name, seed)
     if not mask.is_line_mask:

@@ -1,4 +1,4 @@
-"""The same work on many files, in several processes, with a progress bar."""
+"""Processing of many files in several processes, with a progress bar."""
 
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
@@ -11,17 +11,17 @@ from tqdm import tqdm
 def map_files[Task, Result](
     function: Callable[[Task], Result], tasks: Sequence[Task], jobs: int, description: str
 ) -> Iterator[Result]:
-    """Results in the order of the tasks. PyTorch computes on one thread, so that they do not depend on `jobs`.
+    """Yield results in the order of the tasks; PyTorch uses one thread, so that they do not depend on `jobs`.
 
     Parameters
     ----------
     function : Callable
-        With more than one job, it and the tasks must be picklable. What it raises ends everything.
+        Function of one task. With several jobs, function and tasks must be picklable. An exception stops all jobs.
     tasks : Sequence
     jobs : int
         Number of processes.
     description : str
-        For the progress bar.
+        Label of the progress bar.
     """
     torch.set_num_threads(1)
     with tqdm(total=len(tasks), desc=description, unit="file") as progress:

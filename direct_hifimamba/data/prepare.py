@@ -1,15 +1,15 @@
-"""From the download of a data set to files that DIRECT trains on, with a record of the protocol.
+"""Prepare a downloaded data set for training in DIRECT, and record the protocol.
 
-``direct-hifimamba prepare DATA_SET SOURCE DEST`` makes::
+``direct-hifimamba prepare DATA_SET SOURCE DEST`` writes::
 
-    DEST/protocol.json              what was done: settings, versions; slices, masks and checksums of every file
+    DEST/protocol.json              settings and versions; slices, masks and checksums of every file
     DEST/train/*.h5, DEST/val/*.h5  k-space, for DIRECT's `FastMRI` data set; its masks are drawn as it is read
     DEST/val_equispaced_4x/*.h5     the same k-space, linked, with an evaluation mask in every file
     DEST/train.lst, DEST/val.lst    names of the files, for `filenames_lists` (relative to the configuration file)
 
-Measured k-space is linked to the download. `FastMRI` reads masks of whole columns alone. Others, such as radial ones,
-come with a copy of the k-space for DIRECT's `CMRxRecon` data set or, with several coils, linked for our
-`FastMRIWithMasks`. `protocol.json` has the configuration of each folder.
+Measured k-space is linked to the download. `FastMRI` reads masks of whole columns only. Other masks, such as radial
+ones, are stored with a copy of the k-space for DIRECT's `CMRxRecon` data set or, with several coils, with linked
+k-space for our `FastMRIWithMasks`. `protocol.json` has the configuration of each folder.
 """
 
 import hashlib
@@ -58,12 +58,12 @@ from direct_hifimamba.data.sources import KSpaceFile, NiftiFile, SourceError, ch
 from direct_hifimamba.files import PARTIAL_SUFFIX, lock_folder, replace_when_complete
 
 _WHO = ("source", "subject", "acquisition")
-"""What files with a mask say about their volume."""
+"""Keys of the provenance that files with a mask copy from their volume."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One file of the download and what becomes of it."""
+    """File of the download, and where it is to be prepared."""
 
     settings: Settings
     source: Path
@@ -73,22 +73,22 @@ class Task:
 
     @property
     def name(self) -> str:
-        """Name of the prepared file. Its masks depend on it."""
+        """Name of the prepared file, on which its masks depend."""
         return DATA_SETS[self.settings.data_set].file_name(self.source)
 
     @property
     def path(self) -> Path:
-        """The prepared file."""
+        """Path of the prepared file."""
         return self.dest / self.split / self.name
 
     def identity(self) -> dict[str, Any]:
-        """What the provenance of the prepared file must agree with."""
+        """Return the settings and the source that the provenance of the prepared file must have."""
         source = {"name": self.source_name, "num_bytes": self.source.stat().st_size}
         return {"settings": self.settings.to_json(), "source": source}
 
 
 class Outcome(NamedTuple):
-    """What became of a task: a record for the protocol, or the reason why there is none."""
+    """Outcome of a task: a record for the protocol, or the reason why there is none."""
 
     task: Task
     record: dict[str, Any] | None = None
@@ -97,14 +97,14 @@ class Outcome(NamedTuple):
 
 
 def prepare_file(task: Task) -> Outcome:
-    """Prepare one file and its masks, but for what is there already.
+    """Prepare one file and its masks, except those that exist already.
 
     Raises
     ------
     FileExistsError
-        If a file is in the way that is not of this preparation.
+        If a file of another preparation exists in its place.
     ValueError
-        If DIRECT cannot use the masks that are asked for.
+        If DIRECT cannot use the requested masks.
     """
     if not task.source.exists():
         return Outcome(task, failed=f"it is a link to {task.source.readlink()}, which is not there")
@@ -163,7 +163,7 @@ def _write_kspace(task: Task, who: Mapping[str, str]) -> None:
 
 
 def _image(source: KSpaceFile | NiftiFile, index: int, settings: Settings) -> NDArray[np.float32]:
-    """Magnitude image of a slice, of the size asked for if k-space is to be simulated from it."""
+    """Return the magnitude image of a slice, in the requested size if k-space is to be simulated from it."""
     if isinstance(source, KSpaceFile) and settings.kspace == MEASURED:
         kspace = source.kspace(index)
         check_fully_sampled(kspace)
@@ -191,13 +191,13 @@ def _versions() -> dict[str, str]:
 
 
 def _record(task: Task) -> dict[str, Any]:
-    """What the protocol says about a prepared file, as far as the file says it itself."""
+    """Return the part of the protocol that the prepared file contains itself."""
     provenance = read_provenance(task.path) or {}
     identity = task.identity()
     source = provenance.get("source", {})
     if provenance.get("settings") != identity["settings"] or not identity["source"].items() <= source.items():
         raise FileExistsError(
-            f"{task.path} is not what {task.source} becomes with these settings; remove it, or choose another folder."
+            f"{task.path} was not prepared from {task.source} with these settings; remove it, or choose another folder."
         )
     with h5py.File(task.path) as file:
         for link in missing_links(file["kspace"]):
@@ -226,8 +226,8 @@ def _store_mask(task: Task, record: dict[str, Any], folder: str, options: MaskOp
     if path.exists():
         stored = read_provenance(path) or {}
         if stored.get("mask", {}).get("options") != asdict(options) or not identity.items() <= stored.items():
-            raise FileExistsError(f"{path} is not of this preparation; remove it, or choose another folder.")
-    # Earlier versions left the mask in the padding as it was drawn, and did not say where the data come from.
+            raise FileExistsError(f"{path} belongs to another preparation; remove it, or choose another folder.")
+    # Earlier versions did not clear the mask in the padding, and did not store the origin of the data.
     if not path.exists() or stored != provenance:
         path.parent.mkdir(exist_ok=True)
         if is_view:
@@ -238,12 +238,12 @@ def _store_mask(task: Task, record: dict[str, Any], folder: str, options: MaskOp
 
 
 def find_split(source: Path, folder: str) -> Path | None:
-    """The folder of a split: right in the download, or the only one of this name further down; None if there is none.
+    """Return the folder of a split: in the download itself, or the only one of this name below; None if there is none.
 
     Raises
     ------
     ValueError
-        If there are several further down.
+        If there are several below.
     """
     if (source / folder).is_dir():
         return source / folder
@@ -254,7 +254,7 @@ def find_split(source: Path, folder: str) -> Path | None:
 
 
 def find_files(folder: Path, split: str, dest: Path, settings: Settings) -> tuple[list[Task], dict[str, str]]:
-    """The files of a split to prepare, and those that are of no use, with the reason.
+    """Return the files of a split to prepare, and those to skip, with the reason.
 
     Raises
     ------
@@ -281,14 +281,14 @@ def find_files(folder: Path, split: str, dest: Path, settings: Settings) -> tupl
 def prepare(
     source: Path, dest: Path, settings: Settings, splits: Sequence[str] | None = None, jobs: int = 1
 ) -> dict[str, Any]:
-    """Prepare a data set. What was prepared before, with the same settings, is kept and completed.
+    """Prepare a data set. Files that were prepared before with the same settings are kept, and missing ones are added.
 
     Parameters
     ----------
     source : Path
         The download, unpacked.
     dest : Path
-        New or empty folder, or that of the same preparation.
+        New or empty folder, or the folder of the same preparation.
     settings : Settings
     splits : sequence of str, optional
         Default: those that the download has.
@@ -303,9 +303,9 @@ def prepare(
     Raises
     ------
     FileNotFoundError
-        If the download has not the splits or acquisitions, or if prepared files link to what is not there any more.
+        If the download lacks the splits or acquisitions, or if files to which prepared ones link no longer exist.
     FileExistsError
-        If `dest` holds anything else.
+        If `dest` has other content.
     ValueError
         If the folders, the masks or the division are invalid.
     """
@@ -350,7 +350,7 @@ def _prepare(
 
 
 def _check_acquisitions(settings: Settings, tasks: Sequence[Task]) -> None:
-    """Check that each of several kinds of measurement occurs: a misspelt one would be missed by nobody."""
+    """Check that each of several kinds of measurement occurs, because nothing else would reveal a misspelt one."""
     if len(settings.acquisitions) < 2:
         return
     found = set()
@@ -365,7 +365,7 @@ def _check_acquisitions(settings: Settings, tasks: Sequence[Task]) -> None:
 
 
 def _keep_members(folder: Path, tasks: list[Task], skipped: dict[str, str]) -> tuple[list[Task], dict[str, str]]:
-    """Leave out the files of a folder whose subjects belong to another split."""
+    """Remove the files whose subjects belong to another split of the same folder."""
     if not tasks:
         return tasks, skipped
     settings, split = tasks[0].settings, tasks[0].split
@@ -395,7 +395,7 @@ def _subject(task: Task) -> str:
 
 
 def _divide(settings: Settings, subjects: Set[str]) -> dict[str, str]:
-    """Choose the subjects of the new split; the choice depends on their names and on the seed alone."""
+    """Choose the subjects of the new split; the choice depends on their names and on the seed only."""
     assert settings.divide is not None
     divided, new, fraction = settings.divide
     count = round(fraction * len(subjects))
@@ -409,7 +409,7 @@ def _divide(settings: Settings, subjects: Set[str]) -> dict[str, str]:
 
 
 def _check_other_splits(dest: Path, settings: Settings, found: Mapping[str, tuple[list[Task], Any]]) -> None:
-    """Check that no file was prepared before in another split, by an earlier version or of another download."""
+    """Check that no file was prepared before in another split, by an earlier version or from another download."""
     for split, (tasks, _) in found.items():
         others = [name for name, folder in settings.folders.items() if folder == settings.folders[split]]
         for task in tasks:
@@ -458,7 +458,7 @@ def _open_protocol(dest: Path, settings: Settings) -> dict[str, Any]:
         if before.get(key) != now.get(key)
     ]
     if different:
-        raise FileExistsError(f"{dest} was prepared otherwise: {'; '.join(different)}. Choose a new folder.")
+        raise FileExistsError(f"{dest} was prepared with other settings: {'; '.join(different)}. Choose a new folder.")
     return protocol
 
 
@@ -471,5 +471,5 @@ def _configurations(settings: Settings, split: str, files: Mapping[str, dict[str
 
 
 def summarise(reasons: Mapping[str, str]) -> str:
-    """How many files have each of the reasons, which stand under the names of the files."""
+    """Return how many files have each of the reasons; `reasons` has the reason of each file name."""
     return "; ".join(f"{count} because {reason}" for reason, count in Counter(reasons.values()).items()) or "nothing"

@@ -21,12 +21,12 @@ SINGLE_COIL, MULTI_COIL = "single", "multi"
 
 @dataclass(frozen=True)
 class Settings:
-    """How to prepare a data set; :meth:`of` takes from the data set what is not given.
+    """Settings for the preparation of a data set; :meth:`of` fills in the defaults of the data set.
 
     Attributes
     ----------
     data_set : str
-        Name in `DATA_SETS`.
+        Name of the data set, a key of `DATA_SETS`.
     kspace : str
         `measured` or `simulated from magnitude`.
     coils : str, optional
@@ -38,20 +38,20 @@ class Settings:
     size : tuple of ints, optional
         Height and width of magnitude images. None: measured k-space stays as it is.
     fit : str, optional
-        How they get this size: `crop` (and zero-pad) about the centre, or `resample`.
+        How images are brought to this size: `crop` (and zero-pad) about the centre, or `resample`.
     normalise_slices : bool
         Scale every magnitude image to [0, 1] with its own minimum and maximum.
     masks : tuple of MaskOptions
-        To store for evaluation.
+        Masks that are stored for evaluation.
     mask_training : bool
         Store masks for the training split, too.
     copy : bool
         Copy measured k-space instead of linking it.
     seed : int
-        Of the masks, and of the subjects that are divided.
+        Seed for the masks and for the division of subjects.
     divide : tuple of str, str and float, optional
-        A split, a new one that the data set does not have, and the fraction of the subjects of the first that become
-        the second.
+        Name of a split, name of a new split, and the fraction of the subjects of the first that are moved to the
+        second.
     """
 
     data_set: str
@@ -70,12 +70,12 @@ class Settings:
 
     @classmethod
     def of(cls, name: str, **options: Any) -> Self:
-        """Settings of the data set `name`, but for the `options` that are neither None nor False.
+        """Return the settings of the data set `name`, with the `options` that are neither None nor False.
 
         Raises
         ------
         ValueError
-            If an option has no meaning for the data set, or a value none at all.
+            If an option does not apply to the data set, or a value is invalid.
         """
         data_set = DATA_SETS[name]
         given = {key: value for key, value in options.items() if value is not None and value is not False}
@@ -85,7 +85,7 @@ class Settings:
         simulated = kspace == SIMULATED
         if "acquisition" in given:
             names = (given["acquisition"],) if isinstance(given["acquisition"], str) else tuple(given["acquisition"])
-            # One is stored as earlier versions stored it.
+            # A single one is stored as a string, as in files of earlier versions.
             given["acquisition"] = names[0] if len(names) == 1 else tuple(sorted(set(names)))
         meaningful = {
             "coils": data_set.has_coil_variants,
@@ -97,7 +97,7 @@ class Settings:
         }
         for key in given:
             if not meaningful.get(key, True):
-                raise ValueError(f"--{key.replace('_', '-')} means nothing for {name} with {kspace} k-space; leave it.")
+                raise ValueError(f"--{key.replace('_', '-')} does not apply to {name} with {kspace} k-space; omit it.")
         settings = cls(
             **{
                 "data_set": name,
@@ -124,7 +124,7 @@ class Settings:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """Back from :meth:`to_json`, of this or an earlier version."""
+        """Return the settings that :meth:`to_json` of this or an earlier version has returned as `values`."""
         masks = tuple(MaskOptions(**mask) for mask in values["masks"])
         stored: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
@@ -132,42 +132,42 @@ class Settings:
         return cls(**{**stored, "masks": masks})
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON has it, lists for tuples; without `divide` where nothing is divided, as in earlier versions."""
+        """Return the settings in the types of JSON; `divide` only if it is set, as in earlier versions."""
         values = json.loads(json.dumps(asdict(self)))
         return {key: value for key, value in values.items() if key != "divide" or value is not None}
 
     @property
     def acquisitions(self) -> tuple[str | None, ...]:
-        """The kinds of measurement to use; None where the data set has only one."""
+        """Kinds of measurement to use; None where the data set has only one."""
         return self.acquisition if isinstance(self.acquisition, tuple) else (self.acquisition,)
 
     @property
     def has_coils(self) -> bool:
-        """Whether k-space is that of several coils."""
+        """Whether k-space has several coils."""
         return self.kspace == MEASURED and self.coils != SINGLE_COIL
 
     @property
     def folders(self) -> dict[str, str]:
-        """The folder of the download in which the files of a split lie, by split."""
+        """Folder of the download with the files of each split."""
         splits = DATA_SETS[self.data_set].splits
         if self.divide is not None:
             splits = {**splits, self.divide[1]: splits[self.divide[0]]}
         return {split: folder.format(coils=self.coils) for split, folder in splits.items()}
 
     def mask_folders(self, split: str) -> dict[str, MaskOptions]:
-        """The folders of a split that hold one of the masks with every file."""
+        """Return the folders with the evaluation masks of a split, and the mask of each folder."""
         if split == TRAINING and not self.mask_training:
             return {}
         return {_mask_folder(split, mask): mask for mask in self.masks}
 
     def remarks(self) -> list[str]:
-        """What readers of results on these data have to know."""
+        """Return what readers of results on these data have to know."""
         paper = Settings.of(self.data_set, kspace=DATA_SETS[self.data_set].kspace_of_paper)
         if paper.kspace == SIMULATED:
             paper = replace(paper, normalise_slices=True)
         here, there = self.to_json(), paper.to_json()
         compared = ["kspace", "coils", "acquisition", "slices", "masks"]
-        if self.kspace == paper.kspace:  # otherwise these say nothing
+        if self.kspace == paper.kspace:  # otherwise these are not comparable
             compared += ["size", "fit", "normalise_slices"]
         remarks = {
             "K-space is the Fourier transform of magnitude images: Hermitian, without the phase and the noise of a "
@@ -176,7 +176,7 @@ class Settings:
             "target.": self.normalise_slices,
             "Subjects were divided between splits at random, with a fixed seed.": self.divide is not None,
             "A stored mask is the same for all slices of a file.": bool(self.masks),
-            "FastMRIRandom reaches its acceleration only in the mean; what it reached is with each file.": any(
+            "FastMRIRandom reaches its acceleration on average only; the protocol has the value of each file.": any(
                 mask.name == "FastMRIRandom" for mask in self.masks
             ),
             **{
@@ -204,13 +204,13 @@ def _mask_folder(split: str, mask: MaskOptions) -> str:
 
 
 def configuration_of(settings: Settings, line_masks: bool | None = None) -> dict[str, Any]:
-    """What a configuration of DIRECT needs to read a folder.
+    """Return the keys that a configuration of DIRECT needs to read a folder.
 
     Parameters
     ----------
     settings : Settings
     line_masks : bool, optional
-        Whether the masks in it take whole columns. None: it holds none.
+        Whether the masks in the folder sample whole columns. None: the folder has no masks.
     """
     centered = settings.kspace == SIMULATED or DATA_SETS[settings.data_set].centered
     suffix = "" if centered else "(centered=False)"
@@ -226,22 +226,22 @@ def configuration_of(settings: Settings, line_masks: bool | None = None) -> dict
 
 
 def list_name(split: str) -> str:
-    """Name of the list of the files of a split."""
+    """Return the name of the list of files of a split."""
     return f"{split}.lst"
 
 
 def list_of(names: Iterable[str]) -> str:
-    """Content of the list of files: a name on each line."""
+    """Return the content of a list of files: a name on each line."""
     return "".join(f"{name}\n" for name in names)
 
 
 def read_protocol(folder: Path) -> dict[str, Any] | None:
-    """The protocol of a prepared data set; None if there is none.
+    """Return the protocol of a prepared data set; None if there is none.
 
     Raises
     ------
     ValueError
-        If it is no JSON document.
+        If the file is no JSON document.
     """
     path = folder / FILE_NAME
     try:
@@ -249,7 +249,7 @@ def read_protocol(folder: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}. Remove {folder} and prepare it anew.") from error
+        raise ValueError(f"{path} is damaged: {error}. Remove {folder} and prepare the data set again.") from error
 
 
 def write_protocol(folder: Path, protocol: dict[str, Any]) -> None:

@@ -1,11 +1,11 @@
-"""Seeds that depend on what a file is called, never on where it lies."""
+"""Seeds that depend on the name of a file, but not on its folder."""
 
 
 def seed_from_name(name: str, seed: int) -> tuple[int, ...]:
-    """Seed material that belongs to one named thing under one user seed.
+    """Return the seed for a named file or volume and a seed of the user.
 
-    DIRECT seeds a mask with the whole path of its file, so that moved data get other masks. This depends on the name
-    alone. The result is a valid seed for :func:`numpy.random.default_rng` and for DIRECT's mask functions.
+    DIRECT seeds a mask with the whole path of its file, so that masks change when data is moved. This seed depends on
+    the name only. It is valid for :func:`numpy.random.default_rng` and for DIRECT's mask functions.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Volumes as their data sets ship them, read slice by slice."""
+"""Readers of the volumes of the data sets, slice by slice."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -23,18 +23,18 @@ _ACCELERATION = ".//{*}parallelImaging/{*}accelerationFactor/*"
 """Elements of an ISMRMRD header: acceleration along each direction of phase encoding."""
 
 ERASED = ("anonymous", "anonymized", "anonymised", "none", "null", "unknown", "n/a")
-"""What stands in place of the identity of a patient."""
+"""Placeholders for the identity of a patient."""
 
 
 class SourceError(ValueError):
-    """A file of a data set cannot be used. The message says why; whoever catches it knows which file it is."""
+    """Error for a file of a data set that cannot be used; the message has the reason without the name of the file."""
 
 
 def check_fully_sampled(kspace: NDArray[np.complex64]) -> None:
-    """Check that a slice of k-space can be a reference: that nothing is missing between the outermost samples.
+    """Check that a slice of k-space is fully sampled, so that it can be a reference.
 
-    What was not acquired is exactly zero in all coils. On the edges it may be: zero-padding, partial Fourier and
-    elliptical shutters leave no gap in a row or column.
+    Samples that were not acquired are exactly zero in all coils. This is allowed at the edges (zero-padding, partial
+    Fourier, elliptical shutters), but not in gaps within a row or column.
 
     Parameters
     ----------
@@ -59,13 +59,13 @@ def check_fully_sampled(kspace: NDArray[np.complex64]) -> None:
     if lines or gaps.sum() > MAX_GAPS * (acquired | gaps).sum():
         raise SourceError(
             f"its k-space is undersampled: {gaps.sum()} of the {(acquired | gaps).sum()} samples between the "
-            "outermost ones are zero in all coils; expected fully sampled k-space, of which references are made"
+            "outermost ones are zero in all coils; expected fully sampled k-space, because references are made from it"
         )
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn what libraries raise about the file `path` into a SourceError that does not name its folder."""
+    """Convert exceptions of libraries about the file `path` to a SourceError that does not name its folder."""
     try:
         yield
     except SourceError:
@@ -76,7 +76,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 class KSpaceFile:
-    """A volume of k-space of shape (slices[, coil], height, width), complex64, centred: the fastMRI data set's.
+    """Volume of the fastMRI data set: centred k-space of shape (slices[, coil], height, width), complex64.
 
     Parameters
     ----------
@@ -85,11 +85,11 @@ class KSpaceFile:
     Raises
     ------
     SourceError
-        If the file is damaged or of another kind. So do the methods.
+        If the file is damaged or of another kind; the methods raise it, too.
     """
 
     reconstructions: Sequence[str] = ("reconstruction_esc", "reconstruction_rss")
-    """Where magnitudes are looked for. The first is the reconstruction of the single-coil data."""
+    """Names of the arrays of magnitudes, in order of preference; the first is that of single-coil data."""
 
     is_linkable = True
     """Whether :meth:`layout` can link to its k-space."""
@@ -123,19 +123,22 @@ class KSpaceFile:
 
     @property
     def acquisition(self) -> str:
-        """Name of the kind of measurement."""
+        """Kind of measurement."""
         return as_text(self._file.attrs.get("acquisition", "unknown"))
 
     @property
     def subject(self) -> str | None:
-        """The attribute `patient_id`; None if there is none, or one that was erased."""
+        """Attribute `patient_id`; None if it is missing or was erased."""
         identity = as_text(self._file.attrs.get("patient_id", ""))
         return None if not identity.strip("0-") or identity.lower() in ERASED else identity
 
     def header(self) -> bytes | None:
-        """The ISMRMRD header, where there is one that DIRECT can read.
+        """Return the ISMRMRD header, or None where DIRECT cannot read it.
 
-        It has to agree with k-space that was measured in full, of which references are made.
+        Raises
+        ------
+        SourceError
+            If the header says that k-space was accelerated, or that its centre was not acquired.
         """
         with _reading(self._path):
             acquired, middle = acquired_columns(self._file), self._kspace.shape[-1] // 2
@@ -156,12 +159,12 @@ class KSpaceFile:
             return document
 
     def kspace(self, index: int) -> NDArray[np.complex64]:
-        """K-space of a slice, of shape ([coil, ]height, width)."""
+        """Return the k-space of a slice, shape ([coil, ]height, width)."""
         with _reading(self._path):
             return self._kspace[index]
 
     def magnitude(self, index: int) -> NDArray[np.float32]:
-        """Magnitude of a slice as the data set gives it, of shape (height, width)."""
+        """Return the magnitude image of a slice in the file, shape (height, width)."""
         for name in self.reconstructions:
             if name in self._file:
                 with _reading(self._path):
@@ -169,7 +172,7 @@ class KSpaceFile:
         raise SourceError(f"there is no {' or '.join(self.reconstructions)} to take magnitudes from")
 
     def layout(self, slices: Sequence[int], path: str) -> h5py.VirtualLayout:
-        """Links to some of the slices, `path` being this file's name there, for :func:`hdf5.write_volume`."""
+        """Return links to some slices for :func:`hdf5.write_volume`; `path` leads to this file from the new one."""
         layout = h5py.VirtualLayout((len(slices), *self._kspace.shape[1:]), self._kspace.dtype)
         source = h5py.VirtualSource(escape_link(path), "kspace", self._kspace.shape, self._kspace.dtype)
         for here, there in _runs(slices):
@@ -178,16 +181,17 @@ class KSpaceFile:
 
 
 class M4Raw(KSpaceFile):
-    """As fastMRI's multi-coil data, but for the header: it is no valid ISMRMRD document, and DIRECT fails on it."""
+    """Volume of M4Raw, like fastMRI's, but its header is no valid ISMRMRD document, on which DIRECT fails."""
 
     def header(self) -> None:
-        """No header."""
+        """Return None: there is no header that DIRECT could read."""
 
 
 class CalgaryCampinas(KSpaceFile):
-    """K-space of shape (slices, height, width, 2 * coil), float32, real and imaginary parts taking turns.
+    """Volume of Calgary-Campinas: k-space of shape (slices, height, width, 2 * coil), float32.
 
-    Its centre is in the middle, but the origin of the image is in the corner: it is to be transformed uncentred.
+    Real and imaginary parts alternate along the last axis. The zero frequency is in the middle, but the origin of the
+    image is in the corner, so that k-space has to be transformed with `centered=False`.
     """
 
     def _check(self) -> None:
@@ -196,18 +200,18 @@ class CalgaryCampinas(KSpaceFile):
         self._num_sampled = math.ceil(calgary_campinas.SAMPLED * self._kspace.shape[2])
 
     def kspace(self, index: int) -> NDArray[np.complex64]:
-        """K-space of a slice, of shape (coil, height, width), zero where it was not acquired."""
+        """Return the k-space of a slice, shape (coil, height, width), zero where it was not acquired."""
         with _reading(self._path):
             return calgary_campinas.read_slice(self._kspace, index)
 
     def magnitude(self, index: int) -> NDArray[np.float32]:
-        """Root sum of squares of the coil images of a slice, of shape (height, width)."""
+        """Return the root sum of squares of the coil images of a slice, shape (height, width)."""
         kspace = self.kspace(index)
         check_fully_sampled(kspace)
         return root_sum_of_squares(kspace, centered=False)
 
     def layout(self, slices: Sequence[int], path: str) -> h5py.VirtualLayout:
-        """As :meth:`KSpaceFile.layout`, rearranged to (slices, coil, height, width, real and imaginary part)."""
+        """Return links as :meth:`KSpaceFile.layout` does, in the order (slices, coil, height, width, complex=2)."""
         _, height, width, channels = self._kspace.shape
         layout = h5py.VirtualLayout((len(slices), channels // 2, height, width, 2), np.float32)
         source = h5py.VirtualSource(escape_link(path), "kspace", self._kspace.shape, np.float32)
@@ -219,7 +223,7 @@ class CalgaryCampinas(KSpaceFile):
 
 
 class RawFile(KSpaceFile):
-    """A file in any of the formats of `data/formats`, whose k-space has to be copied."""
+    """File in any format of `data/formats`; its k-space is copied."""
 
     is_linkable = False
 
@@ -234,26 +238,26 @@ class RawFile(KSpaceFile):
 
     @property
     def subject(self) -> None:
-        """Nobody: the person's name is not read."""
+        """None: the name of the patient is not read."""
 
     def header(self) -> None:
-        """No header."""
+        """Return None: there is no header that DIRECT could read."""
 
     def kspace(self, index: int) -> NDArray[np.complex64]:
-        """K-space of a slice, of shape (height, width) if there is one coil, (coil, height, width) otherwise."""
+        """Return the k-space of a slice, shape (height, width) for one coil, otherwise (coil, height, width)."""
         with _reading(self._path):
             kspace = self._raw.read_slice(index)
         return kspace[0] if len(kspace) == 1 else kspace
 
     def magnitude(self, index: int) -> NDArray[np.float32]:
-        """Root sum of squares of the coil images of a slice, of shape (height, width)."""
+        """Return the root sum of squares of the coil images of a slice, shape (height, width)."""
         kspace = self.kspace(index)
         check_fully_sampled(kspace)
         return root_sum_of_squares(kspace)
 
 
 def _runs(slices: Sequence[int]) -> Iterator[tuple[slice, slice]]:
-    """Runs of neighbours among ascending numbers: their positions, and the numbers themselves."""
+    """Yield runs of consecutive numbers in ascending ones: the slice of their positions, and that of the numbers."""
     start = 0
     for stop in range(1, len(slices) + 1):
         if stop == len(slices) or slices[stop] != slices[stop - 1] + 1:
@@ -262,7 +266,7 @@ def _runs(slices: Sequence[int]) -> Iterator[tuple[slice, slice]]:
 
 
 class NiftiFile:
-    """A magnitude volume whose slices are those of the third stored axis, upright.
+    """NIfTI magnitude volume whose slices lie along the third stored axis; they are returned upright.
 
     Parameters
     ----------
@@ -273,7 +277,7 @@ class NiftiFile:
     ImportError
         If nibabel is not installed.
     SourceError
-        If the file is damaged or no magnitude volume.
+        If the file is damaged or contains no magnitude volume.
     """
 
     def __init__(self, path: Path) -> None:
@@ -290,5 +294,5 @@ class NiftiFile:
         del self._volume
 
     def magnitude(self, index: int) -> NDArray[np.float32]:
-        """Magnitude of a slice, of shape (height, width)."""
+        """Return the magnitude of a slice, shape (height, width)."""
         return self._volume[index]

@@ -1,4 +1,4 @@
-"""Compare a prepared data set with its protocol: checksums, masks drawn anew, missing and foreign files."""
+"""Compare a prepared data set with its protocol: checksums, masks, missing and additional files."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -27,7 +27,7 @@ _PROVENANCE = ("source", "slices", "dropped", "versions")
 
 
 class Task(NamedTuple):
-    """A prepared file and what the protocol says about it."""
+    """Prepared file and its record in the protocol."""
 
     settings: Settings
     dest: Path
@@ -37,7 +37,7 @@ class Task(NamedTuple):
 
 
 def verify_file(task: Task) -> list[str]:
-    """What is wrong with a prepared file, or else with those that add a mask to it, which rely on its header."""
+    """Return the problems of a prepared file, or, if it has none, of the files with its masks."""
     problems = [f"{task.split}/{task.name} {problem}" for problem in _guard(_check_volume, task)]
     if problems:
         return problems
@@ -109,7 +109,7 @@ def _check_mask(task: Task, path: Path, options: MaskOptions) -> Iterator[str]:
 
 
 def verify(dest: Path, jobs: int = 1) -> list[str]:
-    """What is wrong with a prepared data set.
+    """Return the problems of a prepared data set.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ def verify(dest: Path, jobs: int = 1) -> list[str]:
     Returns
     -------
     list of str
-        One sentence for every problem. Empty: everything is as the protocol says.
+        One sentence for every problem; empty if everything agrees with the protocol.
 
     Raises
     ------

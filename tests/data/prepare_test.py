@@ -841,7 +841,7 @@ def test_other_content_is_refused(prepared, tmp_path, foreign):
         message = "is neither empty nor a prepared data set"
     else:
         shutil.copytree(whole, dest)
-        message = "was prepared otherwise: "
+        message = "was prepared with other settings: "
     if foreign == "settings":
         settings = Settings.of("acdc", size=SIZE, seed=3)
         message += "seed was 0 and is now 3. Choose a new folder"
@@ -851,7 +851,7 @@ def test_other_content_is_refused(prepared, tmp_path, foreign):
     elif foreign == "source":
         raw = tmp_path / "raw"
         lookalikes.acdc(raw, num_slices=2)
-        message = "is not what .* becomes with these settings"
+        message = "was not prepared from .* with these settings"
     before = {path: path.read_bytes() for path in dest.rglob("*") if path.is_file()}
     with pytest.raises(FileExistsError, match=message):
         prepare(raw, dest, settings)
@@ -887,12 +887,12 @@ def test_a_file_of_another_preparation_in_the_way_is_not_taken_over(prepared, tm
     ("name", "options", "message"),
     [
         ("acdc", {"kspace": "measured"}, "acdc consists of magnitude images; its k-space cannot be measured"),
-        ("acdc", {"coils": "multi"}, "--coils means nothing for acdc"),
-        ("acdc", {"copy": True}, "--copy means nothing for acdc with simulated from magnitude k-space"),
-        ("prostate158", {"acquisition": "T1"}, "--acquisition means nothing for prostate158"),
-        ("fastmri", {"size": (8, 8)}, "--size means nothing for fastmri with measured k-space"),
-        ("fastmri", {"fit": "crop"}, "--fit means nothing for fastmri"),
-        ("m4raw", {"normalise_slices": True}, "--normalise-slices means nothing for m4raw with measured"),
+        ("acdc", {"coils": "multi"}, "--coils does not apply to acdc"),
+        ("acdc", {"copy": True}, "--copy does not apply to acdc with simulated from magnitude k-space"),
+        ("prostate158", {"acquisition": "T1"}, "--acquisition does not apply to prostate158"),
+        ("fastmri", {"size": (8, 8)}, "--size does not apply to fastmri with measured k-space"),
+        ("fastmri", {"fit": "crop"}, "--fit does not apply to fastmri"),
+        ("m4raw", {"normalise_slices": True}, "--normalise-slices does not apply to m4raw with measured"),
         ("acdc", {"size": (0, 8)}, r"The size is \(0, 8\); expected at least 1"),
         ("acdc", {"slices": "most"}, "rule for slices is 'most'; expected all, central:N or inner:N"),
         ("acdc", {"seed": -1}, "seed is -1; expected"),
