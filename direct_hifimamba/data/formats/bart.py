@@ -8,13 +8,15 @@ References
 .. [1] Uecker et al. Berkeley Advanced Reconstruction Toolbox. Proc. ISMRM 23:2486, 2015.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from direct_hifimamba.data.formats.images import Append, Volume
 from direct_hifimamba.data.formats.raw_data import Format, MissingArrayError, RawData, from_array
 from direct_hifimamba.files import replace_when_complete
 
@@ -66,7 +68,11 @@ def write_cfl(path: Path, array: NDArray[Any]) -> None:
     header, data = _pair(path)
     with replace_when_complete(header) as partial_header, replace_when_complete(data) as partial_data:
         array.T.astype("<c8", order="C").tofile(partial_data)
-        partial_header.write_text(f"# Dimensions\n{' '.join(map(str, array.shape))}\n")
+        _write_header(partial_header, array.shape)
+
+
+def _write_header(path: Path, shape: tuple[int, ...]) -> None:
+    path.write_text(f"# Dimensions\n{' '.join(map(str, shape))}\n")
 
 
 def _pair(path: Path) -> tuple[Path, Path]:
@@ -105,6 +111,23 @@ def from_slices(array: NDArray[Any]) -> NDArray[Any]:
     slices, *coils, height, width = array.shape
     shape = (slices, *(1,) * (_SLICE - 4), *(coils or (1,)), 1, height, width)
     return array.reshape(shape).transpose(12, 13, *range(11, -1, -1))
+
+
+@contextmanager
+def open_writer(path: Path, volume: Volume) -> Iterator[Append]:
+    """Write a pair of files as `images.open_images` does; slices are BART's dimension 13."""
+    header, data = _pair(path)
+    shape: tuple[int, ...] = ()
+    with replace_when_complete(header) as partial_header, replace_when_complete(data) as partial_data:
+        with partial_data.open("wb") as file:
+
+            def append(image: NDArray[Any]) -> None:
+                nonlocal shape
+                shape = image.shape
+                image.T.astype("<c8", order="C").tofile(file)
+
+            yield append
+        _write_header(partial_header, (*shape, *(1,) * (_SLICE - 2), volume.num_slices))
 
 
 def _matches(path: Path) -> bool:

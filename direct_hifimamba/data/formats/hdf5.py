@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 from direct.data.datasets import _parse_fastmri_header
 from numpy.typing import NDArray
 
+from direct_hifimamba.data.formats.images import Append, Volume
 from direct_hifimamba.data.formats.raw_data import AXES, Format, MissingArrayError, RawData, from_array
 from direct_hifimamba.data.fourier import root_sum_of_squares
 from direct_hifimamba.files import replace_when_complete
@@ -22,6 +24,9 @@ HEADER = "ismrmrd_header"
 
 SENSITIVITY_MAP = "sensitivity_map"
 """Name of the array of coil sensitivities: images, complex of shape (slices[, coil], height, width)."""
+
+IMAGES = "reconstruction"
+"""Name of the array of images, as `direct predict` calls it."""
 
 CMRXRECON_SUFFIX = ".mat"
 """DIRECT's `CMRxRecon` data set finds files of this suffix alone. They are HDF5 all the same."""
@@ -76,15 +81,30 @@ def write_volume(
 
 
 def _write_slices(file: h5py.File, kspace: Iterable[NDArray[np.complex64]]) -> None:
-    dataset = None
-    for index, kspace_slice in enumerate(kspace):
-        if dataset is None:
-            shape = kspace_slice.shape
-            dataset = file.create_dataset(
-                "kspace", (0, *shape), np.complex64, chunks=(1, *shape), maxshape=(None, *shape)
-            )
-        dataset.resize(index + 1, axis=0)
-        dataset[index] = kspace_slice
+    append = _appender(file, "kspace")
+    for kspace_slice in kspace:
+        append(kspace_slice)
+
+
+def _appender(file: h5py.File, name: str) -> Append:
+    def append(values: NDArray[Any]) -> None:
+        if name not in file:
+            shape = values.shape
+            file.create_dataset(name, (0, *shape), values.dtype, chunks=(1, *shape), maxshape=(None, *shape))
+        file[name].resize(len(file[name]) + 1, axis=0)
+        file[name][-1] = values
+
+    return append
+
+
+@contextmanager
+def open_writer(path: Path, volume: Volume) -> Iterator[Append]:
+    """Write images, real or complex, as `images.open_images` does, to the data set `IMAGES`."""
+    with replace_when_complete(path) as partial, h5py.File(partial, "w") as file:
+        yield _appender(file, IMAGES)
+        if volume.affine is not None:
+            file.attrs["affine"] = volume.affine_of(file[IMAGES].shape[1:])
+        file.attrs["provenance"] = json.dumps(dict(volume.provenance), indent=1, sort_keys=True)
 
 
 def _statistics(file: h5py.File) -> dict[str, float]:

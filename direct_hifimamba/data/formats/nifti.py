@@ -2,13 +2,15 @@
 
 import gzip
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from direct_hifimamba.data.formats.images import Append, Volume, upright_affine, write_images
 from direct_hifimamba.files import replace_when_complete
 
 try:
@@ -20,6 +22,9 @@ except ImportError as error:
 
 # Axes of a volume in RAS+ order that become slices, rows and columns. Rows run from anterior or superior downwards.
 ORIENTATIONS = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
+
+_DATA = 352
+"""Where the values begin in a file, after the header."""
 
 THICK = 2.0
 """A volume is a stack of thick slices if they are so many times as far apart as their pixels, or four times as few."""
@@ -100,25 +105,45 @@ def _rounding(image: Any) -> float:
     return 0.0 if slope == 1 else 0.5 * abs(float(slope))
 
 
+@contextmanager
+def open_writer(path: Path, volume: Volume) -> Iterator[Append]:
+    """Write magnitudes, or real images, as `images.open_images` does; :func:`load_magnitude` reads them back."""
+    number = 0
+    with (
+        replace_when_complete(path) as partial,
+        partial.open("wb") as raw,
+        gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file,
+    ):
+
+        def append(image: NDArray[Any]) -> None:
+            nonlocal number
+            if number == 0:
+                _write_header(file, image.shape, volume)
+            file.write((np.abs(image) if np.iscomplexobj(image) else image).astype("<f4", order="C").tobytes())
+            number += 1
+
+        yield append
+
+
+def _write_header(file: Any, shape: tuple[int, ...], volume: Volume) -> None:
+    header = nibabel.Nifti1Header(endianness="<")
+    header.set_data_dtype(np.float32)
+    header.set_data_shape((*reversed(shape), volume.num_slices))
+    affine = volume.affine_of(shape)[:, [2, 1, 0, 3]]  # columns vary fastest
+    code = "aligned" if volume.matrix is None else "scanner"  # with "unknown", readers would make up an affine
+    header.set_qform(affine, code)
+    header.set_sform(affine, code)
+    header.set_xyzt_units("unknown" if volume.affine is None else "mm")
+    header.set_slope_inter(1, 0)
+    header["vox_offset"] = _DATA
+    header.write_to(file)
+    file.write(bytes(_DATA - file.tell()))  # no extension
+
+
 def save_slices(path: Path, volume: NDArray[np.float32], voxel_size: Sequence[float] | None = None) -> None:
-    """Write a stack of upright slices; :func:`load_magnitude` reads a magnitude back as it was.
-
-    Nothing is known of the patient's position: slices are written as axial ones from below, rows from anterior and
-    columns from the side that RAS+ counts from, so that viewers show them upright.
-
-    Parameters
-    ----------
-    path : Path
-        Ends in `.nii.gz`.
-    volume : float32 array of shape (slices, height, width)
-    voxel_size : sequence of 3 floats, optional
-        Distances of slices, rows and columns in mm. None: the affine is the identity.
-    """
-    affine = np.diag([*reversed(voxel_size or (1, 1, 1)), 1])
-    image = nibabel.Nifti1Image(np.ascontiguousarray(volume[:, ::-1].transpose(2, 1, 0)), affine)
-    image.header.set_xyzt_units("unknown" if voxel_size is None else "mm")
-    with replace_when_complete(path) as partial:
-        partial.write_bytes(gzip.compress(image.to_bytes(), mtime=0))
+    """Write a stack of upright slices whose position in the patient is unknown, see `images.upright_affine`."""
+    affine = None if voxel_size is None else upright_affine(voxel_size)
+    write_images(path, volume, Volume(len(volume), affine))
 
 
 def _check_magnitude(path: Path, voxels: NDArray[Any], rounding: float) -> None:

@@ -1,0 +1,104 @@
+"""DICOM images without any identity, one file for each slice [1]_.
+
+References
+----------
+.. [1] DICOM PS3.3, Information Object Definitions: A.4 MR Image IOD.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from direct_hifimamba.data.formats.images import Append, Volume
+from direct_hifimamba.files import fill_folder
+
+try:
+    from pydicom import FileDataset
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+    from pydicom.valuerep import DSfloat
+except ImportError as error:
+    raise ImportError("DICOM images need pydicom; install it: pip install 'direct-hifimamba[formats]'") from error
+
+_SPOOL = "slices"
+_EMPTY = (
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "PatientPosition"),
+    *("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"),
+    *("SliceThickness", "ScanOptions", "EchoTime", "EchoTrainLength", "RepetitionTime"),
+    *("PositionReferenceIndicator", "Laterality"),
+)
+"""Attributes that images have to have, and that are unknown or left out on purpose."""
+
+
+@contextmanager
+def open_writer(path: Path, volume: Volume) -> Iterator[Append]:
+    """Write a folder of files as `images.open_images` does.
+
+    Magnitudes are stored as integers of 16 bits with one slope for all slices.
+    """
+    shapes: list[tuple[int, ...]] = []
+    with fill_folder(path) as folder:
+        spool = folder / _SPOOL
+        with spool.open("wb") as file:
+
+            def append(image: NDArray[Any]) -> None:
+                shapes.append(image.shape)
+                np.abs(image).astype(np.float32).tofile(file)
+
+            yield append
+        images: NDArray[np.float32] = np.memmap(spool, np.float32, "r", shape=(len(shapes), *shapes[0]))
+        slope = max(float(images.max()), float(np.finfo(np.float32).tiny)) / 65535
+        series = {name: generate_uid(prefix=None) for name in ("Study", "Series", "FrameOfReference")}
+        for index, image in enumerate(images):
+            _write(folder / f"{index + 1:04d}.dcm", image, index, slope, volume.affine_of(image.shape), series)
+        del images
+        spool.unlink()
+
+
+def _write(
+    path: Path,
+    image: NDArray[np.float32],
+    index: int,
+    slope: float,
+    affine: NDArray[np.float64],
+    series: Mapping[str, str],
+) -> None:
+    affine = np.diag([-1, -1, 1, 1]) @ affine  # from RAS+ to DICOM's LPS
+    distances = np.linalg.norm(affine[:3, :3], axis=0)
+    directions = affine[:3, :3] / distances
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = MRImageStorage
+    meta.MediaStorageSOPInstanceUID = generate_uid(prefix=None)
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data = FileDataset(path, {}, file_meta=meta, preamble=bytes(128))
+    for name in _EMPTY:
+        setattr(data, name, None)
+    data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    data.StudyInstanceUID, data.SeriesInstanceUID = series["Study"], series["Series"]
+    data.FrameOfReferenceUID = series["FrameOfReference"]
+    data.PatientIdentityRemoved, data.DeidentificationMethod = "YES", "No identity is read from raw data"
+    data.Modality, data.Manufacturer, data.ManufacturerModelName = "MR", "direct-hifimamba", "direct-hifimamba"
+    data.SeriesNumber, data.InstanceNumber = 1, index + 1
+    data.SeriesDescription = "Reconstruction by a neural network"
+    data.ImageType = ["DERIVED", "PRIMARY", "OTHER"]
+    data.DerivationDescription = "Reconstructed from k-space by a neural network; not for diagnosis"
+    data.ScanningSequence, data.SequenceVariant, data.MRAcquisitionType = "RM", "NONE", "2D"
+    data.PixelSpacing = _decimals(distances[1:])
+    data.SpacingBetweenSlices = _decimals(distances[:1])
+    data.ImageOrientationPatient = _decimals([*directions[:, 2], *directions[:, 1]])
+    data.ImagePositionPatient = _decimals((affine @ [index, 0, 0, 1])[:3])
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.Rows, data.Columns = image.shape
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 0
+    data.RescaleIntercept, data.RescaleSlope, data.RescaleType = 0, _decimals([slope])[0], "US"
+    data.PixelData = np.round(image / float(data.RescaleSlope)).clip(0, 65535).astype("<u2").tobytes()
+    data.save_as(path, enforce_file_format=True)
+
+
+def _decimals(values: Any) -> list[DSfloat]:
+    """Return numbers as decimal strings of DICOM, which have at most 16 characters."""
+    return [DSfloat(float(value), auto_format=True) for value in values]

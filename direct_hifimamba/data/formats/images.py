@@ -1,0 +1,151 @@
+"""Writers of images, one for each format, to which the slices of a volume are appended one at a time."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Append = Callable[[NDArray[Any]], None]
+"""Appends the next slice: a float32 or complex64 array of shape (height, width)."""
+
+SUFFIXES = {"hdf5": ".h5", "nifti": ".nii.gz", "png": ".png", "cfl": ".cfl", "dicom": "_dicom"}
+"""What files of a format end in. DICOM images are a folder of files, one for each slice."""
+
+_WRITERS = {"hdf5": "hdf5", "nifti": "nifti", "png": "png", "cfl": "bart", "dicom": "dicom"}
+"""Modules with a function `open_writer`."""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """What is known of the images of a volume before the first one. Nothing in it names a person.
+
+    Attributes
+    ----------
+    num_slices : int
+    affine : float64 array of shape (4, 4), optional
+        From the indices (slice, row, column, 1) of an image of the size `matrix` to the patient's right, anterior and
+        superior (RAS+) coordinates in mm. None: unknown.
+    matrix : tuple of ints, optional
+        Height and width to which `affine` belongs; images may be cropped from it about the middle. None: the affine
+        gives distances, and the position in the patient is unknown.
+    provenance : mapping of str to JSON values
+        Where the images come from.
+    """
+
+    num_slices: int
+    affine: NDArray[np.float64] | None = None
+    matrix: tuple[int, int] | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def affine_of(self, shape: tuple[int, ...]) -> NDArray[np.float64]:
+        """Return the affine of images of the shape (height, width). If it is unknown, pixels are 1 apart."""
+        if self.affine is None:
+            return upright_affine((1, 1, 1))
+        margins = [there - here for there, here in zip(self.matrix or shape, shape, strict=True)]
+        cropped = self.affine.copy()
+        cropped[:3, 3] += self.affine[:3, 1:3] @ [margin // 2 for margin in margins]
+        return cropped
+
+
+def upright_affine(voxel_size: Sequence[float]) -> NDArray[np.float64]:
+    """Return an affine for images whose position in the patient is unknown, with which viewers show them upright.
+
+    Slices are axial ones from below, rows run from anterior to posterior, columns from left to right.
+
+    Parameters
+    ----------
+    voxel_size : sequence of 3 floats
+        Distances of slices, rows and columns in mm.
+    """
+    affine = np.zeros((4, 4))
+    affine[[2, 1, 0, 3], range(4)] = [voxel_size[0], -voxel_size[1], voxel_size[2], 1]
+    return affine
+
+
+def check_writer(name: str, volume: Volume) -> None:
+    """Check that images can be written in a format, before they are computed.
+
+    Parameters
+    ----------
+    name : str
+        One of `SUFFIXES`.
+    volume : Volume
+
+    Raises
+    ------
+    ImportError
+        If a package is missing.
+    ValueError
+        If the format needs to know more of the images.
+    """
+    import_module(f"{__package__}.{_WRITERS[name]}")
+    if name == "dicom" and volume.affine is None:
+        raise ValueError(
+            "DICOM images say how far apart their pixels are, which is not known of the input; give the distances in "
+            "mm (--voxel-size), or choose another format."
+        )
+
+
+@contextmanager
+def open_images(path: Path, volume: Volume) -> Iterator[Append]:
+    """Write images; the file, or folder, appears when it is complete, and not at all after an exception.
+
+    Parameters
+    ----------
+    path : Path
+        Its end, one of `SUFFIXES`, decides about the format.
+    volume : Volume
+
+    Yields
+    ------
+    Append
+        To be called with each slice. Only the formats HDF5 and `.cfl` keep complex values, and the others have their
+        magnitude.
+
+    Raises
+    ------
+    ImportError
+        If a package is missing.
+    ValueError
+        If the path ends in none of `SUFFIXES`, the format needs to know more of the images, slices differ in their
+        shape, or there are not as many as announced.
+    """
+    name = find_format(path)
+    if name is None:
+        raise ValueError(f"{path} has no format; expected a name that ends in {', '.join(SUFFIXES.values())}.")
+    check_writer(name, volume)
+    writer: Callable[[Path, Volume], AbstractContextManager[Append]] = import_module(
+        f"{__package__}.{_WRITERS[name]}"
+    ).open_writer
+    shapes = []
+    with writer(path, volume) as append:
+
+        def append_checked(image: NDArray[Any]) -> None:
+            shapes.append(image.shape)
+            if image.ndim != 2 or image.shape != shapes[0] or len(shapes) > volume.num_slices:
+                raise ValueError(
+                    f"Slice {len(shapes) - 1} has the shape {image.shape}; expected {volume.num_slices} slices of the "
+                    f"shape {shapes[0]}."
+                )
+            append(image)
+
+        yield append_checked
+        if len(shapes) != volume.num_slices:
+            raise ValueError(f"{path} got {len(shapes)} slices; expected {volume.num_slices}.")
+
+
+def find_format(path: Path) -> str | None:
+    """Return the format, one of `SUFFIXES`, of which a file or folder has the name."""
+    return next((name for name, suffix in SUFFIXES.items() if path.name.endswith(suffix)), None)
+
+
+def write_images(path: Path, images: NDArray[Any], volume: Volume | None = None) -> None:
+    """Write an array of shape (slices, height, width) with :func:`open_images`."""
+    with open_images(path, Volume(len(images)) if volume is None else volume) as append:
+        for image in images:
+            append(image)
