@@ -104,6 +104,9 @@ def _encoding(header: Any) -> Encoding:
         raise ValueError(
             f"its header has the matrix {matrices[0]} and the fields of view {views}; expected sizes above 0"
         )
+    if matrices[0][0] > matrices[1][0] and np.isclose(views[0][0], views[1][0]):
+        # Some writers give the view without readout oversampling for both. No scanner makes such images coarser.
+        views[0] = views[0][0] * matrices[0][0] / matrices[1][0], views[0][1]
     parallel = encoding.parallelImaging
     mode = parallel.calibrationMode.value if parallel is not None and parallel.calibrationMode is not None else ""
     if parallel is not None and parallel.multiband is not None:

@@ -295,9 +295,9 @@ def _find_affine(
     """Return the affine of :class:`RawData`, or None and why there is none."""
     first = readouts[[each[0] for each in rows]]
     directions, position = first["directions"][0], first["position"]
-    if not np.allclose(np.linalg.norm(directions, axis=1), 1, atol=1e-2):
-        return None, ["The header says nothing about the position of the slices."]
     steps = np.diff(position, axis=0)
+    if not np.allclose(np.linalg.norm(directions, axis=1), 1, atol=1e-2) or (len(steps) and not steps.any()):
+        return None, ["The header says nothing about the position of the slices."]
     if not np.allclose(first["directions"], directions, atol=1e-3) or not np.allclose(steps, steps[:1], atol=1e-2):
         return None, ["Slices are not parallel or not equally spaced, so that they have no common position."]
     (height, width), (length, lines) = encoding.size, encoding.matrix

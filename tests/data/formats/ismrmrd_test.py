@@ -65,6 +65,44 @@ def test_accelerated_scans_of_the_generator_are_interleaved_and_whitened(tmp_pat
     np.testing.assert_allclose(np.var(noise, axis=(1, 2)), 1, atol=0.8)
 
 
+def test_a_view_without_oversampling_for_both_matrices_is_understood(tmp_path: Path) -> None:
+    def same_view(header: Any) -> None:
+        header.encoding[0].encodedSpace.fieldOfView_mm.x = header.encoding[0].reconSpace.fieldOfView_mm.x
+
+    write_ismrmrd(tmp_path / "usual.h5", list(lines_of(KSPACE)))
+    write_ismrmrd(tmp_path / "same.h5", list(lines_of(KSPACE)), same_view)
+    usual, same = read(tmp_path / "usual.h5"), read(tmp_path / "same.h5")
+    assert usual.affine is not None and same.affine is not None
+    np.testing.assert_allclose(same.affine, usual.affine)
+    np.testing.assert_array_equal(same.read_slice(0), usual.read_slice(0))
+
+
+@pytest.mark.parametrize("slices", [1, 3])
+def test_scans_of_pulseq_are_read(tmp_path: Path, slices: int) -> None:
+    """A file of raw2ismrmrd, which gives one view for both matrices, and no position."""
+    pypulseq = pytest.importorskip("pypulseq")
+    converter = pytest.importorskip("raw2ismrmrd.ismrmrd_from_sequence")
+    sequence = pypulseq.Sequence()
+    readout = pypulseq.make_adc(num_samples=KSPACE.shape[2], dwell=1e-5, delay=1e-4)
+    for line in range(KSPACE.shape[3]):
+        for index in range(slices):
+            labels = [pypulseq.make_label(name, "SET", value) for name, value in (("LIN", line), ("SLC", index))]
+            sequence.add_block(readout, *labels)
+    sequence.set_definition("FOV", [0.024, 0.024, 0.004 * slices])
+    sequence.set_definition("ReadoutOversamplingFactor", 2)
+    sequence.write(str(tmp_path / "scan.seq"))
+    lines = [each.data for each in lines_of(KSPACE[:slices])]
+    converter.ismrmrd_from_sequence(lines, tmp_path / "scan.seq", tmp_path / "scan.h5")
+    raw = read(tmp_path / "scan.h5")
+    expected = KSPACE[:slices, :, ::2]
+    np.testing.assert_allclose(np.stack(list(raw.slices())), expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+    if slices == 1:
+        assert raw.affine is not None
+        np.testing.assert_allclose(np.linalg.norm(raw.affine[:3, :3], axis=0), [4, 2, 1.5])
+    else:
+        assert raw.affine is None and "The header says nothing about the position of the slices." in raw.messages
+
+
 def _twice(header: Any) -> None:
     header.encoding.append(header.encoding[0])
 
