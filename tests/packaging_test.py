@@ -143,6 +143,8 @@ def test_wheel_is_complete_and_nothing_else(wheel: Path) -> None:
         names = set(archive.namelist())
     package = ROOT / "direct_hifimamba"
     sources = {path.relative_to(ROOT).as_posix() for path in package.rglob("*.py")}
+    weights = package / "reconstruction" / "weights"
+    sources |= {path.relative_to(ROOT).as_posix() for path in weights.rglob("*") if path.is_file()}
     assert sources | {"direct_hifimamba/py.typed", "direct_hifimamba_hook.py"} <= names
     assert not [name for name in names if name.endswith((".cpp", ".h"))]
     top_level = {name.split("/")[0] for name in names}

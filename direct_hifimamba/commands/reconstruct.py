@@ -1,6 +1,8 @@
 """`direct-hifimamba reconstruct`: images from undersampled k-space of one file."""
 
 import argparse
+import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,9 @@ import direct_hifimamba
 from direct_hifimamba.data.acquisition import check_acquisition, read_acquisition, read_sensitivity_map
 from direct_hifimamba.data.formats.nifti import save_slices
 from direct_hifimamba.data.formats.raw_data import AXES
+from direct_hifimamba.reconstruction.domain import OutsideDomainWarning
+from direct_hifimamba.reconstruction.pretrained import CONFIG_NAME, is_pretrained
 from direct_hifimamba.reconstruction.reconstructor import (
-    CONFIG_NAME,
     Reconstructor,
     output_paths,
     write_contact_sheet,
@@ -20,7 +23,12 @@ from direct_hifimamba.reconstruction.reconstructor import (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `direct-hifimamba reconstruct`."""
-    parser.add_argument("checkpoint", type=Path, help="model_<iteration>.pt of `direct train`, of any model")
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        help="model_<iteration>.pt of `direct train`, of any model; or the name of weights in the package, such as "
+        "multicoil (direct-hifimamba weights)",
+    )
     parser.add_argument(
         "input",
         type=Path,
@@ -42,9 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-check",
         action="store_true",
-        help="do not check that k-space agrees with the mask and the configuration",
+        help="do not check that k-space agrees with the mask, the configuration and the training of shipped weights",
     )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, mps, or auto: a GPU where there is one (default: %(default)s)"
+    )
     parser.add_argument("--complex", action="store_true", help="write complex images, not magnitudes, to the .h5 file")
     parser.add_argument("--phase", action="store_true", help="write the phase, in radians, to another NIfTI file")
     parser.add_argument(
@@ -64,23 +74,29 @@ def main(args: argparse.Namespace) -> None:
     axes = args.axes and args.axes.split(",")
     kspace, mask, raw = read_acquisition(args.input, args.mask, axes, args.variable)
     print(*raw.messages, sep="\n", end="\n" if raw.messages else "")
-    check_acquisition(kspace, mask, not args.no_check)
-    reconstructor = Reconstructor.from_checkpoint(args.checkpoint, args.cfg, args.device)
+    sampled = check_acquisition(kspace, mask, not args.no_check)
+    load = Reconstructor.from_pretrained if is_pretrained(args.checkpoint) else Reconstructor.from_checkpoint
+    reconstructor = load(str(args.checkpoint), args.cfg, args.device)
+    departures = [] if args.no_check else reconstructor.find_departures(kspace, sampled)
+    for departure in departures:
+        print(f"direct-hifimamba: warning: {departure}", file=sys.stderr)
     maps = read_sensitivity_map(args.input, axes) if reconstructor.needs_sensitivity_map else None
-    images = reconstructor(
-        kspace,
-        mask,
-        args.complex or args.phase,
-        progress=True,
-        sensitivity_map=maps,
-        image_size=raw.image_size,
-        check=not args.no_check,
-    )
+    with warnings.catch_warnings(action="ignore", category=OutsideDomainWarning):
+        images = reconstructor(
+            kspace,
+            mask,
+            args.complex or args.phase,
+            progress=True,
+            sensitivity_map=maps,
+            image_size=raw.image_size,
+            check=not args.no_check,
+        )
     magnitude = np.abs(images)
     provenance = {
         "checkpoint": args.checkpoint.name,
         "input": args.input.name,
         "version": direct_hifimamba.__version__,
+        "warnings": departures,
     }
     write_images(paths["images"], images if args.complex else magnitude, provenance)
     save_slices(paths["magnitude"], magnitude, args.voxel_size)

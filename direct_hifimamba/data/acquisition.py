@@ -254,7 +254,7 @@ def check_image_origin(kspace: NDArray[Any], sampled: NDArray[np.bool_], centere
     ValueError
         If the object lies across edges of the image.
     """
-    block = kspace[len(kspace) // 2] * _grow_block(sampled)  # what lies around it would fold the image over
+    block = kspace[len(kspace) // 2] * grow_block(sampled)  # what lies around it would fold the image over
     energy = np.square(np.abs(np.fft.ifft2(block))).reshape(-1, *sampled.shape).sum(axis=0)
     energy = np.fft.fftshift(energy) if centered else energy
     wrapped = [name for axis, name in enumerate(("height", "width")) if _lies_across_the_edge(energy.sum(1 - axis))]
@@ -296,7 +296,7 @@ def center_block(sampled: NDArray[np.bool_]) -> NDArray[np.bool_]:
     ValueError
         If the block is narrower than `MIN_CENTER`.
     """
-    block = _grow_block(sampled)
+    block = grow_block(sampled)
     height, width = sampled.shape
     size = [int(block.any(axis=axis).sum()) for axis in (1, 0)]
     if min(size) < min(MIN_CENTER, height, width):
@@ -309,7 +309,8 @@ def center_block(sampled: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return block
 
 
-def _grow_block(sampled: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def grow_block(sampled: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the block of :func:`center_block`, of any width: empty if the centre itself is not sampled."""
     height, width = sampled.shape
     top, left = height // 2, width // 2
     bottom, right = top + 1, left + 1

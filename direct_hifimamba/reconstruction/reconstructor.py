@@ -6,7 +6,8 @@ that make no sense for undersampled k-space, or with which DIRECT's images are w
 """
 
 import json
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from pickle import UnpicklingError
@@ -44,10 +45,9 @@ from direct_hifimamba.data.sensitivity import STORED, add_maps
 from direct_hifimamba.data.stored_masks import NAME as STORED_MASKS
 from direct_hifimamba.files import first_and_count, replace_when_complete
 from direct_hifimamba.nn.layers.sense import find_fourier_convention
+from direct_hifimamba.reconstruction.domain import Domain, OutsideDomainWarning
+from direct_hifimamba.reconstruction.pretrained import CONFIG_NAME, find_pretrained
 from direct_hifimamba.training.compose import compose
-
-CONFIG_NAME = "config.yaml"
-"""What `direct train` calls the configuration that it writes beside the checkpoints."""
 
 SCALING_KEYS = ("masked_kspace", "acs_kspace", "kspace")
 """What k-space may be scaled by."""
@@ -62,12 +62,14 @@ class Reconstructor:
 
     Parameters
     ----------
-    engine : direct.engine.Engine
-        With the weights loaded.
+    engines : sequence of direct.engine.Engine
+        With the weights loaded. Of several, such as of several seeds of one training, the mean image is returned.
     dataset : DictConfig
         `inference.dataset` of the configuration. Only its transforms are used, without their masking, and its name.
     crop : str, optional
         `inference.crop` of the configuration: `header`, to crop images to the size that a file asks for.
+    domain : Domain, optional
+        K-space that the model was trained with. For other k-space there is an :class:`OutsideDomainWarning`.
 
     Attributes
     ----------
@@ -76,15 +78,19 @@ class Reconstructor:
 
     Examples
     --------
-    >>> reconstructor = Reconstructor.from_checkpoint("runs/small/model_99999.pt")
+    >>> reconstructor = Reconstructor.from_pretrained("multicoil")
     >>> images = reconstructor(kspace, mask)
     """
 
-    def __init__(self, engine: Engine, dataset: DictConfig, crop: str | None = None) -> None:
-        self._engine = engine
-        self._engine.ndim = 2
-        self._engine.models_to_device()
-        self._engine.models_validation_mode()
+    def __init__(
+        self, engines: Sequence[Engine], dataset: DictConfig, crop: str | None = None, domain: Domain | None = None
+    ) -> None:
+        self._engines = tuple(engines)
+        for engine in self._engines:
+            engine.ndim = 2
+            engine.models_to_device()
+            engine.models_validation_mode()
+        self.domain = domain
         transform = build_inference_transforms(SimpleNamespace(engine=engine), None, dataset)
         self._transform = add_maps(transform, dict(dataset) | {"map_cache": None})  # a cache is for epochs
         self.needs_sensitivity_map = dataset.get("sensitivity_maps") == STORED
@@ -107,10 +113,11 @@ class Reconstructor:
             )
             if is_set
         ]
+        engine = self._engines[0]
         self._centered = find_fourier_convention(engine.forward_operator, engine.backward_operator).centered
 
     @classmethod
-    def from_checkpoint(cls, path: Path | str, config_path: Path | str | None = None, device: str = "cpu") -> Self:
+    def from_checkpoint(cls, path: Path | str, config_path: Path | str | None = None, device: str = "auto") -> Self:
         """Build the model of a checkpoint and load its weights.
 
         Parameters
@@ -120,7 +127,7 @@ class Reconstructor:
         config_path : Path or str, optional
             Configuration. Default: `config.yaml` beside the checkpoint.
         device : str
-            `cpu` or `cuda`.
+            `cpu`, `cuda` or `mps`; `auto` takes a GPU where PyTorch finds one.
 
         Returns
         -------
@@ -143,17 +150,49 @@ class Reconstructor:
                 f"The configuration {config_path} is missing; direct train leaves it beside its checkpoints. Name the "
                 "one that the model was trained with (--cfg)."
             )
-        if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
-            raise ValueError(f"The device is {device}; expected cpu, or cuda where PyTorch finds a GPU.")
+        return cls._load([path], config_path, device)
+
+    @classmethod
+    def from_pretrained(cls, name: str, config_path: Path | str | None = None, device: str = "auto") -> Self:
+        """Build a model with weights that are part of the package.
+
+        Parameters
+        ----------
+        name : str
+            `direct-hifimamba weights` lists the names.
+        config_path : Path or str, optional
+            Configuration. Default: that of the training.
+        device : str
+            `cpu`, `cuda` or `mps`; `auto` takes a GPU where PyTorch finds one.
+
+        Returns
+        -------
+        Reconstructor
+
+        Raises
+        ------
+        ValueError
+            If the name is unknown, if a file is not the one of the release, or if the configuration does not fit.
+        """
+        pretrained = find_pretrained(name)
+        path = pretrained.config_path if config_path is None else Path(config_path)
+        return cls._load(pretrained.checkpoints, path, device, pretrained.domain)
+
+    @classmethod
+    def _load(cls, checkpoints: Sequence[Path], config_path: Path, device: str, domain: Domain | None = None) -> Self:
+        device = resolve_device(device)
         config = _load_config(config_path)
-        engine = _build_engine(config, device)
-        load_weights({"model": engine.model, **engine.models}, path, config_path)
-        return cls(engine, config.inference.dataset, config.inference.get("crop"))
+        engines = []
+        for path in checkpoints:
+            engine = _build_engine(config, device)
+            load_weights({"model": engine.model, **engine.models}, path, config_path)
+            engines.append(engine)
+        return cls(engines, config.inference.dataset, config.inference.get("crop"), domain)
 
     @property
     def network(self) -> torch.nn.Module:
-        """The model itself."""
-        return self._engine.model
+        """The model itself; of several, the first one."""
+        return self._engines[0].model
 
     @torch.no_grad()
     def __call__(
@@ -183,8 +222,8 @@ class Reconstructor:
             Height and width to which images are cropped about the middle, where the configuration has `inference.crop:
             header`. Default: that of k-space.
         check : bool
-            Compare k-space with the mask and with what the configuration expects. Types, shapes and values are checked
-            in any case.
+            Compare k-space with the mask, with what the configuration expects and with the domain of the training.
+            Types, shapes and values are checked in any case.
 
         Returns
         -------
@@ -202,6 +241,8 @@ class Reconstructor:
         if check:
             check_image_origin(kspace, sampled, self._centered)
             self._check_completeness(kspace, sampled)
+            for departure in self.find_departures(kspace, sampled):
+                warnings.warn(departure, OutsideDomainWarning, stacklevel=3)  # past torch.no_grad
         self._check_sensitivity_map(sensitivity_map, kspace)
         if self._pad_coils and kspace.ndim == 4 and kspace.shape[1] > self._pad_coils:
             raise ValueError(f"k-space has {kspace.shape[1]} coils; expected at most pad_coils: {self._pad_coils}.")
@@ -223,6 +264,10 @@ class Reconstructor:
         blank = np.zeros_like(next(image for image in images if image is not None))
         stacked = np.stack([blank if image is None else image for image in images])
         return stacked if self._crop is None or image_size is None else _crop(stacked, image_size)
+
+    def find_departures(self, kspace: NDArray[Any], sampled: NDArray[np.bool_]) -> list[str]:
+        """Say in what k-space differs from that of the training, if it is known: see :meth:`Domain.find_departures`."""
+        return [] if self.domain is None else self.domain.find_departures(kspace, sampled)
 
     def _center(self, sampled: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Return the samples for autocalibration that the configuration's data set takes."""
@@ -261,21 +306,50 @@ class Reconstructor:
 
     def _reconstruct(self, sample: dict[str, Any], complex_images: bool) -> NDArray[Any]:
         batch = default_collate([self._transform(sample)])
-        scaling_factor = batch["scaling_factor"].cpu().numpy()
-        outputs: list[Any] = []
-        image = _observe(self._engine, outputs.append)._do_iteration(batch).output_image
-        magnitude = modulus(image) if image.ndim == 4 else image
-        if complex_images:
-            # Most engines take the magnitude of what `forward_function` gives; of several images the last counts.
-            candidates = [image, *(output[0][-1] if isinstance(output[0], list) else output[0] for output in outputs)]
-            image = next((candidate for candidate in candidates if _has_magnitude(candidate, magnitude)), None)
-            if image is None:
-                raise ValueError(
-                    f"{type(self._engine).__name__} gives no complex images; ask for magnitudes alone (neither "
-                    "--complex nor --phase)."
-                )
-            return torch.view_as_complex(image.contiguous())[0].cpu().numpy() * scaling_factor[0]
-        return magnitude[0].cpu().numpy() * scaling_factor[0]
+        scaling_factor = batch["scaling_factor"].cpu().numpy()[0]
+        if len(self._engines) == 1:
+            return _run_engine(self._engines[0], batch, complex_images) * scaling_factor
+        mean = np.mean([_run_engine(engine, batch, complex_images=True) for engine in self._engines], axis=0)
+        return (mean if complex_images else np.abs(mean)) * scaling_factor
+
+
+def _run_engine(engine: Engine, batch: dict[str, Any], complex_images: bool) -> NDArray[Any]:
+    """Return the image of one slice, complex or its magnitude, of shape (height, width)."""
+    outputs: list[Any] = []
+    image = _observe(engine, outputs.append)._do_iteration(dict(batch)).output_image  # DIRECT changes the dictionary
+    magnitude = modulus(image) if image.ndim == 4 else image
+    if not complex_images:
+        return magnitude[0].cpu().numpy()
+    # Most engines take the magnitude of what `forward_function` gives; of several images the last counts.
+    candidates = [image, *(output[0][-1] if isinstance(output[0], list) else output[0] for output in outputs)]
+    image = next((candidate for candidate in candidates if _has_magnitude(candidate, magnitude)), None)
+    if image is None:
+        raise ValueError(
+            f"{type(engine).__name__} gives no complex images; ask for magnitudes alone (neither --complex nor "
+            "--phase)."
+        )
+    return torch.view_as_complex(image.contiguous())[0].cpu().numpy()
+
+
+def resolve_device(device: str) -> str:
+    """Return the device to compute on.
+
+    Parameters
+    ----------
+    device : str
+        `cpu`, `cuda`, `cuda:<number>`, `mps`; or `auto`: CUDA or MPS (Apple) where PyTorch finds it, else the CPU.
+
+    Raises
+    ------
+    ValueError
+        If PyTorch finds no such device.
+    """
+    found = [name for name, backend in (("cuda", torch.cuda), ("mps", torch.mps)) if backend.is_available()]
+    if device == "auto":
+        return [*found, "cpu"][0]
+    if device.partition(":")[0] not in (*found, "cpu"):
+        raise ValueError(f"The device is {device}; expected {', '.join(['auto', *found])} or cpu.")
+    return device
 
 
 def _crop(images: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
@@ -451,7 +525,7 @@ def load_weights(models: Mapping[str, nn.Module], path: Path, config_path: Path)
         If the file is no checkpoint, if its weights are not exactly those of the networks, or if some are not finite.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, EOFError, RuntimeError):
         checkpoint = None
     if not isinstance(checkpoint, dict) or "model" not in checkpoint:

@@ -7,7 +7,7 @@ from zipfile import ZIP_DEFLATED, ZipFile
 
 from direct_hifimamba.benchmark.run.runner import Run
 from direct_hifimamba.files import PARTIAL_SUFFIX, replace_when_complete
-from direct_hifimamba.reconstruction.reconstructor import CONFIG_NAME
+from direct_hifimamba.reconstruction.pretrained import CONFIG_NAME
 
 METRICS_NAME = "metrics_inference.json"
 """What `direct predict` calls the metrics that it writes beside its reconstructions."""

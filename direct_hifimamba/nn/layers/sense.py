@@ -272,7 +272,7 @@ class Acquisition(NamedTuple):
         if not convention.normalized:
             kspace = kspace / (kspace.shape[-2] * kspace.shape[-1]) ** 0.5
         kspace = kspace.where(sampled, 0)
-        noise_variance = _estimate_noise_variance(kspace) if estimate_noise else None
+        noise_variance = estimate_noise_variance(kspace) if estimate_noise else None
         dims = tuple(dim for dim in _SPATIAL if sampled.shape[dim] > 1) or (-1,)
         if constant := [dim for dim in _SPATIAL if dim not in dims]:
             kspace = torch.fft.ifftn(kspace, dim=constant, norm="ortho")
@@ -329,7 +329,7 @@ def _squared_magnitude(values: torch.Tensor) -> torch.Tensor:
     return torch.view_as_real(values).square().sum(dim=-1)
 
 
-def _estimate_noise_variance(kspace: torch.Tensor) -> torch.Tensor:
+def estimate_noise_variance(kspace: torch.Tensor) -> torch.Tensor:
     """Estimate the variance of complex noise at the edge of uncentred k-space, shape (batch, 1, 1).
 
     The squared magnitude of complex Gaussian noise is exponentially distributed; its median is log(2) times the
