@@ -22,7 +22,7 @@ def _original_name(alias: str) -> str:
 
 
 def register_data_sets() -> None:
-    """Make our data sets known to DIRECT in this process. Calling it again changes nothing.
+    """Make our data sets and metrics known to DIRECT in this process. Calling it again changes nothing.
 
     DIRECT looks them up in its own modules after it has imported the model, so that importing one of ours is enough.
     """

@@ -26,6 +26,7 @@ from direct_hifimamba import cli
 from direct_hifimamba.benchmark.plan.specification import Specification
 from direct_hifimamba.data.prepare import prepare
 from direct_hifimamba.data.protocol import Settings
+from direct_hifimamba.reconstruction.reconstructor import Reconstructor
 from direct_hifimamba.training.compose import compose, to_yaml
 from tests.benchmark.export import challenges_test
 from tests.data import lookalikes
@@ -34,6 +35,7 @@ from tests.projects.hifimamba_test import CASES, SHORT
 ROOT = Path(__file__).parents[1]
 README, CONFIGURATION = ROOT / "README.md", ROOT / "docs" / "configuration.md"
 RESULTS = ROOT / "docs" / "results.md"
+PAPER = ROOT / "docs" / "paper.md"
 DOCUMENTS = [README, *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "projects").rglob("*.md"))]
 BLOCK = re.compile(
     r"^(?:<!-- Not run by tests/documents_test\.py: (?P<reason>.+?) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$",
@@ -161,6 +163,8 @@ def build_data(document: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         challenges_test.write_cmrxrecon(
             folder / "data" / "ChallengeData", folder / "data" / "GroundTruth", folder / "predictions" / "cardiac"
         )
+    if document == PAPER:
+        lookalikes.m4raw(folder / "download", num_slices=2)
     if document in (README, CONFIGURATION):
         lookalikes.fastmri(folder / "data", "multi", size=32)
         kspace, mask = undersampled(folder)
@@ -172,7 +176,8 @@ def build_data(document: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 # Commands of the others are checked by tests/projects: they train several networks of full size.
 WITH_COMMANDS = [
-    *(README, CONFIGURATION, RESULTS, ROOT / "docs" / "installation.md", ROOT / "projects" / "hifimamba" / "README.md"),
+    *(README, CONFIGURATION, RESULTS, PAPER, ROOT / "docs" / "installation.md"),
+    ROOT / "projects" / "hifimamba" / "README.md",
     *(document for document in DOCUMENTS if document.parent.name in CASES),
 ]
 
@@ -190,8 +195,27 @@ def test_commands_run_one_after_the_other(document: Path, shell: Shell, monkeypa
         if not block.language and not block.reason:
             for words in commands_of(block.text):
                 shell.run(words)
+    if document == PAPER:
+        _check_paper(shell.folder)
     if document == README:
         _reconstruct(next(block.text for block in blocks_of(document) if "Reconstructor" in block.text))
+
+
+def _check_paper(folder: Path) -> None:
+    """Images that lie in [0, 1] as their references do, equal to those of `reconstruct`, and the paper's metrics."""
+    reconstructor = Reconstructor.from_checkpoint(folder / "outputs" / "paper" / "m4raw" / "model_5.pt")
+    (path,) = (folder / "outputs" / "paper").rglob("metrics_inference.json")
+    scores = yaml.safe_load(path.read_text())
+    assert len(scores) == 2
+    for volume, values in scores.items():
+        assert values.keys() == {"paper_ssim_metric", "paper_psnr_metric", "paper_nmse_metric"}
+        assert 0 < values["paper_nmse_metric"] < 1
+        with h5py.File(folder / "outputs" / "paper" / "predicted" / volume) as file:
+            predicted = file["reconstruction"][()]
+        assert 0.3 < predicted.max() < 3
+        with h5py.File(folder / "data" / "m4raw_paper" / "test_equispaced_4x" / volume) as file:
+            kspace, mask = file["kspace"][()], file["mask"][()]
+        np.testing.assert_allclose(reconstructor(kspace * mask, mask), predicted.squeeze(), atol=1e-5)
 
 
 def _reconstruct(text: str) -> None:

@@ -8,7 +8,7 @@ from direct_hifimamba.commands.jobs import add_jobs_argument
 from direct_hifimamba.data.data_sets import DATA_SETS, MEASURED, SIMULATED
 from direct_hifimamba.data.masks import MaskOptions
 from direct_hifimamba.data.prepare import prepare, summarise
-from direct_hifimamba.data.protocol import CROP, FILE_NAME, MULTI_COIL, RESAMPLE, SINGLE_COIL, Settings
+from direct_hifimamba.data.protocol import CROP, FILE_NAME, MULTI_COIL, RECONSTRUCTIONS, RESAMPLE, SINGLE_COIL, Settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,9 +48,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fit", choices=(CROP, RESAMPLE), help="how they get it: crop and zero-pad (default), or resample"
     )
     parser.add_argument(
+        "--reconstruction",
+        choices=RECONSTRUCTIONS,
+        help="fastMRI: magnitude images of reconstruction_esc or reconstruction_rss (the paper's, also for a single "
+        "coil; default: esc, else rss)",
+    )
+    parser.add_argument(
         "--normalise-slices",
         action="store_true",
-        help="scale each magnitude image to [0, 1], as the paper did; the input then knows the scale of the target",
+        help="scale each magnitude image to [0, 1], or measured k-space (copied) by the maximum of its image, as the "
+        "paper did; the input then knows the scale of the target",
     )
     parser.add_argument(
         "--mask",
@@ -82,6 +89,7 @@ def main(args: argparse.Namespace) -> None:
         size=args.size and tuple(args.size),
         fit=args.fit,
         masks=args.mask and tuple(map(MaskOptions.from_words, args.mask)),
+        reconstruction=args.reconstruction,
         normalise_slices=args.normalise_slices,
         mask_training=args.mask_training,
         copy=args.copy,

@@ -133,6 +133,8 @@ def _write_kspace(task: Task, who: Mapping[str, str]) -> None:
     with task.source.open("rb") as file:
         checksum = hashlib.file_digest(file, "sha256").hexdigest()
     with DATA_SETS[settings.data_set].reader(task.source) as source:
+        if settings.reconstruction is not None and isinstance(source, KSpaceFile):
+            source.reconstructions = (f"reconstruction_{settings.reconstruction}",)
         chosen = select_slices(settings.slices, source.num_slices)
         kept = [index for index in chosen if _has_content(_image(source, index, settings))]
         if not kept:
@@ -155,8 +157,9 @@ def _write_kspace(task: Task, who: Mapping[str, str]) -> None:
             write_volume(
                 task.path, (_simulate(_image(source, index, settings), settings) for index in kept), provenance
             )
-        elif settings.copy or not source.is_linkable:
-            write_volume(task.path, map(source.kspace, kept), provenance, header=source.header())
+        elif settings.copy or settings.normalise_slices or not source.is_linkable:
+            slices = (_measured(source, index, settings) for index in kept)
+            write_volume(task.path, slices, provenance, header=source.header())
         else:
             link = os.path.relpath(task.source.resolve(), task.path.parent.resolve())
             write_volume(task.path, source.layout(kept, link), provenance, header=source.header())
@@ -177,6 +180,12 @@ def _has_content(image: NDArray[np.float32]) -> bool:
     if not np.isfinite(image).all():
         raise SourceError("it has values that are NaN or infinite")
     return not is_blank(image, bright_level(image))
+
+
+def _measured(source: KSpaceFile, index: int, settings: Settings) -> NDArray[np.complex64]:
+    """K-space of a slice, divided by the maximum of its image if slices are to be normalised."""
+    kspace = source.kspace(index)
+    return kspace / root_sum_of_squares(kspace).max() if settings.normalise_slices else kspace
 
 
 def _simulate(image: NDArray[np.float32], settings: Settings) -> NDArray[np.complex64]:

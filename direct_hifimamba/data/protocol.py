@@ -17,6 +17,8 @@ FILE_NAME = "protocol.json"
 TRAINING = "train"
 CROP, RESAMPLE = "crop", "resample"
 SINGLE_COIL, MULTI_COIL = "single", "multi"
+RECONSTRUCTIONS = ("esc", "rss")
+_LATER_KEYS = ("divide", "reconstruction")
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,11 @@ class Settings:
         Height and width of magnitude images. None: measured k-space stays as it is.
     fit : str, optional
         How images are brought to this size: `crop` (and zero-pad) about the centre, or `resample`.
+    reconstruction : str, optional
+        `esc` or `rss`: which of fastMRI's reconstructions is the magnitude image. None: the first one that there is.
     normalise_slices : bool
-        Scale every magnitude image to [0, 1] with its own minimum and maximum.
+        Scale every magnitude image to [0, 1] with its own minimum and maximum, and divide measured k-space by the
+        maximum of its slice's image.
     masks : tuple of MaskOptions
         Masks that are stored for evaluation.
     mask_training : bool
@@ -62,6 +67,7 @@ class Settings:
     size: tuple[int, int] | None
     fit: str | None
     masks: tuple[MaskOptions, ...]
+    reconstruction: str | None = None
     normalise_slices: bool = False
     mask_training: bool = False
     copy: bool = False
@@ -92,7 +98,7 @@ class Settings:
             "acquisition": data_set.acquisition is not None,
             "size": simulated,
             "fit": simulated,
-            "normalise_slices": simulated,
+            "reconstruction": simulated and data_set.has_coil_variants,
             "copy": not simulated,
         }
         for key in given:
@@ -132,9 +138,9 @@ class Settings:
         return cls(**{**stored, "masks": masks})
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settings in the types of JSON; `divide` only if it is set, as in earlier versions."""
+        """Return the settings in the types of JSON; later keys only if they are set, as in earlier versions."""
         values = json.loads(json.dumps(asdict(self)))
-        return {key: value for key, value in values.items() if key != "divide" or value is not None}
+        return {key: value for key, value in values.items() if key not in _LATER_KEYS or value is not None}
 
     @property
     def acquisitions(self) -> tuple[str | None, ...]:
@@ -163,17 +169,18 @@ class Settings:
     def remarks(self) -> list[str]:
         """Return what readers of results on these data have to know."""
         paper = Settings.of(self.data_set, kspace=DATA_SETS[self.data_set].kspace_of_paper)
-        if paper.kspace == SIMULATED:
-            paper = replace(paper, normalise_slices=True)
-        here, there = self.to_json(), paper.to_json()
+        is_of_paper = self.data_set != "raw"
+        paper = replace(paper, normalise_slices=is_of_paper, reconstruction="rss" if paper.coils else None)
+        here, there = (json.loads(json.dumps(asdict(settings))) for settings in (self, paper))
         compared = ["kspace", "coils", "acquisition", "slices", "masks"]
         if self.kspace == paper.kspace:  # otherwise these are not comparable
-            compared += ["size", "fit", "normalise_slices"]
+            compared += ["size", "fit", "reconstruction", "normalise_slices"]
         remarks = {
             "K-space is the Fourier transform of magnitude images: Hermitian, without the phase and the noise of a "
             "measurement. Results say nothing about measured k-space.": self.kspace == SIMULATED,
-            "Each slice was scaled to [0, 1] with its own minimum and maximum: the input knows the scale of the "
-            "target.": self.normalise_slices,
+            "Each slice was scaled to [0, 1] by its reference: the input knows the scale of the target.": (
+                self.normalise_slices
+            ),
             "Subjects were divided between splits at random, with a fixed seed.": self.divide is not None,
             "A stored mask is the same for all slices of a file.": bool(self.masks),
             "FastMRIRandom reaches its acceleration on average only; the protocol has the value of each file.": any(

@@ -148,7 +148,7 @@ def _check_section(section: Any, schema: type, path: str) -> None:
         loss_path = f"{path}.loss.losses.{index}"
         _check_name(_build(loss, FunctionConfig, loss_path).function, LossFunType, f"{loss_path}.function")
     for key, known in (
-        ("metrics", direct.functionals.__all__),
+        ("metrics", dir(direct.functionals)),
         ("regularizers", direct.functionals.__all__),
         ("optimizer", torch.optim.__all__),
     ):

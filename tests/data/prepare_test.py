@@ -246,16 +246,19 @@ def test_only_valid_headers_are_kept(prepared):
     assert sample["reconstruction_size"] == (24, 24, 1)
 
 
-@pytest.mark.parametrize("coils", ["single", "multi"])
-def test_fastmri_from_magnitude_is_the_transform_of_the_reconstruction(tmp_path, coils):
+@pytest.mark.parametrize(
+    ("coils", "reconstruction", "scale"), [("single", None, 1), ("single", "rss", 1.5), ("multi", None, 1)]
+)
+def test_fastmri_from_magnitude_is_the_transform_of_the_reconstruction(tmp_path, coils, reconstruction, scale):
     content = lookalikes.fastmri(tmp_path / "raw", coils)
-    settings = Settings.of("fastmri", kspace=SIMULATED, coils=coils, size=(20, 30))
+    settings = Settings.of("fastmri", kspace=SIMULATED, coils=coils, size=(20, 30), reconstruction=reconstruction)
+    assert any("in the paper, reconstruction is" in remark for remark in settings.remarks()) == (reconstruction is None)
     prepare(tmp_path / "raw", tmp_path / "out", settings)
     sample = FastMRIDataset(tmp_path / "out" / "train")[2]
     image = kspace_to_image(sample["kspace"][0])
     np.testing.assert_allclose(image.imag, 0, atol=1e-4)
     expected = np.pad(content["file1000001.h5"][2, 2:22], [(0, 0), (3, 3)])
-    np.testing.assert_allclose(image.real, expected, atol=1e-3)
+    np.testing.assert_allclose(image.real, scale * expected, atol=1e-3)
     assert "padding_left" not in sample, "the header is that of the measurement"
 
 
@@ -289,6 +292,18 @@ def test_normalised_slices_reach_from_0_to_1(tmp_path):
         assert image.max() == pytest.approx(1, abs=1e-5)
         assert image.min() == pytest.approx(0, abs=1e-5)
     assert not any("scale of the target" in remark for remark in Settings.of("prostate158").remarks())
+
+
+def test_measured_slices_are_divided_by_their_maximum(tmp_path):
+    content = lookalikes.m4raw(tmp_path / "raw")
+    settings = Settings.of("m4raw", masks=(), normalise_slices=True)
+    assert any("the input knows the scale of the target" in remark for remark in settings.remarks())
+    prepare(tmp_path / "raw", tmp_path / "out", settings, ["train"])
+    shutil.rmtree(tmp_path / "raw")  # nothing is linked
+    dataset = FastMRIDataset(tmp_path / "out" / "train")
+    images = np.stack([root_sum_of_squares(dataset[index]["kspace"]) for index in range(18)])
+    expected = content["2022061003_T101.h5"]
+    np.testing.assert_allclose(images, expected / expected.max(axis=(1, 2), keepdims=True), atol=1e-5)
 
 
 def test_resampled_slices_keep_what_they_show(tmp_path):
@@ -892,7 +907,8 @@ def test_a_file_of_another_preparation_in_the_way_is_not_taken_over(prepared, tm
         ("prostate158", {"acquisition": "T1"}, "--acquisition does not apply to prostate158"),
         ("fastmri", {"size": (8, 8)}, "--size does not apply to fastmri with measured k-space"),
         ("fastmri", {"fit": "crop"}, "--fit does not apply to fastmri"),
-        ("m4raw", {"normalise_slices": True}, "--normalise-slices does not apply to m4raw with measured"),
+        ("m4raw", {"reconstruction": "rss"}, "--reconstruction does not apply to m4raw with measured"),
+        ("fastmri", {"reconstruction": "rss"}, "--reconstruction does not apply to fastmri with measured"),
         ("acdc", {"size": (0, 8)}, r"The size is \(0, 8\); expected at least 1"),
         ("acdc", {"slices": "most"}, "rule for slices is 'most'; expected all, central:N or inner:N"),
         ("acdc", {"seed": -1}, "seed is -1; expected"),
@@ -965,6 +981,7 @@ def test_command_line_reaches_every_option(tmp_path, capsys):
     words = (
         f"prepare fastmri {tmp_path / 'raw'} {tmp_path / 'out'} --split val --jobs 1 --kspace magnitude --coils multi "
         "--acquisition CORPD_FBK --slices inner:1 --size 20 22 --fit resample --normalise-slices "
+        "--reconstruction rss "
         "--mask FastMRIRandom 3 0.2 --mask Radial 4 --mask-training --seed 7"
     )
     cli.main(words.split())
@@ -981,6 +998,7 @@ def test_command_line_reaches_every_option(tmp_path, capsys):
         "slices": "inner:1",
         "size": [20, 22],
         "fit": "resample",
+        "reconstruction": "rss",
         "normalise_slices": True,
         "masks": [
             {"name": "FastMRIRandom", "acceleration": 3.0, "center_fraction": 0.2},

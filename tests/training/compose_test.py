@@ -146,7 +146,10 @@ def test_the_last_override_wins(parts):
         ("training.datasets.0.transforms={}", "training.datasets.0.transforms.masking.name is missing"),
         ("model.hidden_channels=7", "model: hidden_channels is 7; expected an even number"),
         ("model.patch_size=two", "model.patch_size: Value 'two' of type 'str' could not be converted to Integer"),
-        ("model.learning_rate_schedule=linear", "learning_rate_schedule is 'linear'; expected one of steps, cosine"),
+        (
+            "model.learning_rate_schedule=linear",
+            "learning_rate_schedule is 'linear'; expected one of steps, cosine, paper",
+        ),
         ("model=null", "There is no section 'model'; merge a file that has it"),
         ("training=3", "training is 3; expected keys with values"),
         ("training.datasets=[3]", "training.datasets.0 is 3; expected keys with values"),

@@ -1,4 +1,4 @@
-"""Tests of the cosine schedule: its values, its place in DIRECT's training, and its resumption."""
+"""Tests of the cosine schedules: their values, their place in DIRECT's training, and their resumption."""
 
 import math
 from functools import partial
@@ -16,7 +16,7 @@ from torch.optim import SGD
 
 from direct_hifimamba.nn.hifimamba.config import HiFiMambaV2Config
 from direct_hifimamba.nn.hifimamba.hifimamba_engine import HiFiMambaV2Engine
-from direct_hifimamba.training.learning_rate import CosineSchedule
+from direct_hifimamba.training.learning_rate import CosineSchedule, PaperSchedule
 from tests.helpers import replace_training_loop
 
 LR, WARM_UP, ITERATIONS = 0.3, 4, 12
@@ -95,6 +95,26 @@ def test_values_follow_the_formula():
     assert rates[-1] == pytest.approx(0, abs=1e-12)
 
 
+def test_the_cosine_of_the_paper_ends_at_epoch_72_of_100_and_rises_again(monkeypatch, tmp_path):
+    """One iteration per epoch: 5 of warm-up, and after the minimum 0.37 of the peak."""
+    optimizer = _optimizer()
+    schedule = PaperSchedule(optimizer, TrainingConfig(num_iterations=100, lr_warmup_iter=5))
+    rates = []
+    for _ in range(101):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[:6] == pytest.approx([LR * step / 5 for step in (1, 2, 3, 4, 5, 5)])
+    assert rates[5:73] == pytest.approx([LR * (1 + math.cos(math.pi * epoch / 67)) / 2 for epoch in range(68)])
+    assert min(rates) == rates[72] == pytest.approx(0)
+    assert rates[72:] == sorted(rates[72:])
+    assert rates[100] / LR == pytest.approx(0.37, abs=0.005)
+
+    halves = [_train(monkeypatch, tmp_path, part, "paper") for part in (range(7), range(7, ITERATIONS))]
+    assert halves[0][:WARM_UP] == pytest.approx([LR * step / WARM_UP for step in (1, 2, 3, 4)])
+    assert [*halves[0], *halves[1]] == _train(monkeypatch, tmp_path / "uninterrupted", range(ITERATIONS), "paper")
+
+
 def test_default_is_the_schedule_of_direct(monkeypatch, tmp_path):
     assert HiFiMambaV2Config().learning_rate_schedule == "steps"
     optimizer = _optimizer()
@@ -125,8 +145,12 @@ def test_schedules_are_not_mixed(monkeypatch, tmp_path, schedule, first):
     with pytest.raises(ValueError, match="Unknown warmup method: that of the cosine schedule"):
         _train(monkeypatch, tmp_path / "cosine", range(first, ITERATIONS), schedule)
     _train(monkeypatch, tmp_path / "steps", range(first), schedule)
-    with pytest.raises(ValueError, match="was trained with DIRECT's own learning-rate schedule; resume with that one"):
+    with pytest.raises(
+        ValueError, match="was trained with another learning-rate schedule, such as DIRECT's own; resume"
+    ):
         _train(monkeypatch, tmp_path / "steps", range(first, ITERATIONS), "cosine")
+    with pytest.raises(ValueError, match="was trained with another learning-rate schedule"):
+        _train(monkeypatch, tmp_path / "cosine", range(first, ITERATIONS), "paper")
 
 
 def test_cosine_cannot_be_prolonged(monkeypatch, tmp_path):

@@ -26,14 +26,25 @@ class HiFiMambaV2Engine(SenseEngine):
     _load_balancing_loss: torch.Tensor
 
     def reconstruct(self, measurement: Measurement) -> torch.Tensor:
-        """Return the network's image (batch, height, width, 2) and keep its load-balancing loss."""
+        """Return the network's image (batch, height, width, 2), or those of all coils; keep its load-balancing loss."""
         output = self.model(**measurement._asdict())
         # A vector where DIRECT, for several GPUs in one process, gathers the scalars of the parts of a batch.
         self._load_balancing_loss = output.load_balancing_loss.mean()
         return output.image
 
     def build_loss(self) -> dict[str, Callable[..., torch.Tensor]]:
-        """Return the losses of the configuration, and `load_balancing_loss` if the model has routers."""
+        """Return the losses of the configuration, and `load_balancing_loss` if the model has routers.
+
+        Raises
+        ------
+        ValueError
+            If there is a sensitivity model, and the network uses no sensitivity maps.
+        """
+        if self.cfg.model.coil_mode == "channels" and self.models:
+            raise ValueError(
+                f"additional_models has {', '.join(self.models)}, which would not be trained, as model.coil_mode is "
+                '"channels"; expected no additional models, or coil_mode: sense.'
+            )
         losses = super().build_loss()
         weight = self.cfg.model.load_balancing_weight
         if weight > 0 and any(isinstance(module, Router) for module in self.model.modules()):

@@ -20,8 +20,8 @@ class NetworkConfig(ModelConfig):
     scan_backend : str
         Backend of :func:`direct_hifimamba.ops.selective_scan.selective_scan`. Default: "auto".
     learning_rate_schedule : str
-        "steps" (DIRECT's own) or "cosine" (:class:`direct_hifimamba.training.learning_rate.CosineSchedule`), set by the
-        engine. Default: "steps".
+        "steps" (DIRECT's own), "cosine" or "paper" (:class:`direct_hifimamba.training.learning_rate.CosineSchedule` and
+        `PaperSchedule`), set by the engine. Default: "steps".
     decayed_parameters : str
         What `training.weight_decay` acts on: "all", as in DIRECT, or "matrices" and kernels of convolutions, but no
         vectors (biases, scales, `D`), scalars and `A_log` (:mod:`direct_hifimamba.training.weight_decay`), set by the
@@ -32,7 +32,7 @@ class NetworkConfig(ModelConfig):
 
     #: Allowed strings. No enums, as OmegaConf finds enum members by their upper-case names only.
     CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
-        "learning_rate_schedule": ("steps", "cosine"),
+        "learning_rate_schedule": ("steps", "cosine", "paper"),
         "decayed_parameters": ("all", "matrices"),
         "scan_backend": ("auto", "reference", "torch", "native", "triton", "mamba_ssm"),
     }

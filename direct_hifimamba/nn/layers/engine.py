@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from direct.data.transforms import expand_operator
+from direct.data.transforms import expand_operator, root_sum_of_squares
 from direct.engine import DoIterationOutput
 from direct.nn.mri_models import MRIModelEngine
 from torch.optim import Optimizer
@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from direct_hifimamba.nn.layers.sense import Measurement, check_fully_sampled, check_values
 from direct_hifimamba.training.distributed import average_gradients, broadcast_weights
-from direct_hifimamba.training.learning_rate import CosineSchedule
+from direct_hifimamba.training.learning_rate import SCHEDULES
 from direct_hifimamba.training.weight_decay import exclude_from_weight_decay
 
 
@@ -42,9 +42,10 @@ class SenseEngine(MRIModelEngine):
         Returns
         -------
         image : torch.Tensor
-            Coil-combined image of shape (batch, height, width, 2).
+            Coil-combined image of shape (batch, height, width, 2), or the root sum of squares (batch, height, width) if
+            the network returns images of all coils.
         kspace : torch.Tensor
-            Its k-space of shape (batch, coil, height, width, 2).
+            K-space of shape (batch, coil, height, width, 2).
 
         Raises
         ------
@@ -56,12 +57,17 @@ class SenseEngine(MRIModelEngine):
         check_values(measurement)
         if "acceleration" in data and "padding" in data:  # DIRECT has drawn the mask and cleared it in the padding
             check_fully_sampled(~data["padding"])
-        image = stop_gradient_at_zero(self.reconstruct(measurement.reduce_mask()))
-        coil_images = expand_operator(image, data["sensitivity_map"], dim=self._coil_dim)
+        output = self.reconstruct(measurement.reduce_mask())
+        if output.ndim == measurement.masked_kspace.ndim:  # images of all coils
+            coil_images = stop_gradient_at_zero(output, (self._coil_dim, self._complex_dim))
+            image = root_sum_of_squares(coil_images, dim=self._coil_dim)
+        else:
+            image = stop_gradient_at_zero(output, (self._complex_dim,))
+            coil_images = expand_operator(image, data["sensitivity_map"], dim=self._coil_dim)
         return image, self.forward_operator(coil_images, dim=self._spatial_dims)
 
     def reconstruct(self, measurement: Measurement) -> torch.Tensor:
-        """Call the network and return its image (batch, height, width, 2)."""
+        """Call the network and return its image (batch, height, width, 2), or those of all coils."""
         return self.model(**measurement._asdict())
 
     def train(self, optimizer: Optimizer, lr_scheduler: LRScheduler, *args: Any, **kwargs: Any) -> None:
@@ -69,8 +75,8 @@ class SenseEngine(MRIModelEngine):
         super()._Engine__bind_sigint_signal()  # Ctrl-C writes a checkpoint first
         if self.cfg.model.decayed_parameters == "matrices":
             exclude_from_weight_decay(optimizer, lr_scheduler, self.model)
-        if self.cfg.model.learning_rate_schedule == "cosine":
-            lr_scheduler = CosineSchedule(optimizer, self.cfg.training)
+        if self.cfg.model.learning_rate_schedule in SCHEDULES:
+            lr_scheduler = SCHEDULES[self.cfg.model.learning_rate_schedule](optimizer, self.cfg.training)
         super().train(optimizer, lr_scheduler, *args, **kwargs)
 
     def training_loop(self, *args: Any, **kwargs: Any) -> None:
@@ -103,9 +109,9 @@ class SenseEngine(MRIModelEngine):
         return output
 
 
-def stop_gradient_at_zero(image: torch.Tensor) -> torch.Tensor:
-    """Return the image (..., 2), through whose exact zeros no gradient flows.
+def stop_gradient_at_zero(image: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
+    """Return the image, through which no gradient flows where it is zero at all positions along `dims`.
 
-    DIRECT takes the magnitude, whose derivative is NaN at zero, as where all sensitivities are zero.
+    The magnitude, over real and imaginary part or coils as well, has a derivative of NaN there.
     """
-    return image.where((image != 0).any(dim=-1, keepdim=True), 0.0)
+    return image.where((image != 0).any(dim=dims, keepdim=True), 0.0)

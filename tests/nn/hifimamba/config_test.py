@@ -31,7 +31,7 @@ CHOICES = {
     "data_consistency": ["hard", "proximal"],
     "data_consistency_activation": ["silu", "none"],
     "initialisation": ["reference", "balanced"],
-    "learning_rate_schedule": ["steps", "cosine"],
+    "learning_rate_schedule": ["steps", "cosine", "paper"],
     "decayed_parameters": ["all", "matrices"],
     "scan_backend": ["auto", "reference", "torch", "native", "triton", "mamba_ssm"],
 }

@@ -113,6 +113,37 @@ def test_image_and_its_kspace(coils: int) -> None:
         torch.testing.assert_close(kspace[:, coil], fft2(torch.view_as_real(coil_image), dim=(1, 2)))
 
 
+def test_coils_as_channels_give_their_root_sum_of_squares() -> None:
+    engine, data = build_engine("l1_loss", coil_mode="channels", num_coils=3), batch(coils=3)
+    image, kspace = engine.forward_function(data | {"sensitivity_map": torch.ones_like(data["sensitivity_map"])})
+    coil_images = engine.model(*(data[key] for key in ("masked_kspace", "sampling_mask", "sensitivity_map"))).image
+    assert_close(image, coil_images.square().sum(dim=(1, -1)).sqrt().detach(), 1e-5)
+    sampled = data["sampling_mask"] != 0  # every coil has its measured samples
+    assert_close(kspace * sampled, data["masked_kspace"], 1e-5)
+
+    engine.models_training_mode()
+    assert engine._do_iteration(data, engine.build_loss()).output_image.shape == data["target"].shape
+    assert all(gradient is not None for gradient in parameter_gradients(engine, ""))
+
+
+def test_pixels_that_are_zero_in_all_coils_have_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, data = build_engine("l1_loss", coil_mode="channels", num_coils=2), batch()
+    coil_images = torch.randn(2, 2, 18, 16, 2).index_fill(2, torch.arange(3), 0.0).requires_grad_()
+    monkeypatch.setattr(engine, "reconstruct", lambda _: coil_images)
+    engine.forward_function(data)[0].sum().backward()
+    assert coil_images.grad is not None
+    assert coil_images.grad.isfinite().all()
+    assert torch.equal((coil_images.grad == 0), (coil_images == 0))
+
+
+def test_coils_as_channels_refuse_a_sensitivity_model() -> None:
+    sensitivity_model = SensitivityRefinement(fft2, ifft2, num_filters=4, num_pool_layers=1)
+    additional = {"sensitivity_model": sensitivity_model}
+    engine = build_engine("l1_loss", additional_models=additional, coil_mode="channels")
+    with pytest.raises(ValueError, match="has sensitivity_model, which would not be trained"):
+        engine.build_loss()
+
+
 def test_the_constructor_changes_nothing_about_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda *_: pytest.fail("malloc is tuned"))
     before = signal.getsignal(signal.SIGINT)
