@@ -1,8 +1,8 @@
-"""Build of the CPU kernels, and the README as package indexes show it; everything else is in pyproject.toml.
+"""Build of the CPU kernels, and the README for package indexes; everything else is in pyproject.toml.
 
-The kernels are optional: where they cannot be compiled the package installs without them and computes with PyTorch.
-With `DIRECT_HIFIMAMBA_REQUIRE_KERNELS=1` in the environment, as for a release, the build fails instead. `CXXFLAGS` of
-the environment follow the flags below, so they win.
+The kernels are optional: where they cannot be compiled, the package installs without them and uses PyTorch. With
+`DIRECT_HIFIMAMBA_REQUIRE_KERNELS=1` in the environment, as for a release, the build fails instead. The environment's
+`CXXFLAGS` come after the flags below and override them.
 """
 
 import os
@@ -20,7 +20,7 @@ CSRC = Path("direct_hifimamba/ops/csrc")
 FLAGS = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden"]
 FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 FLAGS += shlex.split(os.environ.get("CXXFLAGS", ""))
-# Instruction set -> flags of its translation unit; which one runs is decided at run time.
+# Flags for the translation unit of each instruction set; the instruction set is selected at run time.
 PORTABLE = {"portable": []}
 X86 = {
     "avx2": ["-mavx2", "-mfma"],
@@ -29,7 +29,7 @@ X86 = {
 
 
 class BuildKernel(build_ext):
-    """Compiles every unit with flags of its own; an `Extension` knows only one set of flags."""
+    """Build command that compiles every unit with its own flags; an `Extension` has only one set of flags."""
 
     def build_extension(self, ext: Extension) -> None:
         """Compile the units, then the rest, and link."""
@@ -48,7 +48,7 @@ class BuildKernel(build_ext):
         super().build_extension(ext)
 
     def compiles_for_x86(self, ext: Extension) -> bool:
-        """Whether x86-64 is what the compiler makes code for, and all that it makes code for, whatever runs it here."""
+        """Return whether the compiler's only target is x86-64, which may differ from the machine that runs it."""
         probe = Path(self.build_temp, "x86.cpp")
         probe.parent.mkdir(parents=True, exist_ok=True)
         probe.write_text("#ifndef __x86_64__\n#error not x86-64: portable code alone\n#endif\n")
@@ -60,17 +60,17 @@ class BuildKernel(build_ext):
 
 
 class Wheel(bdist_wheel):
-    """A wheel whose name says whether it has compiled kernels: without them it is one for any platform."""
+    """Wheel command that tags a wheel without compiled kernels for any platform."""
 
     def run(self) -> None:
-        """Build first: only then it is known."""
+        """Build first, because only then it is known whether there are kernels."""
         self.run_command("build")
         self.root_is_pure = not any(Path(self.get_finalized_command("build").build_lib).rglob("_native*"))
         super().run()
 
 
 def long_description() -> str:
-    """The README without its links into the repository, which lead nowhere in a package index."""
+    """Return the README without links into the repository, which would be broken in a package index."""
     return re.sub(r"!?\[([^]]+)\]\((?!https?:)[^)]+\)", r"\1", Path("README.md").read_text(encoding="utf-8"))
 
 

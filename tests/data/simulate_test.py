@@ -277,7 +277,7 @@ def test_output_folder_with_other_content_is_refused(tmp_path, foreign):
     if foreign == "other source":
         _write_nifti(source, _brain()[::-1])
     before = _digests(list(output.iterdir()))
-    with pytest.raises(FileExistsError, match=r"already holds a\.h5, which is not of this simulation; choose a new"):
+    with pytest.raises(FileExistsError, match=r"already holds a\.h5 of another simulation; choose a new"):
         simulate(str(source), output, SimulationOptions(seed=1 if foreign == "other options" else 0))
     assert _digests(list(output.iterdir())) == before
 

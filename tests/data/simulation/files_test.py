@@ -37,7 +37,7 @@ def test_run_is_completed_but_not_mixed_with_another(tmp_path: Path) -> None:
     first.unlink()
     assert len(write_samples(tmp_path, 3, SMALL)) == len(list(tmp_path.iterdir())) == 3
     assert first.read_bytes() == content
-    with pytest.raises(FileExistsError, match="not of this simulation"):
+    with pytest.raises(FileExistsError, match="of another simulation"):
         write_samples(tmp_path, 1, SampleOptions(size=(96, 104), masks=("equispaced",)))
 
 
