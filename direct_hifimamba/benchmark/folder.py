@@ -90,7 +90,7 @@ class BenchmarkFolder:
 
     @property
     def results_json(self) -> Path:
-        """Everything that was found, see results.schema.json."""
+        """Everything that was found, see :class:`~direct_hifimamba.benchmark.score.results.Results`."""
         return self.path / "results.json"
 
     @property

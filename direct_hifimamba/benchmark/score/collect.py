@@ -1,7 +1,7 @@
 """Everything that a benchmark has found, put together."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -75,7 +75,7 @@ def collect(
     for run in (*searched, *cells.values()):
         arguments = [run.training_command(), *map(run.prediction_command, run.prediction_data)]
         commands += [provenance.as_typed(words, ENVIRONMENT) for words in arguments]
-    budget = {key: float(value) for key, value in asdict(specification.budget).items() if value is not None}
+    budget = {key: float(value) for key, value in specification.budget.model_dump(exclude_none=True).items()}
     return Results(
         name=specification.name,
         description=specification.description,

@@ -1,24 +1,24 @@
-"""What a benchmark has found: `results.json`, described field by field in results.schema.json."""
+"""What a benchmark has found: the models of `results.json`. Times are in seconds, memory is in bytes."""
 
 import hashlib
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from importlib import resources
+from dataclasses import field
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Self
 
-import jsonschema
 import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from direct_hifimamba.benchmark.score.scores import METRICS
 from direct_hifimamba.benchmark.score.statistics import Difference, Groups, Values, compare, group_members, summarise
+from direct_hifimamba.benchmark.validation import CONFIG, first_error
 from direct_hifimamba.files import replace_when_complete
 
-SCHEMA_VERSION = 1
-SCHEMA: dict[str, Any] = json.loads(resources.files(__package__).joinpath("results.schema.json").read_text("utf-8"))
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+"""SHA-256 in hexadecimal digits."""
 
 
 def digest(values: Any) -> str:
@@ -26,22 +26,22 @@ def digest(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class Data:
     """The data, by hashes of their content; `groups` has the subject of each test file, `sources` its download's."""
 
     origin: str
-    files: dict[str, str]
+    files: dict[str, Digest]
     slices: int
-    masks: dict[str, str]
-    training: str
-    validation: str
-    protocol: str | None
+    masks: dict[str, Digest]
+    training: Digest
+    validation: Digest
+    protocol: Digest | None
     groups: dict[str, str] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class Protocol:
     """What was asked of all models alike; `hash` covers what has to be equal in one table."""
 
@@ -54,10 +54,11 @@ class Protocol:
     metrics: dict[str, str]
     spectrum_edges: list[float]
     evaluation: dict[str, Any]
-    hash: str = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "hash", digest(self.comparable))
+    @property
+    def hash(self) -> str:
+        """Digest of :attr:`comparable`, kept in the file."""
+        return digest(self.comparable)
 
     @property
     def comparable(self) -> dict[str, Any]:
@@ -76,7 +77,7 @@ class Protocol:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class Provenance:
     """What is needed to repeat the benchmark."""
 
@@ -88,7 +89,7 @@ class Provenance:
     specification: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class Spread:
     """Median, smallest and largest of what was measured in several rounds."""
 
@@ -102,7 +103,7 @@ class Spread:
         return cls(statistics.median(values), min(values), max(values))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class Trial:
     """A learning rate that was tried on the validation split; `score` is None where training failed."""
 
@@ -110,7 +111,7 @@ class Trial:
     score: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class Model:
     """A row of the tables: what was compared and what it costs."""
 
@@ -143,7 +144,7 @@ class Model:
         return bool(rates) and self.learning_rate in (min(rates), max(rates))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class Scores:
     """Scores of one model and seed at one acceleration. None stands for a score that is not defined."""
 
@@ -157,7 +158,7 @@ class Scores:
     spectrum: dict[str, list[float | None]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class SummaryRow:
     """One metric of one model at one acceleration, over all volumes and seeds."""
 
@@ -179,7 +180,7 @@ class SummaryRow:
     singles: list[float] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class Results:
     """Everything that one benchmark has found."""
 
@@ -192,9 +193,10 @@ class Results:
     models: list[Model]
     scores: list[Scores]
     summary: list[SummaryRow]
+    schema_version: Literal[1] = 1
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path) -> "Results":
         """Read and check a file that :meth:`save` has written.
 
         Raises
@@ -205,24 +207,29 @@ class Results:
             If it is no such file, or was changed in a way that its protocol's hash shows.
         """
         try:
-            values = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is no JSON: {error}; expected results.json of a benchmark.") from error
-        _validate(values, str(path))
-        results = _build(cls, values)
-        if results.protocol.hash != values["protocol"]["hash"]:
+            values = json.loads(path.read_bytes())
+            expected = values["protocol"].pop("hash")
+            results = _ADAPTER.validate_json(json.dumps(values))
+        except ValidationError as error:
+            raise ValueError(f"{path} is no results.json of this version: {first_error(error)}") from error
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path} is no results.json of a benchmark: {error!r}.") from error
+        if results.protocol.hash != expected:
             raise ValueError(
-                f"The protocol in {path} does not have the hash {values['protocol']['hash']} that is given with it: "
-                "the file was changed. Run the benchmark again to write it anew."
+                f"The protocol in {path} does not have the hash {expected} that is given with it: the file was "
+                "changed. Run the benchmark again, which writes it."
             )
         return results
 
     def save(self, path: Path) -> None:
         """Write `results.json`; the file appears when it is complete."""
-        values = {"schema_version": SCHEMA_VERSION, **asdict(self)}
-        _validate(values, str(path))
+        values = _ADAPTER.dump_python(self, mode="json")
+        values["protocol"]["hash"] = self.protocol.hash
         with replace_when_complete(path) as partial:
             partial.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", "utf-8")
+
+
+_ADAPTER = TypeAdapter(Results)
 
 
 def summarise_scores(scores: Sequence[Scores], baseline: str, groups: Groups | None = None) -> list[SummaryRow]:
@@ -294,26 +301,3 @@ def _summarise_metric(
 def _values(seeds: Sequence[Scores], metric: str) -> Values:
     """Scores of a model in one metric, per volume of shape (seeds,)."""
     return {file: np.array([seed.volumes[file][metric] for seed in seeds], np.float64) for file in seeds[0].volumes}
-
-
-def _validate(values: Any, name: str) -> None:
-    errors = jsonschema.Draft202012Validator(SCHEMA).iter_errors(values)
-    error = jsonschema.exceptions.best_match(errors)
-    if error is not None:
-        raise ValueError(f"{name} is no results.json of version {SCHEMA_VERSION}: {error.json_path}: {error.message}")
-
-
-def _build(kind: Any, value: Any) -> Any:
-    """Dataclasses again of what `asdict` made of them."""
-    if isinstance(kind, type) and is_dataclass(kind):
-        hints = get_type_hints(kind)
-        given = [item.name for item in fields(kind) if item.init and item.name in value]
-        return kind(**{name: _build(hints[name], value[name]) for name in given})
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is list:
-        return [_build(arguments[0], item) for item in value]
-    if origin is dict:
-        return {key: _build(arguments[1], item) for key, item in value.items()}
-    if origin is UnionType:  # with None
-        return None if value is None else _build(arguments[0], value)
-    return value

@@ -2,15 +2,13 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 
-from direct_hifimamba.benchmark.score import results as module
-from direct_hifimamba.benchmark.score.results import SCHEMA, Results, summarise_scores
+from direct_hifimamba.benchmark.score.results import Results, summarise_scores
 from direct_hifimamba.benchmark.score.statistics import Difference
 from tests.benchmark.example import ACCELERATIONS, make_evaluation, make_results, make_scores
 
@@ -46,39 +44,15 @@ def test_trainings_of_other_seeds_are_no_pairs() -> None:
     assert difference((0, 1, 2), (0, 2)) == difference((0, 2), (0, 2))
 
 
-def test_schema_is_one() -> None:
-    jsonschema.Draft202012Validator.check_schema(SCHEMA)
-
-
-@pytest.mark.parametrize("name", SCHEMA["$defs"])
-def test_schema_has_the_fields_of_the_dataclasses(name: str) -> None:
-    kind = getattr(module, name)
-    assert is_dataclass(kind)
-    assert [item.name for item in fields(kind)] == list(SCHEMA["$defs"][name]["properties"])
-    assert ["schema_version", *(item.name for item in fields(Results))] == list(SCHEMA["properties"])
-
-
-def described(schema: dict[str, Any], path: str = "") -> list[str]:
-    """Properties without a description, at any depth."""
-    missing = []
-    for name, value in schema.get("properties", {}).items():
-        missing += [] if value.get("description") else [f"{path}.{name}"]
-        missing += described(value, f"{path}.{name}")
-    return missing
-
-
-def test_every_field_is_described() -> None:
-    assert described(SCHEMA) == []
-    assert [path for name, schema in SCHEMA["$defs"].items() for path in described(schema, name)] == []
-    assert all(schema["description"] for schema in SCHEMA["$defs"].values())
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda values: values.pop("models"), "'models' is a required property"),
-        (lambda values: values.update(schema_version=99), r"\$.schema_version"),
-        (lambda values: values["scores"][0].update(status="maybe"), r"\$.scores\[0\].status"),
+        (lambda values: values.pop("models"), "models is missing"),
+        (lambda values: values.update(schema_version=99), "schema_version is 99; expected 1"),
+        (
+            lambda values: values["scores"][0].update(status="maybe"),
+            "scores.0.status is 'maybe'; expected 'finished' or 'failed'",
+        ),
         (lambda values: values["models"][0].update(colour="red"), "colour"),
         (lambda values: values["protocol"]["data"].update(slices=99), "was changed"),
         (lambda values: values["protocol"]["evaluation"].update(crop="header"), "was changed"),
@@ -104,12 +78,10 @@ def test_refuses_other_files(tmp_path: Path, text: str) -> None:
         Results.load(path)
 
 
-def test_writes_no_number_that_json_does_not_have(tmp_path: Path) -> None:
+def test_has_no_number_that_json_does_not_have() -> None:
     results = make_results()
-    broken = replace(results.summary[0], mean=float("nan"))
-    with pytest.raises(ValueError, match="JSON"):
-        replace(results, summary=[broken]).save(tmp_path / "results.json")
-    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="finite"):
+        replace(results.summary[0], mean=float("nan"))
 
 
 def test_hash_covers_the_data_and_neither_budget_nor_seeds() -> None:
