@@ -22,6 +22,7 @@ from direct.data.transforms import fft2, ifft2
 
 from direct_hifimamba import cli
 from direct_hifimamba.data import prepare as module
+from direct_hifimamba.data.acquisition import check_acquisition, read_acquisition
 from direct_hifimamba.data.data_sets import SIMULATED
 from direct_hifimamba.data.formats.hdf5 import read_mask, read_provenance, read_slices
 from direct_hifimamba.data.fourier import kspace_to_image, root_sum_of_squares
@@ -171,6 +172,18 @@ def test_direct_reads_the_masks(prepared, name):
             assert acquired / mask.sum() == pytest.approx(figures["acceleration"])
         if "equispaced" not in folder:  # of which there are few
             assert len({mask.tobytes() for mask in masks.values()}) == len(masks), "every file has its own mask"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_reconstruct_reads_what_direct_reads(prepared, name):
+    _, dest, _, protocol = prepared(name)
+    for folder in protocol["configurations"]:
+        sample = _read(dest, folder)[0]
+        kspace, mask, _ = read_acquisition(dest / folder / Path(sample["filename"]).name)
+        np.testing.assert_array_equal(kspace[0], sample["kspace"])
+        sampled = check_acquisition(kspace, mask)
+        if "sampling_mask" in sample:
+            np.testing.assert_array_equal(sampled, np.broadcast_to(sample["sampling_mask"][0, ..., 0], sampled.shape))
 
 
 @pytest.mark.parametrize(("name", "folder"), [("acdc", "test_radial_16x"), ("m4raw", "test_random_4x")])
