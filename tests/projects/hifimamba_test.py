@@ -112,14 +112,21 @@ CASES = {
     ),
 }
 
-#: The variants of a data set differ in what reaches every model alike, so they are tried with ours alone.
-COMBINATIONS = [(case, model) for case in CASES for model in MODELS if " " not in case or model == "hifimamba"]
+#: The variants of a data set differ in what reaches every model alike, so they are tried with ours alone. The Mamba
+#: baselines have the engine of ours.
+COMBINATIONS = [
+    (case, model)
+    for case in CASES
+    for model in MODELS
+    if model == "hifimamba" or (" " not in case and ("mamba" not in model or case == "m4raw"))
+]
 
 #: Sizes with which a training step takes milliseconds. Our model takes configs/tiny.yaml.
 TINY = {
     "hifimamba": [],
     "kikinet": ["num_iter=1", "image_unet_num_filters=2", "kspace_unet_num_filters=2"],
     "lpdnet": ["num_iter=1", "primal_unet_num_filters=2", "dual_unet_num_filters=2"],
+    "mambarecon": ["hidden_channels=8", "blocks_per_stage=[1]", "state_size=4"],
     "recurrentvarnet": [
         "num_steps=2",
         "recurrent_hidden_channels=8",

@@ -107,9 +107,6 @@ class HiFiMambaV2Config(NetworkConfig, metaclass=_NamesRemovedKeys):
         "silu" or "none" on the image before it is embedded again. Default: "silu".
     image_residual : bool
         Pass the image from stage to stage, so that every stage predicts a correction. Default: False.
-    image_normalisation : bool
-        Divide images by the largest magnitude of the initial one, so that the result scales with the measurement. If
-        False, embeddings of bright patches depend little on their brightness. Default: False.
     initialisation : str
         "reference", or "balanced", with which every branch learns from the first step. Default: "reference".
     stochastic_depth : float
@@ -157,7 +154,6 @@ class HiFiMambaV2Config(NetworkConfig, metaclass=_NamesRemovedKeys):
     data_consistency_steps: int = 1
     data_consistency_activation: str = "silu"
     image_residual: bool = False
-    image_normalisation: bool = False
     initialisation: str = "reference"
     stochastic_depth: float = 0.3
 

@@ -17,6 +17,9 @@ class NetworkConfig(ModelConfig):
 
     Parameters
     ----------
+    image_normalisation : bool
+        Divide images by the largest magnitude of the initial one, so that the result scales with the measurement. If
+        False, embeddings of bright patches depend little on their brightness. Default: False.
     scan_backend : str
         Backend of :func:`direct_hifimamba.ops.selective_scan.selective_scan`. Default: "auto".
     learning_rate_schedule : str
@@ -39,6 +42,7 @@ class NetworkConfig(ModelConfig):
     #: Smallest integers.
     MINIMUM: ClassVar[dict[str, int]] = {}
 
+    image_normalisation: bool = False
     scan_backend: str = "auto"
     learning_rate_schedule: str = "steps"
     decayed_parameters: str = "all"

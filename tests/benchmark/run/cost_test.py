@@ -43,6 +43,7 @@ SMALL: dict[str, list[str]] = {
     "hifimamba": [f"model.{key}={json.dumps(value)}" for key, value in TINY.items()],
     "unet": ["model.num_filters=4", "model.num_pool_layers=2"],
     "varnet": ["model.num_layers=2", "model.regularizer_num_filters=4", "model.regularizer_num_pull_layers=2"],
+    "mambarecon": ["model.hidden_channels=8", "model.blocks_per_stage=[1]", "model.state_size=4"],
     "recurrentvarnet": [
         "model.num_steps=2",
         "model.recurrent_hidden_channels=8",

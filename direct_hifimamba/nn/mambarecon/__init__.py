@@ -1,0 +1,1 @@
+"""MambaRecon: its configuration, network, engine and selective scan."""
