@@ -1,6 +1,8 @@
 """K-space and sampling mask of one acquisition: read from a file, and checked before anything is made of them."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,20 +54,89 @@ def read_acquisition(
     ValueError
         If a file cannot be read, or the mask cannot be found.
     """
+    raw, mask = open_acquisition(path, mask_path, axes, variable)
+    kspace = np.stack(list(raw.slices()))
+    return Acquisition(kspace, find_mask((kspace != 0).any(axis=1)) if mask is None else mask, raw)
+
+
+def open_acquisition(
+    path: Path, mask_path: Path | None = None, axes: Sequence[str] | None = None, variable: str | None = None
+) -> tuple[RawData, NDArray[Any] | None]:
+    """Open a file as :func:`read_acquisition` does, without reading k-space; the mask is None if no file has one."""
     raw = read(path, axes, variable)
     mask = raw.mask if mask_path is None else read_array(mask_path, "mask")
     if mask_path is not None and mask is None:
         raise ValueError(f"{mask_path} has no mask; expected an array with the name 'mask'.")
-    kspace = np.stack(list(raw.slices()))
-    return Acquisition(kspace, find_mask(kspace) if mask is None else mask, raw)
+    return raw, mask
 
 
-def find_mask(kspace: NDArray[Any]) -> NDArray[np.bool_]:
+@dataclass(frozen=True)
+class KSpaceSummary:
+    """What the checks have to know of k-space, of which no more than one slice is in memory.
+
+    Attributes
+    ----------
+    shape : tuple of ints
+        (slices[, coils], height, width).
+    acquired : bool array of shape (slices, height, width)
+        Where a coil is not zero.
+    energy : float64 array of shape (height, width)
+        Squared magnitude, added up over slices and coils.
+    num_not_finite : int
+        Number of values that are NaN or infinite.
+    sha256 : str
+        Of all values.
+    """
+
+    shape: tuple[int, ...]
+    acquired: NDArray[np.bool_]
+    energy: NDArray[np.float64]
+    num_not_finite: int
+    sha256: str
+
+
+def summarise(slices: Iterable[NDArray[Any]], shape: tuple[int, ...]) -> KSpaceSummary:
+    """Summarise k-space slice by slice.
+
+    Parameters
+    ----------
+    slices : iterable of complex arrays of shape ([coils, ]height, width)
+    shape : tuple of ints
+        Of k-space: (slices[, coils], height, width).
+
+    Raises
+    ------
+    ValueError
+        If axes or types are wrong.
+    """
+    if len(shape) not in (3, 4) or 0 in shape:
+        raise ValueError(
+            f"k-space has the shape {shape}; expected (slices[, coils], height, width). A single slice has the "
+            "axis as well: kspace[None]."
+        )
+    acquired = np.zeros((shape[0], *shape[-2:]), bool)
+    energy = np.zeros(shape[-2:])
+    num_not_finite, digest = 0, hashlib.sha256(repr(shape).encode())
+    for index, kspace_slice in enumerate(slices):
+        if not np.iscomplexobj(kspace_slice):
+            raise ValueError(
+                f"k-space has values of type {kspace_slice.dtype}; expected complex numbers. Real and imaginary part "
+                "in a last axis become complex with kspace[..., 0] + 1j * kspace[..., 1]."
+            )
+        acquired[index] = (kspace_slice != 0).reshape(-1, *energy.shape).any(axis=0)
+        energy += np.square(np.abs(kspace_slice)).reshape(-1, *energy.shape).sum(axis=0, dtype=float)
+        num_not_finite += int(np.count_nonzero(~np.isfinite(kspace_slice)))
+        digest.update(np.ascontiguousarray(kspace_slice))
+    return KSpaceSummary(shape, acquired, energy, num_not_finite, digest.hexdigest())
+
+
+def find_mask(acquired: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return the mask of k-space in which everything is zero that was not sampled.
 
     Parameters
     ----------
-    kspace : complex array of shape (slices, coils, height, width)
+    acquired : bool array of shape (slices, height, width)
+        Where a coil is not zero.
 
     Returns
     -------
@@ -77,11 +148,10 @@ def find_mask(kspace: NDArray[Any]) -> NDArray[np.bool_]:
     ValueError
         If k-space is zero, or if slices were sampled differently.
     """
-    patterns = (kspace != 0).any(axis=1)
-    sampled = patterns.any(axis=0)
+    sampled = acquired.any(axis=0)
     if not sampled.any():
         raise ValueError("k-space is zero everywhere; expected samples.")
-    for index, pattern in enumerate(patterns):
+    for index, pattern in enumerate(acquired):
         if pattern.any() and (pattern != sampled).any():
             raise ValueError(
                 f"Slice {index} has other samples than the slices before it, and one mask is for all slices. Give it "
@@ -91,8 +161,8 @@ def find_mask(kspace: NDArray[Any]) -> NDArray[np.bool_]:
     return columns if (sampled == columns).all() else sampled
 
 
-def read_sensitivity_map(path: Path, axes: Sequence[str] | None = None) -> NDArray[np.complex64]:
-    """Read the coil sensitivities `sensitivity_map` of a file, which have the axes of k-space.
+def open_sensitivity_map(path: Path, axes: Sequence[str] | None = None) -> RawData:
+    """Open the coil sensitivities `sensitivity_map` of a file, which have the axes of k-space.
 
     Raises
     ------
@@ -100,7 +170,7 @@ def read_sensitivity_map(path: Path, axes: Sequence[str] | None = None) -> NDArr
         If the file has none, or if they cannot be read.
     """
     try:
-        return np.stack(list(read(path, axes, SENSITIVITY_MAP).slices()))
+        return read(path, axes, SENSITIVITY_MAP)
     except MissingArrayError as error:
         raise ValueError(
             f"{path} holds no coil sensitivities (array {SENSITIVITY_MAP!r}), which the configuration takes as given "
@@ -109,12 +179,14 @@ def read_sensitivity_map(path: Path, axes: Sequence[str] | None = None) -> NDArr
         ) from error
 
 
-def check_acquisition(kspace: NDArray[Any], mask: NDArray[Any], compare: bool = True) -> NDArray[np.bool_]:
+def check_acquisition(
+    kspace: NDArray[Any] | KSpaceSummary, mask: NDArray[Any], compare: bool = True
+) -> NDArray[np.bool_]:
     """Make sure that k-space and mask can be what they are said to be.
 
     Parameters
     ----------
-    kspace : complex array of shape (slices[, coils], height, width)
+    kspace : complex array of shape (slices[, coils], height, width), or what :func:`summarise` returns of it
         Its zero frequency in the middle, at index length // 2. It may have samples that the mask leaves out only if
         it is fully sampled.
     mask : array of shape (width,) or (height, width)
@@ -134,34 +206,23 @@ def check_acquisition(kspace: NDArray[Any], mask: NDArray[Any], compare: bool = 
         If axes, types or values are wrong, if mask and k-space contradict each other, or if the zero frequency is
         elsewhere.
     """
-    if not np.iscomplexobj(kspace):
-        raise ValueError(
-            f"k-space has values of type {kspace.dtype}; expected complex numbers. Real and imaginary part in a last "
-            "axis become complex with kspace[..., 0] + 1j * kspace[..., 1]."
-        )
-    if kspace.ndim not in (3, 4) or 0 in kspace.shape:
-        raise ValueError(
-            f"k-space has the shape {kspace.shape}; expected (slices[, coils], height, width). A single slice has the "
-            "axis as well: kspace[None]."
-        )
-    shape = kspace.shape[-2:]
+    summary = kspace if isinstance(kspace, KSpaceSummary) else summarise(kspace, kspace.shape)
+    shape = summary.shape[-2:]
     if mask.shape not in (shape[1:], shape):
-        raise ValueError(_wrong_mask_shape(kspace.shape, mask.shape))
+        raise ValueError(_wrong_mask_shape(summary.shape, mask.shape))
     if not np.isin(mask, (0, 1)).all():
         raise ValueError(f"The mask has values such as {mask[~np.isin(mask, (0, 1))][0]}; expected 0 and 1 alone.")
     sampled = np.broadcast_to(mask.astype(bool), shape)
     if not sampled.any():
         raise ValueError("The mask samples nothing: it is 0 everywhere; expected 1 where k-space is sampled.")
-    if not np.isfinite(kspace).all():
-        raise ValueError(
-            f"k-space has {np.sum(~np.isfinite(kspace))} values that are NaN or infinite; expected finite ones."
-        )
-    acquired = np.any(kspace != 0, axis=tuple(range(kspace.ndim - 2)))
+    if summary.num_not_finite:
+        raise ValueError(f"k-space has {summary.num_not_finite} values that are NaN or infinite; expected finite ones.")
+    acquired = summary.acquired.any(axis=0)
     if not (acquired & sampled).any():
         raise ValueError("k-space is zero wherever the mask samples; is the mask inverted, or of other data?")
     if compare:
         _check_agreement(acquired, sampled, mask)
-        _check_zero_frequency(kspace)
+        _check_zero_frequency(summary.energy)
     return sampled
 
 
@@ -209,10 +270,7 @@ def _check_agreement(acquired: NDArray[np.bool_], sampled: NDArray[np.bool_], ma
         )
 
 
-def _check_zero_frequency(kspace: NDArray[Any]) -> None:
-    energy = np.zeros(kspace.shape[-2:])
-    for kspace_slice in kspace:
-        energy += np.square(np.abs(kspace_slice)).reshape(-1, *energy.shape).sum(axis=0, dtype=float)
+def _check_zero_frequency(energy: NDArray[np.float64]) -> None:
     middle = [length // 2 for length in energy.shape]
     found = [_find_peak(energy.sum(axis=1 - axis)) for axis in (0, 1)]
     if found != middle:

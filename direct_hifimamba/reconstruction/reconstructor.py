@@ -7,7 +7,7 @@ that make no sense for undersampled k-space, or with which DIRECT's images are w
 
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from pickle import UnpicklingError
@@ -39,11 +39,17 @@ from direct.data.mri_transforms import SensitivityMapType, TransformsType
 from direct.data.transforms import modulus
 from direct.inference import build_inference_transforms
 
-from direct_hifimamba.data.acquisition import center_block, check_acquisition, check_image_origin
+from direct_hifimamba.data.acquisition import (
+    KSpaceSummary,
+    center_block,
+    check_acquisition,
+    check_image_origin,
+    summarise,
+)
 from direct_hifimamba.data.registration import register_data_sets
 from direct_hifimamba.data.sensitivity import STORED, add_maps
 from direct_hifimamba.data.stored_masks import NAME as STORED_MASKS
-from direct_hifimamba.files import first_and_count, replace_when_complete
+from direct_hifimamba.files import PARTIAL_SUFFIX, first_and_count, replace_when_complete
 from direct_hifimamba.nn.layers.sense import find_fourier_convention
 from direct_hifimamba.reconstruction.domain import Domain, OutsideDomainWarning
 from direct_hifimamba.reconstruction.pretrained import CONFIG_NAME, find_pretrained
@@ -237,33 +243,105 @@ class Reconstructor:
             :func:`direct_hifimamba.data.acquisition.check_acquisition`; if the model makes no complex images, or images
             that are not finite; or if sensitivities are missing or given without need.
         """
-        sampled = check_acquisition(kspace, mask, check)
-        if check:
-            check_image_origin(kspace, sampled, self._centered)
-            self._check_completeness(kspace, sampled)
-            for departure in self.find_departures(kspace, sampled):
-                warnings.warn(departure, OutsideDomainWarning, stacklevel=3)  # past torch.no_grad
-        self._check_sensitivity_map(sensitivity_map, kspace)
-        if self._pad_coils and kspace.ndim == 4 and kspace.shape[1] > self._pad_coils:
-            raise ValueError(f"k-space has {kspace.shape[1]} coils; expected at most pad_coils: {self._pad_coils}.")
-        center = self._center(sampled)
-        images: list[NDArray[Any] | None] = []
-        for index, kspace_slice in enumerate(tqdm(kspace, "reconstruct", unit="slice", disable=not progress)):
-            sample = _make_sample(kspace_slice, sampled, center, index)
-            if sensitivity_map is not None:
-                sample["sensitivity_map"] = np.array(sensitivity_map[index], np.complex64)
-            # DIRECT cannot scale a slice without signal.
-            has_signal = (kspace_slice[..., sampled] != 0).any()
-            image = self._reconstruct(sample, complex_images) if has_signal else None
-            if image is not None and not np.isfinite(image).all():
+        sampled = self.check(summarise(kspace, kspace.shape), mask, kspace[len(kspace) // 2], check)
+        for departure in self.find_departures(kspace, sampled) if check else ():
+            warnings.warn(departure, OutsideDomainWarning, stacklevel=3)  # past torch.no_grad
+        self.check_sensitivity_map(None if sensitivity_map is None else sensitivity_map.shape, kspace.shape)
+        maps = [None] * len(kspace) if sensitivity_map is None else sensitivity_map
+        slices = tqdm(zip(kspace, maps, strict=True), "reconstruct", len(kspace), unit="slice", disable=not progress)
+        return np.stack(
+            [
+                self.reconstruct_slice(kspace_slice, sampled, complex_images, slice_maps, image_size, index)
+                for index, (kspace_slice, slice_maps) in enumerate(slices)
+            ]
+        )
+
+    def check(
+        self, summary: KSpaceSummary, mask: NDArray[Any], middle: NDArray[Any], compare: bool = True
+    ) -> NDArray[np.bool_]:
+        """Make sure that k-space can be reconstructed.
+
+        Parameters
+        ----------
+        summary : KSpaceSummary
+            Of all slices.
+        mask : array of shape (width,) or (height, width)
+        middle : complex array of shape ([coils, ]height, width)
+            The slice in the middle.
+        compare : bool
+            As `check` of :meth:`__call__`.
+
+        Returns
+        -------
+        bool array of shape (height, width)
+            The mask.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`__call__`.
+        """
+        sampled = check_acquisition(summary, mask, compare)
+        if compare:
+            check_image_origin(middle[None], sampled, self._centered)
+            self._check_completeness(summary.acquired, sampled)
+        if self._pad_coils and len(summary.shape) == 4 and summary.shape[1] > self._pad_coils:
+            raise ValueError(f"k-space has {summary.shape[1]} coils; expected at most pad_coils: {self._pad_coils}.")
+        self._center(sampled)
+        return sampled
+
+    @torch.no_grad()
+    def reconstruct_slice(
+        self,
+        kspace: NDArray[Any],
+        sampled: NDArray[np.bool_],
+        complex_images: bool = False,
+        sensitivity_map: NDArray[Any] | None = None,
+        image_size: tuple[int, int] | None = None,
+        index: int = 0,
+    ) -> NDArray[Any]:
+        """Reconstruct one slice of a volume that :meth:`check` has accepted.
+
+        Parameters
+        ----------
+        kspace : complex array of shape ([coils, ]height, width)
+        sampled : bool array of shape (height, width)
+            What :meth:`check` has returned.
+        complex_images : bool
+            As in :meth:`__call__`, and so are `sensitivity_map`, of this slice, and `image_size`.
+        sensitivity_map : complex array of the shape of `kspace`, optional
+        image_size : tuple of ints, optional
+        index : int
+            Number of the slice, for messages.
+
+        Returns
+        -------
+        float32 or complex64 array of shape (height, width)
+
+        Raises
+        ------
+        ValueError
+            As :meth:`__call__`.
+        """
+        sample = _make_sample(kspace, sampled, self._center(sampled), index)
+        if sensitivity_map is not None:
+            if not np.iscomplexobj(sensitivity_map):
                 raise ValueError(
-                    f"The model's image of slice {index} has values that are NaN or infinite; expected finite ones. Is "
-                    "the checkpoint one of a training that diverged?"
+                    f"The coil sensitivities have values of type {sensitivity_map.dtype}; expected complex numbers."
                 )
-            images.append(image)
-        blank = np.zeros_like(next(image for image in images if image is not None))
-        stacked = np.stack([blank if image is None else image for image in images])
-        return stacked if self._crop is None or image_size is None else _crop(stacked, image_size)
+            if not np.isfinite(sensitivity_map).all():
+                raise ValueError("The coil sensitivities have values that are NaN or infinite; expected finite ones.")
+            sample["sensitivity_map"] = np.array(sensitivity_map, np.complex64)
+        if (kspace[..., sampled] != 0).any():
+            image = self._reconstruct(sample, complex_images)
+        else:  # DIRECT cannot scale a slice without signal
+            image = np.zeros(sampled.shape, np.complex64 if complex_images else np.float32)
+        if not np.isfinite(image).all():
+            raise ValueError(
+                f"The model's image of slice {index} has values that are NaN or infinite; expected finite ones. Is "
+                "the checkpoint one of a training that diverged?"
+            )
+        return image if self._crop is None or image_size is None else _crop(image, image_size)
 
     def find_departures(self, kspace: NDArray[Any], sampled: NDArray[np.bool_]) -> list[str]:
         """Say in what k-space differs from that of the training, if it is known: see :meth:`Domain.find_departures`."""
@@ -278,31 +356,33 @@ class Reconstructor:
         center[:, middle - half : middle + half] = True
         return center
 
-    def _check_completeness(self, kspace: NDArray[Any], sampled: NDArray[np.bool_]) -> None:
-        if self._needs_all_kspace and not kspace[..., ~sampled].any():
+    def _check_completeness(self, acquired: NDArray[np.bool_], sampled: NDArray[np.bool_]) -> None:
+        if self._needs_all_kspace and not acquired[:, ~sampled].any():
             raise ValueError(
                 f"The configuration has {' and '.join(self._needs_all_kspace)}, which DIRECT applies to k-space before "
                 "masking, and there is nothing but the samples of the mask. The model was trained on something else; "
                 "train without, or leave out this check (--no-check, check=False)."
             )
 
-    def _check_sensitivity_map(self, sensitivity_map: NDArray[Any] | None, kspace: NDArray[Any]) -> None:
-        if (sensitivity_map is not None) != self.needs_sensitivity_map:
+    def check_sensitivity_map(self, shape: tuple[int, ...] | None, kspace_shape: tuple[int, ...]) -> None:
+        """Make sure that coil sensitivities are given if they are needed, in the shape of k-space.
+
+        Raises
+        ------
+        ValueError
+            If sensitivities are missing, given without need, or of another shape. `shape` is None without any.
+        """
+        if (shape is not None) != self.needs_sensitivity_map:
             raise ValueError(
                 "The configuration takes coil sensitivities as given (sensitivity_maps: stored), and there are none."
                 if self.needs_sensitivity_map
                 else "Coil sensitivities are given, and the configuration estimates its own; expected "
                 "sensitivity_maps: stored in inference.dataset."
             )
-        if sensitivity_map is None:
-            return
-        if sensitivity_map.shape != kspace.shape or not np.iscomplexobj(sensitivity_map):
+        if shape is not None and shape != kspace_shape:
             raise ValueError(
-                f"The coil sensitivities have the shape {sensitivity_map.shape} and type {sensitivity_map.dtype}; "
-                f"expected complex numbers of the shape of k-space, {kspace.shape}."
+                f"The coil sensitivities have the shape {shape}; expected that of k-space, {kspace_shape}."
             )
-        if not np.isfinite(sensitivity_map).all():
-            raise ValueError("The coil sensitivities have values that are NaN or infinite; expected finite ones.")
 
     def _reconstruct(self, sample: dict[str, Any], complex_images: bool) -> NDArray[Any]:
         batch = default_collate([self._transform(sample)])
@@ -567,15 +647,17 @@ def write_contact_sheet(path: Path, volume: NDArray[np.float32]) -> None:
         save_image(tiles, partial, format="png", nrow=int(np.ceil(count**0.5)))
 
 
-def write_images(path: Path, images: NDArray[Any], provenance: dict[str, Any]) -> None:
-    """Write an HDF5 file with the data set `reconstruction`, as `direct predict` calls it."""
+def write_images(path: Path, images: Iterable[NDArray[Any]], count: int, provenance: dict[str, Any]) -> None:
+    """Write an HDF5 file with the data set `reconstruction`, as `direct predict` calls it, from `count` slices."""
     with replace_when_complete(path) as partial, h5py.File(partial, "w") as file:
-        file["reconstruction"] = images
+        for index, image in enumerate(images):
+            stored = file.require_dataset("reconstruction", (count, *image.shape), image.dtype, exact=True)
+            stored[index] = image
         file.attrs["provenance"] = json.dumps(provenance, indent=1, sort_keys=True)
 
 
 def output_paths(output: Path, source: Path, phase: bool) -> dict[str, Path]:
-    """Return the files to write, none of which exists yet.
+    """Return the files to write, and the folder of an interrupted run, `partial`. Without it, no file exists.
 
     Parameters
     ----------
@@ -600,9 +682,10 @@ def output_paths(output: Path, source: Path, phase: bool) -> dict[str, Path]:
         {"phase": "_phase.nii.gz"} if phase else {}
     )
     paths = {name: stem.with_name(stem.name + suffix) for name, suffix in suffixes.items()}
+    partial = stem.with_name(f".{stem.name}{PARTIAL_SUFFIX}")
     for path in paths.values():
         if path.exists() and source.exists() and path.samefile(source):
             raise FileExistsError(f"The output {path} would replace the input; choose another output.")
-        if path.exists():
+        if path.exists() and not partial.exists():  # the interrupted run had begun to write
             raise FileExistsError(f"{path} exists already; remove it or choose another output.")
-    return paths
+    return paths | {"partial": partial}

@@ -646,7 +646,7 @@ def test_wrong_files_are_refused(
         ((checkpoint, volume, tmp_path / "missing" / "out"), "is missing"),
         ((checkpoint, volume, output, "--voxel-size", 1, 1, 0), "above 0"),
         ((checkpoint.parent, volume, output), "expected a checkpoint"),
-        ((checkpoint, volume, output, "--device", "cuda"), "finds a GPU"),
+        ((checkpoint, volume, output, "--device", "cuda"), "expected auto or cpu"),
         ((alone, volume, output), "config.yaml is missing"),
         ((alone, volume, output, "--cfg", tmp_path / "no_inference.yaml"), "no section 'inference'"),
         ((alone, volume, output, "--cfg", other.parent / CONFIG_NAME), "does not fit"),

@@ -1,0 +1,154 @@
+"""Tests of direct_hifimamba.reconstruction.volume: interruption, resumption, several processes, memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from direct_hifimamba import cli
+from direct_hifimamba.commands import reconstruct as command
+from direct_hifimamba.data.formats.hdf5 import write_volume
+from direct_hifimamba.reconstruction import volume
+from direct_hifimamba.reconstruction.reconstructor import Reconstructor
+from tests.reconstruction.reconstructor_test import OURS, line_mask, save_experiment, simulate
+
+SLICES = 6
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("direct.environment.setup_logging", lambda *args: None)
+        return save_experiment(tmp_path_factory.mktemp("experiments") / "0", OURS)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "volume.h5"
+    write_volume(path, [kspace * (1 + index) for index in range(SLICES // 3) for kspace in simulate()], {}, line_mask())
+    return path
+
+
+def reconstruct(*arguments: Any) -> None:
+    cli.main(["reconstruct", *map(str, arguments)])
+
+
+def read_images(path: Path) -> NDArray[Any]:
+    with h5py.File(path) as file:
+        return file["reconstruction"][()]
+
+
+def interrupt(index_of_last: int, action: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `action` happen before the slice after `index_of_last` is reconstructed."""
+    original = Reconstructor.reconstruct_slice
+
+    def reconstruct_slice(self: Reconstructor, *args: Any) -> Any:
+        if args[-1] > index_of_last:
+            action()
+        return original(self, *args)
+
+    monkeypatch.setattr(Reconstructor, "reconstruct_slice", reconstruct_slice)
+
+
+def press_control_c(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def reconstruct_and_be_killed(*arguments: Any) -> None:
+    interrupt(1, lambda: os.kill(os.getpid(), signal.SIGKILL), pytest.MonkeyPatch())
+    reconstruct(*arguments)
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_with_the_same_result(
+    checkpoint: Path, source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    arguments = (checkpoint, source, tmp_path / "scan")
+    process = multiprocessing.get_context("spawn").Process(target=reconstruct_and_be_killed, args=arguments)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert {path.name for path in tmp_path.iterdir()} == {".scan.partial"}
+    reconstruct(*arguments, "--jobs", 2)
+    assert f"Resuming: 2 of {SLICES} slices are finished." in capfd.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"scan.h5", "scan.nii.gz", "scan.png"}
+
+    reconstruct(checkpoint, source, tmp_path / "uninterrupted")
+    for suffix in (".h5", ".nii.gz", ".png"):
+        names = (tmp_path / f"{stem}{suffix}" for stem in ("scan", "uninterrupted"))
+        one, other = (path.read_bytes() if suffix != ".h5" else read_images(path).tobytes() for path in names)
+        assert one == other
+
+
+def test_finished_slices_are_not_computed_again(checkpoint: Path, source: Path, tmp_path: Path) -> None:
+    arguments = (checkpoint, source, tmp_path / "scan")
+    partial = tmp_path / ".scan.partial"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        interrupt(2, press_control_c, monkeypatch)
+        with pytest.raises(KeyboardInterrupt):
+            reconstruct(*arguments)
+    mark = np.full((24, 32), 7, np.float32)
+    with (partial / "00001.npz").open("wb") as file:
+        np.savez(file, reconstruction=mark)
+    (partial / "00002.npz").write_bytes(b"")  # as after a power failure
+    with pytest.MonkeyPatch.context() as monkeypatch:  # interrupted once more, when files are written
+        monkeypatch.setattr(command, "write_contact_sheet", press_control_c)
+        with pytest.raises(KeyboardInterrupt):
+            reconstruct(*arguments)
+    assert (tmp_path / "scan.h5").exists() and partial.exists()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        interrupt(-1, lambda: pytest.fail("All slices were finished."), monkeypatch)
+        reconstruct(*arguments)
+    images = read_images(tmp_path / "scan.h5")
+    np.testing.assert_array_equal(images[1], mark)
+    assert (images[2] != 0).any() and not partial.exists()
+
+
+def test_slices_of_another_run_are_not_used(
+    checkpoint: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "scan"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        interrupt(0, press_control_c, monkeypatch)
+        with pytest.raises(KeyboardInterrupt):
+            reconstruct(checkpoint, source, output)
+    before = sorted((tmp_path / ".scan.partial").iterdir())
+    other = tmp_path / "other.h5"
+    write_volume(other, simulate(), {}, line_mask())
+    np.save(tmp_path / "mask.npy", line_mask(center=7))
+    for arguments, message in (
+        ((checkpoint, source, output, "--complex"), "with different options"),
+        ((checkpoint, other, output), "with different input"),
+        ((checkpoint, source, output, "--mask", tmp_path / "mask.npy"), "with different input"),
+        ((checkpoint, source, output, "--jobs", 0), "expected at least 1"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            reconstruct(*arguments)
+        assert message in capsys.readouterr().err
+    assert sorted((tmp_path / ".scan.partial").iterdir()) == before
+
+
+def test_memory_is_that_of_a_slice(checkpoint: Path, tmp_path: Path) -> None:
+    kspace = np.repeat(np.repeat(simulate(64, 64)[:1], 4, axis=1), 32, axis=0)
+    write_volume(tmp_path / "volume.h5", kspace, {}, line_mask(64, center=9))
+    size = kspace.nbytes
+    del kspace
+    request = volume.Request(checkpoint, tmp_path / "volume.h5")
+    tracemalloc.start()
+    try:
+        with volume.reconstruct_volume(request, tmp_path / "partial") as slices:
+            assert sum(1 for _ in slices.read("reconstruction")) == 32
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < size / 3
