@@ -1,3 +1,4 @@
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +35,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not any(item.path.is_relative_to(path) for path in NEED_EXTRAS):
             item.add_marker("core")
+
+
+def pytest_collection_finish() -> None:
+    """Keep what has been imported out of the garbage collections that DIRECT does at every slice."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ masks do not depend on the seed. The one here consists of the same functions of 
 """
 
 import argparse
+import gc
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -42,6 +43,10 @@ LAST_MODEL = "last_model.txt"
 
 def main(arguments: Sequence[str]) -> None:
     """Run `direct` with `arguments`; the first one is the subcommand."""
+    # DIRECT collects garbage at every slice that it validates or predicts. Without what has been imported by now, which
+    # stays in any case, that takes microseconds rather than a third of a second.
+    gc.collect()
+    gc.freeze()
     register_data_sets()
     parser = argparse.ArgumentParser(prog="direct-hifimamba")
     subparsers = parser.add_subparsers(dest="subcommand", required=True)

@@ -1,5 +1,6 @@
 """Tests of `direct-hifimamba train`: its options, and that it is deterministic."""
 
+import gc
 import pickle
 import re
 import shutil
@@ -47,6 +48,13 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def assert_same(once: dict[str, torch.Tensor], again: dict[str, torch.Tensor]) -> None:
     torch.testing.assert_close(once, again, rtol=0, atol=0)
+
+
+def test_garbage_collections_leave_out_what_was_imported(capsys: pytest.CaptureFixture[str]) -> None:
+    gc.unfreeze()
+    with pytest.raises(SystemExit, match="0"):
+        direct_command.main(["predict", "--help"])
+    assert len(gc.get_objects()) < gc.get_freeze_count() / 10
 
 
 def test_launch_gets_one_function_that_ranks_can_unpickle(
