@@ -5,10 +5,12 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from direct_hifimamba.data.formats.raw_data import RawData
 
 Append = Callable[[NDArray[Any]], None]
 """Appends the next slice: a float32 or complex64 array of shape (height, width)."""
@@ -41,6 +43,22 @@ class Volume:
     affine: NDArray[np.float64] | None = None
     matrix: tuple[int, int] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, raw: RawData, affine: NDArray[np.float64] | None = None, **provenance: Any) -> Self:
+        """Return what is known of images of raw data.
+
+        Parameters
+        ----------
+        raw : RawData
+        affine : float64 array of shape (4, 4), optional
+            Used where the raw data have none; it gives distances alone, see :func:`upright_affine`.
+        **provenance
+            Stored with `source`, what is known of the scanner.
+        """
+        matrix = None if raw.affine is None else raw.shape[-2:]
+        known = affine if raw.affine is None else raw.affine
+        return cls(raw.shape[0], known, matrix, {**provenance, "source": dict(raw.source)})
 
     def affine_of(self, shape: tuple[int, ...]) -> NDArray[np.float64]:
         """Return the affine of images of the shape (height, width). If it is unknown, pixels are 1 apart."""

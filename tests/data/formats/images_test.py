@@ -1,5 +1,6 @@
 """Tests of direct_hifimamba.data.formats.images and of the writers of all formats."""
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,8 @@ from scipy.spatial.transform import Rotation
 from direct_hifimamba.data.formats.bart import read_cfl, to_slices
 from direct_hifimamba.data.formats.images import SUFFIXES, Volume, open_images, upright_affine, write_images
 from direct_hifimamba.data.formats.nifti import load_magnitude
-from tests.data.formats.scans import complex_noise
+from direct_hifimamba.data.formats.registry import read
+from tests.data.formats.scans import KSPACE, TWIX_HEADER, complex_noise, lines_of, write_ismrmrd, write_twix
 
 pydicom = pytest.importorskip("pydicom")
 
@@ -139,3 +141,53 @@ def test_what_is_not_complete_leaves_nothing(tmp_path: Path, name: str, problem:
 def test_other_suffixes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"ends in \.h5, \.nii\.gz, \.png, \.cfl, _dicom"):
         write_images(tmp_path / "scan.jpg", IMAGES)
+
+
+PERSONAL = {"name": "Doe^Jane", "id": "AB-4711", "born": "1970-01-31", "day": "2024-02-29", "clinic": "St. Elsewhere"}
+
+
+def personal_ismrmrd(path: Path) -> None:
+    pytest.importorskip("ismrmrd")
+    from ismrmrd import xsd
+
+    def change(header: Any) -> None:
+        header.subjectInformation = xsd.subjectInformationType(
+            patientName=PERSONAL["name"], patientID=PERSONAL["id"], patientBirthdate=PERSONAL["born"]
+        )
+        header.studyInformation = xsd.studyInformationType(studyDate=PERSONAL["day"], studyID=PERSONAL["id"])
+        header.measurementInformation = xsd.measurementInformationType(
+            measurementID=PERSONAL["id"], patientPosition=xsd.patientPositionType.HFS, seriesDate=PERSONAL["day"]
+        )
+        header.acquisitionSystemInformation.institutionName = PERSONAL["clinic"]
+
+    write_ismrmrd(path, list(lines_of(KSPACE)), change)
+
+
+def personal_twix(path: Path) -> None:
+    pytest.importorskip("twixtools")
+    texts = "".join(f' <ParamString."t{name}"> {{ "{value}" }}' for name, value in PERSONAL.items())
+    write_twix(path, list(lines_of(KSPACE)), lambda text: text + texts if text == TWIX_HEADER["Meas"] else text)
+
+
+def personal_hdf5(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file["kspace"] = complex_noise(3, 2, 6, 5)
+        file.attrs.update(PERSONAL)
+        file["ismrmrd_header"] = "".join(f"<{name}>{value}</{name}>" for name, value in PERSONAL.items())
+
+
+@pytest.mark.parametrize("write", [personal_ismrmrd, personal_twix, personal_hdf5])
+def test_nothing_personal_reaches_an_output(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    source = tmp_path / "scan.dat"
+    write(source)
+    assert all(value.encode() in source.read_bytes() for value in PERSONAL.values())
+    raw = read(source)
+    volume = Volume.of(raw, upright_affine((1, 1, 1)), version="1")
+    for name, suffix in SUFFIXES.items():
+        write_images(tmp_path / f"{name}{suffix}", abs(np.stack([each[0] for each in raw.slices()])), volume)
+    outputs = [path for path in tmp_path.rglob("*") if path.is_file() and path != source]
+    assert len(outputs) == len(SUFFIXES) + 3
+    forms = [form for value in PERSONAL.values() for form in (value, value.replace("-", ""), value.split("^")[0])]
+    for path in outputs:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        assert not [form for form in forms if form.encode() in content], path
