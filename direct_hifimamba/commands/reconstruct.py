@@ -6,14 +6,10 @@ from pathlib import Path
 import numpy as np
 
 import direct_hifimamba
-from direct_hifimamba.data.formats.nifti import save_slices
-from direct_hifimamba.data.formats.raw_data import AXES
+from direct_hifimamba.data.formats.images import SUFFIXES, Volume, check_volume, upright_affine, write_images
+from direct_hifimamba.data.formats.raw_data import AXES, RawData
+from direct_hifimamba.reconstruction.outputs import COMPLEX_FORMATS, DEFAULT_FORMATS, PARTIAL, PHASE, output_paths
 from direct_hifimamba.reconstruction.pretrained import CONFIG_NAME
-from direct_hifimamba.reconstruction.reconstructor import (
-    output_paths,
-    write_contact_sheet,
-    write_images,
-)
 from direct_hifimamba.reconstruction.volume import Request, reconstruct_volume
 
 
@@ -28,12 +24,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "input",
         type=Path,
-        help="HDF5, .npz or .mat file (of prepare or CMRxRecon) with kspace (slices[, coils], height, width) and mask "
-        "(width) or (height, width), and with sensitivity_map if the configuration uses stored sensitivities; or .npy "
-        "file with k-space",
+        help="k-space in any format of docs/formats.md; with the mask, otherwise it is found in k-space; and with "
+        "sensitivity_map if the configuration uses stored sensitivities",
     )
     parser.add_argument(
-        "output", type=Path, help="existing folder, or stem of the files: .h5, .nii.gz and .png are appended"
+        "output",
+        type=Path,
+        help="existing folder, or path without suffix; or with one of a format, for this format alone: "
+        f"{', '.join(SUFFIXES.values())}",
+    )
+    parser.add_argument(
+        "--format",
+        nargs="+",
+        choices=SUFFIXES,
+        help=f"formats to write (default: {' '.join(DEFAULT_FORMATS)}); dicom is a folder with a file for each slice",
     )
     parser.add_argument(
         "--cfg", type=Path, metavar="FILE", help=f"configuration (default: {CONFIG_NAME} beside the checkpoint)"
@@ -57,14 +61,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=1,
         help="number of processes, each with a slice and the model in memory (default: %(default)s)",
     )
-    parser.add_argument("--complex", action="store_true", help="write complex images, not magnitudes, to the .h5 file")
+    parser.add_argument("--complex", action="store_true", help="write complex images to .h5 and .cfl files")
     parser.add_argument("--phase", action="store_true", help="write the phase, in radians, to another NIfTI file")
     parser.add_argument(
         "--voxel-size",
         type=float,
         nargs=3,
         metavar=("SLICE", "ROW", "COLUMN"),
-        help="distances in mm, for NIfTI (default: unknown, the affine is the identity)",
+        help="distances in mm, where the input says nothing of positions (default: unknown, 1 in NIfTI)",
     )
 
 
@@ -72,7 +76,9 @@ def main(args: argparse.Namespace) -> None:
     """Run `direct-hifimamba reconstruct`."""
     if args.voxel_size is not None and not all(0 < size < np.inf for size in args.voxel_size):
         raise ValueError(f"The voxel size is {args.voxel_size}; expected three distances in mm, above 0.")
-    paths = output_paths(args.output, args.input, args.phase)
+    paths = output_paths(args.output, args.input, args.format, args.phase)
+    if args.complex and not set(COMPLEX_FORMATS) & set(paths):
+        raise ValueError(f"None of the formats {', '.join(paths)} has complex images; leave out --complex.")
     request = Request(
         checkpoint=args.checkpoint,
         source=args.input,
@@ -84,22 +90,29 @@ def main(args: argparse.Namespace) -> None:
         complex_images=args.complex or args.phase,
         check=not args.no_check,
     )
-    partial = paths.pop("partial")
-    with reconstruct_volume(request, partial, args.jobs) as slices:
+    affine = None if args.voxel_size is None else upright_affine(args.voxel_size)
+
+    def check(raw: RawData) -> None:
+        if raw.affine is not None and affine is not None:
+            raise ValueError(f"{args.input} says where its voxels are; leave out --voxel-size.")
+        for name in paths:
+            check_volume(name, Volume.of(raw, affine))
+
+    with reconstruct_volume(request, paths.pop(PARTIAL), args.jobs, check) as slices:
         provenance = {
             "checkpoint": args.checkpoint.name,
-            "input": args.input.name,
             "version": direct_hifimamba.__version__,
             "warnings": slices.warnings,
         }
-        images = slices.read("reconstruction")
-        write_images(paths["images"], images if args.complex else map(np.abs, images), len(slices), provenance)
-        magnitude = np.stack([np.abs(image) for image in slices.read("reconstruction")])
-        save_slices(paths["magnitude"], magnitude, args.voxel_size)
-        if args.phase:
-            phase = np.stack([np.angle(image) for image in slices.read("reconstruction")])
-            save_slices(paths["phase"], phase, args.voxel_size)
-        write_contact_sheet(paths["sheet"], magnitude)
+        volume = Volume.of(slices.raw, affine, **provenance)
+        for name, path in paths.items():
+            images = slices.read("reconstruction")
+            if name == PHASE:
+                images = map(np.angle, images)
+            elif not (args.complex and name in COMPLEX_FORMATS):
+                images = map(np.abs, images)
+            write_images(path, images, volume)
     print("Wrote", *paths.values())
-    size = "the affine is the identity" if args.voxel_size is None else "voxels have the given size"
-    print(f"NIfTI: the position of the patient is unknown, {size}.")
+    if slices.raw.affine is None:
+        size = "pixels are 1 apart" if affine is None else "voxels have the given size"
+        print(f"The position of the patient is unknown: in NIfTI and DICOM, slices are upright axial ones, and {size}.")

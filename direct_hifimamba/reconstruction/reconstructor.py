@@ -5,16 +5,14 @@ sensitivities are estimated: its section `inference` is applied as in `direct pr
 that make no sense for undersampled k-space, or with which DIRECT's images are wrong, are refused (docs/reconstruct.md).
 """
 
-import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from pickle import UnpicklingError
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Self, cast
 
-import h5py
 import numpy as np
 import torch
 from direct.config.defaults import DefaultConfig
@@ -30,7 +28,6 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.utils.data import default_collate
-from torchvision.utils import save_image
 from tqdm import tqdm
 
 # isort: split
@@ -49,7 +46,7 @@ from direct_hifimamba.data.acquisition import (
 from direct_hifimamba.data.registration import register_data_sets
 from direct_hifimamba.data.sensitivity import STORED, add_maps
 from direct_hifimamba.data.stored_masks import NAME as STORED_MASKS
-from direct_hifimamba.files import PARTIAL_SUFFIX, first_and_count, replace_when_complete
+from direct_hifimamba.files import first_and_count
 from direct_hifimamba.nn.layers.sense import find_fourier_convention
 from direct_hifimamba.reconstruction.domain import Domain, OutsideDomainWarning
 from direct_hifimamba.reconstruction.pretrained import CONFIG_NAME, find_pretrained
@@ -57,10 +54,6 @@ from direct_hifimamba.training.compose import compose
 
 SCALING_KEYS = ("masked_kspace", "acs_kspace", "kspace")
 """What k-space may be scaled by."""
-
-CONTACT_SHEET_SLICES = 25
-CONTACT_SHEET_WHITE = 0.999
-"""Quantile of the magnitudes that is shown white."""
 
 
 class Reconstructor:
@@ -635,57 +628,3 @@ def load_weights(models: Mapping[str, nn.Module], path: Path, config_path: Path)
     for name, model in models.items():
         model.load_state_dict(checkpoint[name])
         model.float()  # as the data of DIRECT, whatever PyTorch's default is
-
-
-def write_contact_sheet(path: Path, volume: NDArray[np.float32]) -> None:
-    """Write a PNG with at most `CONTACT_SHEET_SLICES` slices, evenly spread over the volume and equally scaled."""
-    count = min(len(volume), CONTACT_SHEET_SLICES)
-    shown = volume[np.linspace(0, len(volume) - 1, count).round().astype(int)]
-    white = max(np.quantile(shown, CONTACT_SHEET_WHITE), np.finfo(np.float32).tiny)
-    tiles = torch.from_numpy(np.clip(shown / white, 0, 1))[:, None]
-    with replace_when_complete(path) as partial:
-        save_image(tiles, partial, format="png", nrow=int(np.ceil(count**0.5)))
-
-
-def write_images(path: Path, images: Iterable[NDArray[Any]], count: int, provenance: dict[str, Any]) -> None:
-    """Write an HDF5 file with the data set `reconstruction`, as `direct predict` calls it, from `count` slices."""
-    with replace_when_complete(path) as partial, h5py.File(partial, "w") as file:
-        for index, image in enumerate(images):
-            stored = file.require_dataset("reconstruction", (count, *image.shape), image.dtype, exact=True)
-            stored[index] = image
-        file.attrs["provenance"] = json.dumps(provenance, indent=1, sort_keys=True)
-
-
-def output_paths(output: Path, source: Path, phase: bool) -> dict[str, Path]:
-    """Return the files to write, and the folder of an interrupted run, `partial`. Without it, no file exists.
-
-    Parameters
-    ----------
-    output : Path
-        Folder, for files of the name of the input, or a path to which suffixes are appended.
-    source : Path
-        The input.
-    phase : bool
-        Whether the phase is written.
-
-    Raises
-    ------
-    FileExistsError
-        If a file exists, the input among them.
-    FileNotFoundError
-        If the folder is missing.
-    """
-    stem = output / source.stem if output.is_dir() else output.with_name(output.name.removesuffix(".h5"))
-    if not stem.parent.is_dir():
-        raise FileNotFoundError(f"The folder {stem.parent} is missing; make it first.")
-    suffixes = {"images": ".h5", "magnitude": ".nii.gz", "sheet": ".png"} | (
-        {"phase": "_phase.nii.gz"} if phase else {}
-    )
-    paths = {name: stem.with_name(stem.name + suffix) for name, suffix in suffixes.items()}
-    partial = stem.with_name(f".{stem.name}{PARTIAL_SUFFIX}")
-    for path in paths.values():
-        if path.exists() and source.exists() and path.samefile(source):
-            raise FileExistsError(f"The output {path} would replace the input; choose another output.")
-        if path.exists() and not partial.exists():  # the interrupted run had begun to write
-            raise FileExistsError(f"{path} exists already; remove it or choose another output.")
-    return paths | {"partial": partial}

@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -118,7 +118,9 @@ def _open(request: Request, call: str) -> _Scan:
 
 
 @contextmanager
-def reconstruct_volume(request: Request, folder: Path, jobs: int = 1) -> Iterator[Slices]:
+def reconstruct_volume(
+    request: Request, folder: Path, jobs: int = 1, before: Callable[[RawData], object] = lambda raw: None
+) -> Iterator[Slices]:
     """Reconstruct a volume, and yield its slices; then the folder is removed.
 
     After an interruption of any kind, the same call resumes: slices in the folder are not computed again. The images
@@ -131,6 +133,8 @@ def reconstruct_volume(request: Request, folder: Path, jobs: int = 1) -> Iterato
         Where finished slices are kept. It is made if it is missing.
     jobs : int
         Number of processes. They share the threads that PyTorch uses; each holds one slice and the model.
+    before : callable
+        Is called with what the file of the input says, before k-space is read, and may raise.
 
     Raises
     ------
@@ -145,6 +149,7 @@ def reconstruct_volume(request: Request, folder: Path, jobs: int = 1) -> Iterato
         raise ValueError(f"The number of jobs is {jobs}; expected at least 1.")
     call = uuid4().hex
     weights, reconstructor, raw, mask, maps = _open(request, call)
+    before(raw)
     print(*raw.messages, sep="\n", end="\n" if raw.messages else "")
     reconstructor.check_sensitivity_map(None if maps is None else maps.shape, raw.shape)
     summary = summarise(tqdm(raw.slices(), "read", raw.shape[0], unit="slice"), raw.shape)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import shutil
 import signal
@@ -25,9 +26,11 @@ from direct_hifimamba import cli
 from direct_hifimamba.data.acquisition import center_block, check_acquisition, read_acquisition
 from direct_hifimamba.data.formats.hdf5 import write_cmrxrecon, write_volume
 from direct_hifimamba.data.formats.nifti import load_magnitude
+from direct_hifimamba.data.formats.registry import read
 from direct_hifimamba.data.fourier import image_to_kspace, kspace_to_image
 from direct_hifimamba.reconstruction.reconstructor import CONFIG_NAME, Reconstructor
 from tests.data import lookalikes
+from tests.data.formats.scans import KSPACE, lines_of, write_twix
 from tests.helpers import TINY, perturb
 
 SLICES, COILS, HEIGHT, WIDTH = 3, 4, 24, 32
@@ -437,6 +440,38 @@ def test_no_input_is_replaced(
     assert [path.read_bytes() for path in tmp_path.glob("*.*")] == [volume.read_bytes()]
 
 
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        (["scan.nii.gz"], {"scan.nii.gz"}),
+        (["scan.cfl", "--complex"], {"scan.cfl", "scan.hdr"}),
+        (["scan", "--format", "cfl", "dicom", "--voxel-size", 5, 1.5, 2], {"scan.cfl", "scan.hdr", "scan_dicom"}),
+        (["scan.h5", "--phase"], {"scan.h5", "scan_phase.nii.gz"}),
+    ],
+)
+def test_the_suffix_or_an_option_chooses_the_formats(
+    experiments: dict[str, Path], volume: Path, tmp_path: Path, options: list[Any], names: set[str]
+) -> None:
+    reconstruct(experiments[OURS], volume, tmp_path / options[0], *options[1:])
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_positions_of_a_scan_reach_the_images(experiments: dict[str, Path], tmp_path: Path, capsys) -> None:
+    pytest.importorskip("twixtools")
+    source = tmp_path / "scan.dat"
+    write_twix(source, list(lines_of(KSPACE)))
+    reconstruct(experiments[UNET], source, tmp_path, "--no-check")
+    np.testing.assert_allclose(
+        nibabel.load(tmp_path / "scan.nii.gz").affine, read(source).affine[:, [2, 1, 0, 3]], atol=1e-4
+    )
+    with h5py.File(tmp_path / "scan.h5") as file:
+        provenance = json.loads(file.attrs["provenance"])
+    assert provenance["source"] == dict(read(source).source) and "input" not in provenance
+    assert "unknown" not in capsys.readouterr().out
+    message = run_fails(capsys, experiments[OURS], source, tmp_path / "out", "--voxel-size", 1, 1, 1)
+    assert "leave out --voxel-size" in message
+
+
 def test_numpy_files_are_read_as_well(experiments: dict[str, Path], volume: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "kspace.npy", simulate())
     np.save(tmp_path / "mask.npy", line_mask().astype(int))
@@ -645,6 +680,8 @@ def test_wrong_files_are_refused(
         ((checkpoint, tmp_path / "text.h5", output), "is of none of the formats"),
         ((checkpoint, volume, tmp_path / "missing" / "out"), "is missing"),
         ((checkpoint, volume, output, "--voxel-size", 1, 1, 0), "above 0"),
+        ((checkpoint, volume, output, "--format", "dicom"), "give the distances in mm (--voxel-size)"),
+        ((checkpoint, volume, output, "--format", "png", "--complex"), "leave out --complex"),
         ((checkpoint.parent, volume, output), "expected a checkpoint"),
         ((checkpoint, volume, output, "--device", "cuda"), "expected auto or cpu"),
         ((alone, volume, output), "config.yaml is missing"),

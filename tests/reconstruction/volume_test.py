@@ -15,7 +15,6 @@ import pytest
 from numpy.typing import NDArray
 
 from direct_hifimamba import cli
-from direct_hifimamba.commands import reconstruct as command
 from direct_hifimamba.data.formats.hdf5 import write_volume
 from direct_hifimamba.reconstruction import volume
 from direct_hifimamba.reconstruction.reconstructor import Reconstructor
@@ -102,7 +101,7 @@ def test_finished_slices_are_not_computed_again(checkpoint: Path, source: Path, 
         np.savez(file, reconstruction=mark)
     (partial / "00002.npz").write_bytes(b"")  # as after a power failure
     with pytest.MonkeyPatch.context() as monkeypatch:  # interrupted once more, when files are written
-        monkeypatch.setattr(command, "write_contact_sheet", press_control_c)
+        monkeypatch.setattr("direct_hifimamba.data.formats.png.open_writer", press_control_c)
         with pytest.raises(KeyboardInterrupt):
             reconstruct(*arguments)
     assert (tmp_path / "scan.h5").exists() and partial.exists()

@@ -1,6 +1,6 @@
 """Writers of images, one for each format, to which the slices of a volume are appended one at a time."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -85,23 +85,13 @@ def upright_affine(voxel_size: Sequence[float]) -> NDArray[np.float64]:
     return affine
 
 
-def check_writer(name: str, volume: Volume) -> None:
-    """Check that images can be written in a format, before they are computed.
-
-    Parameters
-    ----------
-    name : str
-        One of `SUFFIXES`.
-    volume : Volume
-
-    Raises
-    ------
-    ImportError
-        If a package is missing.
-    ValueError
-        If the format needs to know more of the images.
-    """
+def check_package(name: str) -> None:
+    """Raise an ImportError if the package that writes a format, one of `SUFFIXES`, is missing."""
     import_module(f"{__package__}.{_WRITERS[name]}")
+
+
+def check_volume(name: str, volume: Volume) -> None:
+    """Raise a ValueError if a format, one of `SUFFIXES`, needs to know more of the images."""
     if name == "dicom" and volume.affine is None:
         raise ValueError(
             "DICOM images say how far apart their pixels are, which is not known of the input; give the distances in "
@@ -136,7 +126,7 @@ def open_images(path: Path, volume: Volume) -> Iterator[Append]:
     name = find_format(path)
     if name is None:
         raise ValueError(f"{path} has no format; expected a name that ends in {', '.join(SUFFIXES.values())}.")
-    check_writer(name, volume)
+    check_volume(name, volume)
     writer: Callable[[Path, Volume], AbstractContextManager[Append]] = import_module(
         f"{__package__}.{_WRITERS[name]}"
     ).open_writer
@@ -162,8 +152,8 @@ def find_format(path: Path) -> str | None:
     return next((name for name, suffix in SUFFIXES.items() if path.name.endswith(suffix)), None)
 
 
-def write_images(path: Path, images: NDArray[Any], volume: Volume | None = None) -> None:
-    """Write an array of shape (slices, height, width) with :func:`open_images`."""
-    with open_images(path, Volume(len(images)) if volume is None else volume) as append:
+def write_images(path: Path, images: Iterable[NDArray[Any]], volume: Volume) -> None:
+    """Write images of shape (height, width) with :func:`open_images`."""
+    with open_images(path, volume) as append:
         for image in images:
             append(image)

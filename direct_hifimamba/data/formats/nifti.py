@@ -2,7 +2,7 @@
 
 import gzip
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from direct_hifimamba.data.formats.images import Append, Volume, upright_affine, write_images
+from direct_hifimamba.data.formats.images import Append, Volume
 from direct_hifimamba.files import replace_when_complete
 
 try:
@@ -138,12 +138,6 @@ def _write_header(file: Any, shape: tuple[int, ...], volume: Volume) -> None:
     header["vox_offset"] = _DATA
     header.write_to(file)
     file.write(bytes(_DATA - file.tell()))  # no extension
-
-
-def save_slices(path: Path, volume: NDArray[np.float32], voxel_size: Sequence[float] | None = None) -> None:
-    """Write a stack of upright slices whose position in the patient is unknown, see `images.upright_affine`."""
-    affine = None if voxel_size is None else upright_affine(voxel_size)
-    write_images(path, volume, Volume(len(volume), affine))
 
 
 def _check_magnitude(path: Path, voxels: NDArray[Any], rounding: float) -> None:

@@ -61,7 +61,7 @@ def test_images_come_back(tmp_path: Path, name: str, images: NDArray[Any]) -> No
 
 def test_contact_sheets_show_slices_of_the_whole_volume(tmp_path: Path) -> None:
     images = np.tile(np.arange(40)[:, None, None], (1, 8, 8)) / np.float32(39)
-    write_images(tmp_path / "scan.png", images)
+    write_images(tmp_path / "scan.png", images, Volume(40))
     with Image.open(tmp_path / "scan.png") as sheet:
         pixels = np.asarray(sheet)[..., 0]
     tiles = pixels[6::10, 6::10]  # of 8 pixels, with a margin of 2
@@ -100,7 +100,7 @@ def test_images_without_a_position_are_upright(tmp_path: Path) -> None:
     assert zooms == (1.5, 2)
     assert nibabel.aff2axcodes(nibabel.load(tmp_path / "scan.nii.gz").affine) == ("R", "P", "S")
     with pytest.raises(ValueError, match="--voxel-size"):
-        write_images(tmp_path / "scan_dicom", IMAGES)
+        write_images(tmp_path / "scan_dicom", IMAGES, Volume(3))
 
 
 def test_files_say_where_images_come_from(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_what_is_not_complete_leaves_nothing(tmp_path: Path, name: str, problem:
 
 def test_other_suffixes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"ends in \.h5, \.nii\.gz, \.png, \.cfl, _dicom"):
-        write_images(tmp_path / "scan.jpg", IMAGES)
+        write_images(tmp_path / "scan.jpg", IMAGES, KNOWN)
 
 
 PERSONAL = {"name": "Doe^Jane", "id": "AB-4711", "born": "1970-01-31", "day": "2024-02-29", "clinic": "St. Elsewhere"}
@@ -184,7 +184,7 @@ def test_nothing_personal_reaches_an_output(tmp_path: Path, write: Callable[[Pat
     raw = read(source)
     volume = Volume.of(raw, upright_affine((1, 1, 1)), version="1")
     for name, suffix in SUFFIXES.items():
-        write_images(tmp_path / f"{name}{suffix}", abs(np.stack([each[0] for each in raw.slices()])), volume)
+        write_images(tmp_path / f"{name}{suffix}", (abs(each[0]) for each in raw.slices()), volume)
     outputs = [path for path in tmp_path.rglob("*") if path.is_file() and path != source]
     assert len(outputs) == len(SUFFIXES) + 3
     forms = [form for value in PERSONAL.values() for form in (value, value.replace("-", ""), value.split("^")[0])]

@@ -1,0 +1,65 @@
+"""The files that `direct-hifimamba reconstruct` writes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from direct_hifimamba.data.formats.images import SUFFIXES, check_package, find_format
+from direct_hifimamba.files import PARTIAL_SUFFIX
+
+DEFAULT_FORMATS = ("hdf5", "nifti", "png")
+COMPLEX_FORMATS = ("hdf5", "cfl")
+PHASE = "phase"
+PARTIAL = "partial"
+
+
+def output_paths(
+    output: Path, source: Path, formats: Sequence[str] | None = None, phase: bool = False
+) -> dict[str, Path]:
+    """Return the files to write by their formats, and the folder of an interrupted run. Without it, no file exists.
+
+    Parameters
+    ----------
+    output : Path
+        A folder, for files of the name of the input; or a path, without or with the suffix of a format.
+    source : Path
+        The input.
+    formats : sequence of str, optional
+        Names in `images.SUFFIXES`. Default: the one of which `output` has the suffix, or `DEFAULT_FORMATS`.
+    phase : bool
+        Whether the phase is written as well, in NIfTI.
+
+    Returns
+    -------
+    dict
+        Keys are the formats, `PHASE` if it is asked for, and `PARTIAL`.
+
+    Raises
+    ------
+    FileExistsError
+        If a file exists, the input among them.
+    FileNotFoundError
+        If the folder is missing.
+    ImportError
+        If a package that writes a format is missing.
+    """
+    named = find_format(output)
+    if output.is_dir() and named is None:
+        stem = output / source.stem
+    else:
+        stem = output if named is None else output.with_name(output.name.removesuffix(SUFFIXES[named]))
+        formats = formats or (named and (named,))
+    if not stem.parent.is_dir():
+        raise FileNotFoundError(f"The folder {stem.parent} is missing; make it first.")
+    chosen = [name for name in SUFFIXES if name in (formats or DEFAULT_FORMATS)]
+    for name in [*chosen, "nifti"] if phase else chosen:
+        check_package(name)
+    paths = {name: stem.with_name(stem.name + SUFFIXES[name]) for name in chosen}
+    if phase:
+        paths = {PHASE: stem.with_name(f"{stem.name}_phase{SUFFIXES['nifti']}")} | paths
+    partial = stem.with_name(f".{stem.name}{PARTIAL_SUFFIX}")
+    for path in (*paths.values(), *([paths["cfl"].with_suffix(".hdr")] if "cfl" in paths else [])):
+        if path.exists() and source.exists() and path.samefile(source):
+            raise FileExistsError(f"The output {path} would replace the input; choose another output.")
+        if path.exists() and not partial.exists():  # the interrupted run had begun to write
+            raise FileExistsError(f"{path} exists already; remove it or choose another output.")
+    return paths | {PARTIAL: partial}
