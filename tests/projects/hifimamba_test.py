@@ -24,8 +24,10 @@ from direct_hifimamba.benchmark.score import collect
 from direct_hifimamba.benchmark.score.results import Results
 from direct_hifimamba.data.data_sets import SIMULATED
 from direct_hifimamba.data.formats.hdf5 import kspace_shape
+from direct_hifimamba.data.masks import MaskOptions
 from direct_hifimamba.data.prepare import prepare
 from direct_hifimamba.data.protocol import Settings, read_protocol
+from direct_hifimamba.nn.hifimamba.hifimamba_engine import HiFiMambaV2JSSLEngine
 from direct_hifimamba.training.compose import compose, to_yaml
 from tests.data import lookalikes
 
@@ -277,6 +279,38 @@ def test_direct_trains_validates_and_predicts(case, model, prepared, in_process,
     )
     _check_metrics(next(tmp_path.rglob("metrics_inference.json")), names)
     assert {path.name for path in (tmp_path / "predicted").iterdir()} >= set(names)
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+def test_files_with_and_without_references_train_together(in_process, monkeypatch, tmp_path):
+    lookalikes.m4raw(tmp_path / "download", num_slices=2)
+    options = {"masks": (MaskOptions("FastMRIEquispaced", 4, 0.08),), "mask_training": True}
+    prepare(tmp_path / "download", tmp_path / "data", Settings.of("m4raw", **options))
+    names = ("common", "m4raw/configs/base", "self_supervised", "joint", "masks/equispaced_4x")
+    paths = [*(PROJECT / f"{name}.yaml" for name in names), ROOT / "configs" / "tiny.yaml"]
+    overrides = [*SHORT, "training.batch_size=1"]
+    (tmp_path / "config.yaml").write_text(to_yaml(compose(paths, overrides), paths, overrides))
+    files = sorted(path.name for path in (tmp_path / "data" / "train_equispaced_4x").iterdir())
+    for name, file in zip(("references.lst", "undersampled.lst"), files, strict=True):
+        (tmp_path / name).write_text(f"{file}\n")
+    batches, iterate = set(), HiFiMambaV2JSSLEngine._do_iteration
+
+    def watch(engine, data, *arguments, **options):
+        output = iterate(engine, data, *arguments, **options)
+        if engine.model.training:
+            assert output.data_dict.keys() == {"kspace_nmse_loss", "kspace_nmae_loss", "load_balancing_loss"}
+            batches.add((bool(data["is_ssl"][0]), Path(data["filename"][0]).name))
+        return output
+
+    monkeypatch.setattr(HiFiMambaV2JSSLEngine, "_do_iteration", watch)
+    words = ["train", str(tmp_path / "out"), "--cfg", str(tmp_path / "config.yaml"), "--device", "cpu"]
+    for split in ("train", "val"):
+        words += [
+            f"--{'training' if split == 'train' else 'validation'}-root",
+            f"{tmp_path}/data/{split}_equispaced_4x",
+        ]
+    cli.main([*words, "--num-workers", "0"])
+    assert batches == {(False, files[0]), (True, files[1])}
 
 
 def test_every_model_trains_with_the_same_sensitivity_model_and_losses():

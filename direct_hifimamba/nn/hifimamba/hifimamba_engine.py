@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from direct.nn.loss_keys import KeyedLossFn
+from direct.nn.ssl.mri_models import JSSLMRIModelEngine, SSLMRIModelEngine
 from direct.utils import communication
 from direct.utils.events import get_event_storage
 from torch.utils.data import DataLoader
 
 from direct_hifimamba.nn.hifimamba.moe import Router, Routing, watch_routing
-from direct_hifimamba.nn.layers.engine import SenseEngine
+from direct_hifimamba.nn.layers.engine import SelfSupervision, SenseEngine
 from direct_hifimamba.nn.layers.sense import Measurement
 
 
@@ -38,12 +39,13 @@ class HiFiMambaV2Engine(SenseEngine):
         Raises
         ------
         ValueError
-            If there is a sensitivity model, and the network uses no sensitivity maps.
+            If the network uses no sensitivity maps, and there is something that needs them.
         """
-        if self.cfg.model.coil_mode == "channels" and self.models:
+        needs_maps = [*self.models, *([type(self).__name__] if isinstance(self, SSLMRIModelEngine) else [])]
+        if self.cfg.model.coil_mode == "channels" and needs_maps:
             raise ValueError(
-                f"additional_models has {', '.join(self.models)}, which would not be trained, as model.coil_mode is "
-                '"channels"; expected no additional models, or coil_mode: sense.'
+                f'model.coil_mode is "channels", without sensitivity maps, which {needs_maps[0]} needs; expected '
+                "coil_mode: sense, or neither additional_models nor a self-supervised engine."
             )
         losses = super().build_loss()
         weight = self.cfg.model.load_balancing_weight
@@ -76,3 +78,11 @@ class HiFiMambaV2Engine(SenseEngine):
             for expert, share in enumerate(shares):
                 storage.add_scalar(f"{prefix}/{block}/expert_{expert}", share, smoothing_hint=False)
         return results
+
+
+class HiFiMambaV2SSLEngine(SelfSupervision, HiFiMambaV2Engine, SSLMRIModelEngine):
+    """Engine that trains :class:`direct_hifimamba.HiFiMambaV2` without references, on undersampled k-space alone."""
+
+
+class HiFiMambaV2JSSLEngine(SelfSupervision, HiFiMambaV2Engine, JSSLMRIModelEngine):
+    """Engine that trains :class:`direct_hifimamba.HiFiMambaV2` on data sets with references and others without."""

@@ -8,6 +8,7 @@ import torch
 from direct.data.transforms import expand_operator, root_sum_of_squares
 from direct.engine import DoIterationOutput
 from direct.nn.mri_models import MRIModelEngine
+from direct.nn.ssl.mri_models import JSSLMRIModelEngine, SSLMRIModelEngine
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -84,12 +85,33 @@ class SenseEngine(MRIModelEngine):
         broadcast_weights(self.models.values())
         super().training_loop(*args, **kwargs)
 
-    def _do_iteration(self, *args: Any, **kwargs: Any) -> DoIterationOutput:
-        """Run one iteration as DIRECT does, and average the gradients of additional models over the processes."""
-        output = super()._do_iteration(*args, **kwargs)
+    def _do_iteration(self, data: dict[str, Any], *args: Any, **kwargs: Any) -> DoIterationOutput:
+        """Run one iteration as DIRECT does, and average the gradients of additional models over the processes.
+
+        Raises
+        ------
+        ValueError
+            If k-space is split for self-supervised learning where the whole of it is needed, or the other way round.
+        """
+        self._check_split("input_kspace" in data)
+        output = super()._do_iteration(data, *args, **kwargs)
         if self.model.training:
             average_gradients(self.models.values())
         return output
+
+    def _check_split(self, is_split: bool) -> None:
+        learns_from_splits = self.model.training and isinstance(self, SSLMRIModelEngine)
+        if is_split and not learns_from_splits:
+            raise ValueError(
+                "k-space is split for self-supervised learning (transforms_type: ssl_ssdu). Expected transforms_type: "
+                "supervised for validation and inference, and in training unless model.engine_name is that of a "
+                f"self-supervised engine; this one is {type(self).__name__}."
+            )
+        if learns_from_splits and not is_split and not isinstance(self, JSSLMRIModelEngine):
+            raise ValueError(
+                f"{type(self).__name__} trains without references, and k-space is not split; expected "
+                "transforms_type: ssl_ssdu in training.datasets."
+            )
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Predict as DIRECT does.
@@ -107,6 +129,23 @@ class SenseEngine(MRIModelEngine):
                     "checkpoint from a training that diverged?"
                 )
         return output
+
+
+class SelfSupervision(MRIModelEngine):
+    """Mixin that trains the network of a :class:`SenseEngine` on one part of the samples, to predict the others.
+
+    Listed before that engine and DIRECT's `SSLMRIModelEngine` or, to learn from references as well, its
+    `JSSLMRIModelEngine`.
+    """
+
+    def forward_function(self, data: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Reconstruct a batch as :class:`SenseEngine`; in training from `input_kspace` and `input_sampling_mask`.
+
+        Batches of joint training that are not split have `masked_kspace` and `sampling_mask`, as without this mixin.
+        """
+        if self.model.training and "input_kspace" in data:
+            data = data | {"masked_kspace": data["input_kspace"], "sampling_mask": data["input_sampling_mask"]}
+        return super().forward_function(data)
 
 
 def stop_gradient_at_zero(image: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:

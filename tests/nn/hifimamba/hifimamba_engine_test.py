@@ -29,7 +29,11 @@ from torch.utils.data import Dataset
 from direct_hifimamba.data.formats.hdf5 import write_volume
 from direct_hifimamba.nn.hifimamba.config import HiFiMambaV2Config
 from direct_hifimamba.nn.hifimamba.hifimamba import HiFiMambaV2, HiFiMambaV2Output
-from direct_hifimamba.nn.hifimamba.hifimamba_engine import HiFiMambaV2Engine
+from direct_hifimamba.nn.hifimamba.hifimamba_engine import (
+    HiFiMambaV2Engine,
+    HiFiMambaV2JSSLEngine,
+    HiFiMambaV2SSLEngine,
+)
 from direct_hifimamba.nn.sensitivity.sensitivity import SensitivityRefinement
 from tests.helpers import TINY, assert_close, measure, tiny_network
 
@@ -37,11 +41,16 @@ ROOT = Path(__file__).parents[3]
 
 
 def build_engine(
-    *losses: str, additional_models: dict[str, nn.Module] | None = None, **options: Any
+    *losses: str,
+    additional_models: dict[str, nn.Module] | None = None,
+    engine: type[HiFiMambaV2Engine] = HiFiMambaV2Engine,
+    **options: Any,
 ) -> HiFiMambaV2Engine:
     """The engine of a tiny network, made by DIRECT, with `losses` of DIRECT."""
     network = tiny_network(**options)
-    model_config = HiFiMambaV2Config(model_name="hifimamba.hifimamba.HiFiMambaV2", **(TINY | options))
+    model_config = HiFiMambaV2Config(
+        model_name="hifimamba.hifimamba.HiFiMambaV2", engine_name=engine.__name__, **(TINY | options)
+    )
     cfg = OmegaConf.structured(
         DefaultConfig(
             model=model_config,
@@ -51,10 +60,10 @@ def build_engine(
             validation=ValidationConfig(datasets=[], metrics=["fastmri_psnr"], crop=None),
         )
     )
-    engine = setup_engine(cfg, "cpu", network, additional_models or {}, forward_operator=fft2, backward_operator=ifft2)
-    assert type(engine) is HiFiMambaV2Engine
-    engine.ndim = 2
-    return engine
+    built = setup_engine(cfg, "cpu", network, additional_models or {}, forward_operator=fft2, backward_operator=ifft2)
+    assert type(built) is engine
+    built.ndim = 2
+    return built
 
 
 def batch(size: int = 2, coils: int = 2, seed: int = 0) -> dict[str, Any]:
@@ -140,8 +149,10 @@ def test_coils_as_channels_refuse_a_sensitivity_model() -> None:
     sensitivity_model = SensitivityRefinement(fft2, ifft2, num_filters=4, num_pool_layers=1)
     additional = {"sensitivity_model": sensitivity_model}
     engine = build_engine("l1_loss", additional_models=additional, coil_mode="channels")
-    with pytest.raises(ValueError, match="has sensitivity_model, which would not be trained"):
+    with pytest.raises(ValueError, match="without sensitivity maps, which sensitivity_model needs"):
         engine.build_loss()
+    with pytest.raises(ValueError, match="without sensitivity maps, which HiFiMambaV2SSLEngine needs"):
+        build_engine("l1_loss", engine=HiFiMambaV2SSLEngine, coil_mode="channels").build_loss()
 
 
 def test_the_constructor_changes_nothing_about_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,6 +282,81 @@ def test_a_wrapped_network_has_the_load_balancing_loss_too() -> None:
     engine = build_engine("l1_loss")
     engine.model = nn.Sequential(OrderedDict(module=engine.model))  # as DistributedDataParallel names it
     assert engine.build_loss().keys() == {"l1_loss", "load_balancing_loss"}
+
+
+def split(data: dict[str, Any]) -> dict[str, Any]:
+    """The batch as DIRECT's transforms split it for self-supervised learning: no whole k-space, target of a part."""
+    whole, mask = data["masked_kspace"], data["sampling_mask"]
+    target_mask = mask & (torch.rand(mask.shape, generator=torch.Generator().manual_seed(1)) < 0.4)
+    kspace = whole * target_mask
+    return {
+        "input_kspace": whole * (mask & ~target_mask),
+        "input_sampling_mask": mask & ~target_mask,
+        "target_sampling_mask": target_mask,
+        "kspace": kspace,
+        "target": root_sum_of_squares(ifft2(kspace, dim=(2, 3)), dim=1),
+        "sensitivity_map": data["sensitivity_map"],
+        "is_ssl": torch.ones(len(whole), dtype=torch.bool),
+    }
+
+
+SELF_SUPERVISED = [HiFiMambaV2SSLEngine, HiFiMambaV2JSSLEngine]
+
+
+@pytest.mark.parametrize("engine_class", SELF_SUPERVISED)
+@pytest.mark.parametrize("losses", [("l1_loss",), ("kspace_nmse_loss",), ("l1_loss", "kspace_l1_loss")])
+def test_self_supervision_predicts_one_part_of_the_samples_from_the_other(engine_class: Any, losses: Any) -> None:
+    """With the load-balancing loss once, whichever losses there are."""
+    engine, data = build_engine(*losses, engine=engine_class, load_balancing_weight=0.25), split(batch())
+    engine.models_training_mode()
+    torch.manual_seed(0)
+    output = engine._do_iteration(data.copy(), engine.build_loss())
+    assert output.data_dict.keys() == {*losses, "load_balancing_loss"}
+    gradients = [gradient for gradient in parameter_gradients(engine, "") if gradient is not None]
+    assert len(gradients) == len(list(engine.model.parameters()))
+
+    torch.manual_seed(0)
+    image, load_balancing_loss = engine.model(
+        data["input_kspace"], data["input_sampling_mask"], data["sensitivity_map"]
+    )
+    assert output.data_dict["load_balancing_loss"].item() == pytest.approx(0.25 * load_balancing_loss.item())
+    maps = torch.view_as_complex(data["sensitivity_map"].contiguous())
+    coil_images = torch.view_as_real(torch.view_as_complex(image)[:, None] * maps)
+    predicted = fft2(coil_images, dim=(2, 3)) * data["target_sampling_mask"]
+    if "kspace_nmse_loss" in losses:
+        nmse = (predicted - data["kspace"]).square().sum() / data["kspace"].square().sum()
+        assert output.data_dict["kspace_nmse_loss"].item() == pytest.approx(nmse.item(), rel=1e-4)
+    combined = torch.view_as_complex(ifft2(predicted, dim=(2, 3)).contiguous()) * maps.conj()
+    assert_close(output.output_image.detach(), combined.sum(dim=1).abs().detach(), 1e-4)
+
+
+@pytest.mark.parametrize("engine_class", SELF_SUPERVISED)
+def test_all_samples_are_used_where_they_are_not_split(engine_class: Any) -> None:
+    """In prediction, and in the batches of joint training that have references."""
+    engine, data = build_engine("l1_loss", engine=engine_class, scan_dropout=0.0, stochastic_depth=0.0), batch()
+    data["is_ssl"] = torch.zeros(2, dtype=torch.bool)
+    expected = engine.forward_function(data)
+    predicted = engine._do_iteration(data.copy()).output_image
+    maps = torch.view_as_complex(data["sensitivity_map"].contiguous())
+    kspace = torch.where(data["sampling_mask"], data["masked_kspace"], expected[1])
+    coil_images = torch.view_as_complex(ifft2(kspace, dim=(2, 3)).contiguous())
+    assert_close(predicted, (coil_images * maps.conj()).sum(dim=1).abs().detach(), 1e-4)
+    if engine_class is HiFiMambaV2JSSLEngine:
+        engine.models_training_mode()
+        loss = engine._do_iteration(data.copy(), engine.build_loss()).data_dict["l1_loss"]
+        assert loss.item() == pytest.approx((predicted - data["target"]).abs().mean().item(), rel=1e-4)
+
+
+def test_split_and_whole_samples_are_not_confused() -> None:
+    plain, self_supervised = build_engine("l1_loss"), build_engine("l1_loss", engine=HiFiMambaV2SSLEngine)
+    with pytest.raises(ValueError, match="Expected transforms_type: supervised for validation"):
+        self_supervised._do_iteration(split(batch()))
+    for engine in (plain, self_supervised):
+        engine.models_training_mode()
+    with pytest.raises(ValueError, match="this one is HiFiMambaV2Engine"):
+        plain._do_iteration(split(batch()), plain.build_loss())
+    with pytest.raises(ValueError, match="HiFiMambaV2SSLEngine trains without references, and k-space is not split"):
+        self_supervised._do_iteration(batch(), self_supervised.build_loss())
 
 
 class TwoDevices(nn.Module):
@@ -424,8 +510,11 @@ def test_direct_trains_validates_and_predicts(folder: Path) -> None:
         assert np.isfinite(file["reconstruction"]).all()
 
 
-def _train_rank_with_sensitivity_model(rank: int, directory: Path) -> None:
-    """Train in one of two processes, on other data and from other weights; the second has a single coil at times."""
+def _train_rank(rank: int, directory: Path) -> None:
+    """Train in one of two processes, on other data and from other weights; the second has a single coil at times.
+
+    Then without a sensitivity model, on batches that are split for self-supervised learning, and on others.
+    """
     torch.set_num_threads(1)
     torch.manual_seed(rank)
     torch.distributed.init_process_group("gloo", f"file://{directory / 'rendezvous'}", rank=rank, world_size=2)
@@ -447,12 +536,28 @@ def _train_rank_with_sensitivity_model(rank: int, directory: Path) -> None:
         patch.setattr("direct.engine.Engine.training_loop", loop)
         engine.training_loop([], 0)
     torch.save(sensitivity_model.state_dict(), directory / f"{rank}.pt")
+
+    engine = build_engine("kspace_l1_loss", engine=HiFiMambaV2JSSLEngine)
+    optimizer = torch.optim.Adam(engine.model.parameters(), lr=1e-2)
+    engine.model = nn.parallel.DistributedDataParallel(engine.model, broadcast_buffers=False)
+    engine.models_training_mode()
+    for step in range(3):  # with and without references at the same time
+        data = batch(1, seed=10 * step + rank)
+        data = split(data) if rank == step % 2 else data | {"is_ssl": torch.zeros(1, dtype=torch.bool)}
+        engine._do_iteration(data, engine.build_loss())
+        optimizer.step()
+        optimizer.zero_grad()
+    torch.save(engine.model.module.state_dict(), directory / f"self_supervised_{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_a_sensitivity_model_stays_equal_in_two_processes(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_train_rank_with_sensitivity_model, (tmp_path,), nprocs=2)
+def test_models_stay_equal_in_two_processes(tmp_path: Path) -> None:
+    """A sensitivity model, and a network that learns jointly, from batches with and without references."""
+    torch.multiprocessing.spawn(_train_rank, (tmp_path,), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     assert first["scale"] != 0  # it has been trained
+    first, second = (torch.load(tmp_path / f"self_supervised_{rank}.pt") for rank in range(2))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert not torch.equal(first["norm.weight"], tiny_network().norm.weight)
