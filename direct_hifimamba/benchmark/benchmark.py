@@ -1,110 +1,232 @@
-"""A whole benchmark: measure costs, search learning rates, train and predict, score, report."""
+"""The stages of a benchmark: plan, run, score, report. Each can be repeated, and moved to another machine."""
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import OmegaConf
+from tqdm import tqdm
 
+from direct_hifimamba.benchmark.executors import Executor, Task
+from direct_hifimamba.benchmark.executors.cores import available_cores
 from direct_hifimamba.benchmark.folder import BenchmarkFolder
 from direct_hifimamba.benchmark.plan.configurations import compose_models, training_config
-from direct_hifimamba.benchmark.plan.inputs import describe_inputs, list_files, record
+from direct_hifimamba.benchmark.plan.inputs import (
+    KSpaceMemory,
+    check_same,
+    check_unchanged,
+    describe_data,
+    describe_inputs,
+    list_files,
+    read_plan,
+    record,
+)
 from direct_hifimamba.benchmark.plan.specification import MIN_ITERATIONS, Specification
 from direct_hifimamba.benchmark.report.archive import remove_archive, write_archive
 from direct_hifimamba.benchmark.report.report import write_report
 from direct_hifimamba.benchmark.report.tables import write_csv, write_markdown, write_model_zoo
+from direct_hifimamba.benchmark.run.classical import check_bart, reconstruct_test_split
 from direct_hifimamba.benchmark.run.cost import Cost, measure_costs
-from direct_hifimamba.benchmark.run.matrix import Benchmark, make_cells, make_trials, search
-from direct_hifimamba.benchmark.run.runner import Run, Runner, lock_folder
+from direct_hifimamba.benchmark.run.matrix import Benchmark, score_trials
+from direct_hifimamba.benchmark.run.processes import THREADS
+from direct_hifimamba.benchmark.run.runner import Run, RunError, do_run, write_failure
 from direct_hifimamba.benchmark.score.collect import collect
 from direct_hifimamba.benchmark.score.results import Results
 from direct_hifimamba.benchmark.score.scores import METRICS
-from direct_hifimamba.files import replace_when_complete
+
+STAGES = ("plan", "run", "score", "report")
+COST = "cost"
+"""Name of the task that measures costs."""
 
 _COST_ROUNDS = 5
 
 
-def run_benchmark(specification: Specification, output: Path, jobs: int, command: Sequence[str]) -> Results:
-    """Do all that is left to do of a benchmark, and write its results.
+def plan(path: Path, output: Path, verify: bool = False) -> Benchmark:
+    """Check a specification, its configurations and its data, and write the list of runs.
 
     Parameters
     ----------
-    specification : Specification
+    path : Path
+        Specification.
     output : Path
         New or empty folder, or that of the same benchmark, perhaps with fewer models and seeds.
-    jobs : int
-        Number of runs side by side.
-    command : sequence of str
-        Arguments of `direct-hifimamba`, for the record.
+    verify : bool
+        Read all k-space, also of files whose size and modification time have not changed.
 
     Raises
     ------
     OSError
         If a file cannot be read.
     ValueError
-        If the specification, its configurations or its data are of no use, or others than `output` was begun with.
-    KeyboardInterrupt
-        After the processes of DIRECT have ended.
+        If the specification, its configurations or its data are invalid, or others than `output` was begun with.
     """
-    _check_metric(specification)
-    configs = compose_models(specification)
-    folder = BenchmarkFolder(output)
-    benchmark = Benchmark(specification, configs, folder)
-    with lock_folder(output) as lock:
-        inputs = describe_inputs(specification, configs)
-        record(folder, specification, inputs)
-        costs = _measure_costs(benchmark)
-        runner = Runner(jobs, lock)
-        searched = make_trials(benchmark, costs)
-        trials = search(benchmark, searched, runner, jobs)
-        cells = make_cells(benchmark, costs, trials)
-        runner.run(list(cells.values()), "train and predict")
-        results = collect(benchmark, inputs, costs, trials, list(searched.values()), cells, command, jobs)
-        _write(folder, results, cells)
-    return results
-
-
-def _check_metric(specification: Specification) -> None:
+    specification = Specification.load(path)
     search = specification.search
     if search is not None and search.metric not in METRICS:
         raise ValueError(f"search.metric is {search.metric!r}; expected one of {', '.join(METRICS)}.")
+    benchmark = Benchmark(specification, compose_models(specification), BenchmarkFolder(output))
+    output.mkdir(parents=True, exist_ok=True)
+    memory = KSpaceMemory(benchmark.folder.hashes, specification.data)
+    data = describe_data(specification, memory, available_cores(), verify)
+    check_bart(specification, benchmark.is_centered())
+    inputs = describe_inputs(specification, benchmark.configs, data)
+    record(benchmark.folder, specification, inputs, benchmark.plan())
+    return benchmark
 
 
-def _measure_costs(benchmark: Benchmark) -> dict[str, Cost]:
-    """Costs by label, as measured before.
+def load(path: Path, output: Path) -> Benchmark:
+    """Return the benchmark that was planned in a folder.
 
-    All are measured once more, so that their times are of the same minutes, where models have been added or one has
-    failed; the latter not with a budget of time, which depends on them.
+    Raises
+    ------
+    FileNotFoundError
+        If there is no plan, or the specification or its data are missing.
+    ValueError
+        If the specification has changed since then.
     """
-    path, specification = benchmark.folder.cost, benchmark.specification
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    costs = {label: Cost.from_dict(cost) for label, cost in values.items()}
-    has_failed = not specification.has_minutes and any(cost.error is not None for cost in costs.values())
+    folder = BenchmarkFolder(output)
+    planned = read_plan(folder)
+    specification = Specification.load(path)
+    check_same(folder, specification, planned)
+    configs = {
+        label: {acceleration: OmegaConf.create(config) for acceleration, config in configs.items()}
+        for label, configs in planned["models"].items()
+    }
+    return Benchmark(specification, configs, folder)
+
+
+def run(benchmark: Benchmark, path: Path, executor: Executor) -> None:
+    """Measure costs, search for learning rates, train and predict, as far as that is left to do.
+
+    Runs that failed are tried again, unless their training diverged. Why a run failed is written to its folder.
+
+    Parameters
+    ----------
+    benchmark : Benchmark
+    path : Path
+        Specification.
+    executor : Executor
+
+    Raises
+    ------
+    ValueError
+        If the executor cannot run anything.
+    KeyboardInterrupt
+        After all runs have ended.
+    """
+    measure(benchmark, path, executor)
+    planned = benchmark.plan()
+    for kind in ("trial", "cell"):
+        runs = []
+        for entry in (entry for entry in planned if entry.kind == kind):
+            try:
+                runs.append(benchmark.make_run(entry))
+            except RunError as error:
+                write_failure(benchmark.folder.run(entry.name), str(error))
+        for one in runs:
+            one.set_aside_if_of_another_configuration()
+        waiting = [one for one in runs if not (one.is_finished or one.has_diverged)]
+        for one in waiting:
+            one.folder.failure.unlink(missing_ok=True)  # it would count as progress
+        tasks = [_task(benchmark, path, "run", one.name) for one in waiting]
+        with _progress(runs, kind) as show:
+            failures = executor.run("run", tasks, show) if tasks else {}
+        for one in waiting:
+            if one.name in failures and one.error is None:
+                write_failure(one.folder, failures[one.name])
+        if kind == "trial":
+            score_trials(benchmark, available_cores())
+    names = [entry.name for entry in planned if entry.kind == "classical"]
+    accelerations = benchmark.specification.accelerations
+    tasks = [
+        _task(benchmark, path, "run", name)
+        for name in names
+        if not all(benchmark.folder.run(name).predictions(acceleration).is_dir() for acceleration in accelerations)
+    ]
+    for task in tasks:
+        benchmark.folder.run(task.name).failure.unlink(missing_ok=True)
+    for name, reason in (executor.run("run", tasks, lambda: None) if tasks else {}).items():
+        write_failure(benchmark.folder.run(name), reason)
+
+
+def measure(benchmark: Benchmark, path: Path, executor: Executor) -> None:
+    """Measure what the models cost, unless this was done before.
+
+    All are measured again, so that their times are of the same minutes, where models have been added or one has failed;
+    the latter not with a budget of time, which depends on them.
+    """
+    costs = benchmark.read_costs()
+    has_failed = not benchmark.specification.has_minutes and any(cost.error is not None for cost in costs.values())
     if has_failed or not costs.keys() >= benchmark.configs.keys():
+        failures = executor.run("run", [_task(benchmark, path, "run", COST)], lambda: None)
+        for reason in failures.values():
+            print(f"The cost of the models could not be measured: {reason}")
+
+
+def do(benchmark: Benchmark, name: str) -> None:
+    """Do one task of the stage `run` in this process: a run of the plan, or the measurement of costs.
+
+    Raises
+    ------
+    RunError
+        If the run fails.
+    ValueError
+        If there is no run of this name, another process does it, or data have changed since the plan was made.
+    """
+    specification = benchmark.specification
+    planned = {entry.name: entry for entry in benchmark.plan()}
+    if name == COST:
         test = specification.folder(specification.splits.test, next(iter(specification.accelerations)))
         training = specification.data / specification.splits.training
-        costs = measure_costs(
-            {label: _cost_config(specification, configs) for label, configs in benchmark.configs.items()},
-            list_files(test)[0],
-            _COST_ROUNDS,
-            specification.device,
-            training_file=list_files(training)[0],
-        )
-        with replace_when_complete(path) as partial:
-            text = json.dumps({label: asdict(cost) for label, cost in costs.items()}, indent=1)
-            partial.write_text(f"{text}\n", encoding="utf-8")
-    return costs
+        rate = specification.search.learning_rates[0] if specification.search else None
+        configs = {
+            label: training_config(configs, MIN_ITERATIONS, specification.warm_up, rate)
+            for label, configs in benchmark.configs.items()
+        }
+        files = list_files(test)[0], list_files(training)[0]
+        benchmark.write_costs(measure_costs(configs, files[0], _COST_ROUNDS, specification.device, True, files[1]))
+    elif name in planned and planned[name].kind == "classical":
+        cells = [benchmark.folder.run(entry.name) for entry in planned.values() if entry.kind == "cell"]
+        accelerations = specification.accelerations
+        shapes = [cell for cell in cells if all(cell.predictions(entry).is_dir() for entry in accelerations)]
+        if not shapes:
+            raise RunError("No model was run, which says to which size images are cropped.")
+        reconstruct_test_split(specification, benchmark.folder.run(name), shapes[0], available_cores())
+    elif name in planned:
+        run = benchmark.make_run(planned[name])
+        folders = [run.training_data, *run.prediction_data.values()]
+        check_unchanged(benchmark.folder, specification.data, [folder.name for folder in folders])
+        run.set_aside_if_of_another_configuration()
+        do_run(run)
+    else:
+        raise ValueError(f"The plan has no run {name!r}; expected {COST} or one of {', '.join(planned)}.")
 
 
-def _cost_config(specification: Specification, configs: Mapping[str, DictConfig]) -> DictConfig:
-    """The configuration to measure a model with: that of its training, with any learning rate."""
-    learning_rate = specification.search.learning_rates[0] if specification.search else None
-    return training_config(configs, MIN_ITERATIONS, specification.warm_up, learning_rate)
+def report(benchmark: Benchmark, command: Sequence[str]) -> Results:
+    """Score what has been predicted, and write tables and pages.
 
-
-def _write(folder: BenchmarkFolder, results: Results, cells: Mapping[tuple[str, int], Run]) -> None:
+    Parameters
+    ----------
+    benchmark : Benchmark
+    command : sequence of str
+        Arguments of `direct-hifimamba`, for the record.
+    """
+    folder, planned = benchmark.folder, benchmark.plan()
+    cells: dict[tuple[str, int], Run] = {}
+    searched: list[Run] = []
+    for entry in planned:
+        try:
+            run = benchmark.make_run(entry)
+        except RunError:
+            continue
+        if entry.kind == "cell":
+            cells[entry.model, entry.seed] = run
+        else:
+            searched.append(run)
+    found = benchmark.read_costs()
+    costs = {label: found.get(label, Cost(THREADS, error="It was not measured.")) for label in benchmark.configs}
+    trials, jobs = benchmark.read_trials(), available_cores()
+    results = collect(benchmark, read_plan(folder), costs, trials, searched, cells, command, jobs)
     results.save(folder.results_json)
     write_csv(folder.results_csv, results)
     write_markdown(folder.results_markdown, results)
@@ -119,3 +241,28 @@ def _write(folder: BenchmarkFolder, results: Results, cells: Mapping[tuple[str, 
         else:
             remove_archive(folder.model(label), folder.model_archive(label))
     write_report(folder, results)
+    return results
+
+
+def _task(benchmark: Benchmark, path: Path, stage: str, name: str) -> Task:
+    words = ["benchmark", str(path.resolve()), "--output", str(benchmark.folder.path.resolve())]
+    folder = benchmark.folder.run(name).path
+    return Task(name, (*words, "--stage", stage, "--run", name), folder)
+
+
+@contextmanager
+def _progress(runs: Sequence[Run], kind: str) -> Iterator[Callable[[], None]]:
+    """Yield a function that shows how far some runs are."""
+    total = sum(one.iterations for one in runs)
+    description = {"trial": "search", "cell": "train and predict"}[kind]
+    with tqdm(total=total, desc=description, unit="iteration", disable=not runs) as bar:
+
+        def show() -> None:
+            bar.n = sum(one.iterations_done for one in runs)
+            finished, failed = sum(one.is_finished for one in runs), sum(one.error is not None for one in runs)
+            bar.set_postfix_str(", ".join([f"{finished} of {len(runs)} done", *([f"{failed} failed"] * bool(failed))]))
+
+        show()
+        bar.initial = bar.n
+        yield show
+        show()

@@ -55,7 +55,7 @@ class RunFolder:
         return self.run / f"model_{iteration}.pt"
 
     def predictions(self, acceleration: str) -> Path:
-        """One file per volume, with `reconstruction` and `sampling_mask`, and metrics_inference.json."""
+        """One file per volume, with `reconstruction`, and metrics_inference.json."""
         return self.path / "predictions" / acceleration
 
 
@@ -71,14 +71,28 @@ class BenchmarkFolder:
         return self.path / "specification.yaml"
 
     @property
-    def inputs(self) -> Path:
-        """Hashes of the data, and the parts of the configurations that are equal for all models."""
-        return self.path / "inputs.json"
+    def plan(self) -> Path:
+        """The list of runs, hashes of the data, and all configurations."""
+        return self.path / "plan.json"
+
+    @property
+    def search(self) -> Path:
+        """Scores of the learning rates that were tried."""
+        return self.path / "search.json"
+
+    @property
+    def hashes(self) -> Path:
+        """Hashes of k-space by size and modification time of its files."""
+        return self.path / "hashes.json"
 
     @property
     def cost(self) -> Path:
         """Parameters, operations, times and memory of every model."""
         return self.path / "cost.json"
+
+    def run(self, name: str) -> RunFolder:
+        """Return the run whose folder has this name in the plan."""
+        return RunFolder(self.path / name)
 
     def trial(self, label: str, learning_rate: float) -> RunFolder:
         """The run of the learning-rate search of a model with this learning rate."""

@@ -1,11 +1,11 @@
 """Compare models of DIRECT on the same files, masks, losses and budget.
 
-DIRECT trains every model in a separate process, once per seed, on masks of all accelerations in equal shares, and
-evaluates it at each acceleration. After an interruption the same command resumes. If a model fails, the report says so,
-the others continue, and the exit status is 1; the next call tries it again, unless its training diverged. Seeds can be
-added to a specification that has been run, and models too if its budget is not in minutes; finished runs are kept.
-Trained models are never deleted: if a configuration has changed, the folder of its run is renamed to
-`..._superseded_1`.
+The stages: `plan` checks everything and writes the list of runs, `run` trains every model once per seed and predicts
+the test split, `score` computes metrics, `report` writes tables and pages. Without --stage all of them are done. They
+can be interrupted at any time; the same command resumes. If a run fails, the report says so, the others continue, and
+the exit status is 1; the next call tries it again, unless its training diverged. Seeds can be added to a specification
+that has been run, and models too if its budget is not in minutes. Trained models are never deleted: if a configuration
+has changed, the folder of its run is renamed to `..._superseded_1`.
 """
 
 import argparse
@@ -14,10 +14,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from direct_hifimamba.benchmark.benchmark import run_benchmark
-from direct_hifimamba.benchmark.folder import BenchmarkFolder
-from direct_hifimamba.benchmark.plan.specification import Specification
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from direct_hifimamba.benchmark import benchmark as stages
+from direct_hifimamba.benchmark.executors import EXECUTORS, Executor, make_executor
+from direct_hifimamba.benchmark.run.estimate import format_estimates
+from direct_hifimamba.benchmark.run.matrix import Benchmark
+from direct_hifimamba.benchmark.run.runner import RunError, lock_folder
 from direct_hifimamba.commands.jobs import add_jobs_argument
 
 FAILED = 1
@@ -27,12 +33,19 @@ INTERRUPTED = 128 + signal.SIGINT
 
 @contextmanager
 def _signals_as_interrupt() -> Iterator[None]:
-    """Turn SIGTERM and SIGINT into a KeyboardInterrupt, also where SIGINT is ignored, as after `nohup` or `&`."""
+    """Turn signals into SIGINT, and this into a KeyboardInterrupt, also where it is ignored, as after `nohup` or `&`.
+
+    While DIRECT trains, it handles SIGINT itself and writes a checkpoint. Slurm sends SIGUSR2 before a time limit.
+    """
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    def forward(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    handlers = {signal.SIGINT: interrupt, signal.SIGTERM: forward, signal.SIGUSR2: forward}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
@@ -48,7 +61,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, required=True, help="folder that is new, empty, or of the same benchmark"
     )
-    add_jobs_argument(parser)
+    parser.add_argument("--stage", choices=stages.STAGES, help="do this stage alone (default: all)")
+    parser.add_argument("--run", metavar="NAME", help="do this run of plan.json alone, in this process")
+    parser.add_argument("--executor", choices=EXECUTORS, default="local", help="where runs are done (default: local)")
+    parser.add_argument(
+        "--slurm",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="options of sbatch, such as partition=gpu time=600, or run.gpus-per-node=1 for one stage",
+    )
+    add_jobs_argument(parser, default=None, what="runs side by side (default: one per GPU, or per core without GPU)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="plan, measure a few iterations, and print the runs, their time and disk"
+    )
+    parser.add_argument("--verify", action="store_true", help="read all data, also files whose size and time are known")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -57,18 +84,52 @@ def main(args: argparse.Namespace) -> None:
     Raises
     ------
     SystemExit
-        With status 130 after an interruption, 1 if a model failed.
+        With status 130 after an interruption, 1 if a run failed.
     """
-    command = ["benchmark", str(args.specification), "--output", str(args.output), "--jobs", str(args.jobs)]
+    path, output, options = args.specification, args.output, _slurm_options(args.slurm)
     try:
         with _signals_as_interrupt():
-            results = run_benchmark(Specification.load(args.specification), args.output, args.jobs, command)
+            if args.run is not None:
+                stages.do(stages.load(path, output), args.run)
+                return
+            if args.dry_run:
+                with lock_folder(output):
+                    benchmark = stages.plan(path, output, args.verify)
+                    stages.measure(benchmark, path, _executor(args, benchmark, options))
+                print(format_estimates(benchmark))
+                return
+            chosen = stages.STAGES if args.stage is None else (args.stage,)
+            with lock_folder(output):
+                benchmark = stages.plan(path, output, args.verify) if "plan" in chosen else stages.load(path, output)
+                if "run" in chosen:
+                    stages.run(benchmark, path, _executor(args, benchmark, options))
+                if "report" in chosen:
+                    stages.report(benchmark, ["benchmark", str(path), "--output", str(output)])
+                    print(f"Results in {output}; begin with {benchmark.folder.report}")
     except KeyboardInterrupt:
         print("\nInterrupted; the same command resumes it.", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    failed = dict.fromkeys((score.model, score.seed) for score in results.scores if score.status == "failed")
-    for label, seed in failed:
-        print(f"{label} with seed {seed} failed: {BenchmarkFolder(args.output).cell(label, seed or 0).failure}")
-    print(f"Results in {args.output}; begin with {BenchmarkFolder(args.output).report}")
-    if failed:
+    except RunError as error:
+        print(error, file=sys.stderr)
         sys.exit(FAILED)
+    names = [entry.name for entry in benchmark.plan() if benchmark.folder.run(entry.name).failure.exists()]
+    for name in names:
+        print(f"{name} failed: {benchmark.folder.run(name).failure}")
+    if names:
+        sys.exit(FAILED)
+
+
+def _executor(args: argparse.Namespace, benchmark: Benchmark, options: dict[str, Any]) -> Executor:
+    return make_executor(args.executor, args.output, benchmark.specification.device, args.jobs, options)
+
+
+def _slurm_options(words: list[str]) -> dict[str, Any]:
+    """Return options by their names; those of a stage, such as `run.time=60`, are nested."""
+    for word in words:
+        if "=" not in word:
+            raise ValueError(f"--slurm has {word!r}; expected KEY=VALUE, such as partition=gpu.")
+    try:
+        options: dict[str, Any] = OmegaConf.to_container(OmegaConf.from_dotlist(words))  # type: ignore[assignment]
+    except OmegaConfBaseException as error:
+        raise ValueError(f"--slurm is {' '.join(words)}: {error}") from error
+    return options

@@ -3,9 +3,11 @@
 import argparse
 
 
-def add_jobs_argument(parser: argparse.ArgumentParser) -> None:
-    """Declare the argument `--jobs`."""
-    parser.add_argument("--jobs", type=_number, default=1, metavar="N", help="number of processes (default: 1)")
+def add_jobs_argument(
+    parser: argparse.ArgumentParser, default: int | None = 1, what: str = "processes (default: 1)"
+) -> None:
+    """Declare the argument `--jobs`, with its default and what its help says that it is the number of."""
+    parser.add_argument("--jobs", type=_number, default=default, metavar="N", help=f"number of {what}")
 
 
 def _number(word: str) -> int:

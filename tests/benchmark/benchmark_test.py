@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import zipfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,150 +14,187 @@ from omegaconf import OmegaConf
 
 import direct_hifimamba.benchmark.benchmark as module
 from direct_hifimamba import cli
+from direct_hifimamba.benchmark.executors import Task, local
 from direct_hifimamba.benchmark.folder import BenchmarkFolder
-from direct_hifimamba.benchmark.plan.configurations import compose_models
-from direct_hifimamba.benchmark.plan.specification import MIN_ITERATIONS, Specification
-from direct_hifimamba.benchmark.run import runner
-from direct_hifimamba.benchmark.run.classical import find_bart
+from direct_hifimamba.benchmark.plan.specification import MIN_ITERATIONS
 from direct_hifimamba.benchmark.run.cost import Cost
-from direct_hifimamba.benchmark.run.matrix import Benchmark
+from direct_hifimamba.benchmark.run.runner import lock_folder
 from direct_hifimamba.benchmark.score.results import Results, SummaryRow
 from direct_hifimamba.commands.benchmark import _signals_as_interrupt
 from direct_hifimamba.reconstruction.reconstructor import Reconstructor
 from tests.benchmark.report.tables_test import read_tables
-from tests.benchmark.small_benchmark import MASKS, SPECIFICATION, VOLUMES, write_specification
+from tests.benchmark.small_benchmark import MASKS, VOLUMES, write_data, write_specification
 
-# A checkpoint after every quarter of them, but not before DIRECT's first.
+# Four times as many as those of a trial of the search, which cannot be fewer than DIRECT's first checkpoint needs.
 ITERATIONS = 4 * MIN_ITERATIONS
 CHECKPOINT = f"model_{ITERATIONS - 1}.pt"
+MODELS = {
+    "U-Net": {"configs": ["unet.yaml"], "scaled_parameters": {"unet.conv_out.*": 1e-4}},
+    "failing": {"configs": ["failing.yaml"]},
+}
+RATES = [1e-9, 0.01]
+COMMAND = ["benchmark", "specification.yaml", "--output", "out", "--jobs", "2"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BenchmarkFolder]:
+    """A benchmark that was interrupted in a training, continued, and has a model that fails; the working directory."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    write_data(folder / "data")
+    search = {"learning_rates": RATES, "budget": None}
+    write_specification(folder, models=MODELS, seeds=[0], budget={"iterations": ITERATIONS}, search=search)
+    cell = BenchmarkFolder(folder / "out").cell("U-Net", 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        with pytest.MonkeyPatch.context() as interrupting:
+            interrupting.setattr(local, "_LOOKS_BETWEEN_PROGRESS", 1)
+            show = module._progress
+
+            @module.contextmanager
+            def interrupt_in_training(runs: list[module.Run], kind: str) -> Iterator[object]:
+                def interrupt() -> None:
+                    # The first checkpoint is there by then: DIRECT makes another one only if the signal comes in time.
+                    if any(MIN_ITERATIONS < run.iterations_done < ITERATIONS for run in runs if kind == "cell"):
+                        raise KeyboardInterrupt
+
+                with show(runs, kind):
+                    yield interrupt
+
+            interrupting.setattr(module, "_progress", interrupt_in_training)
+            with pytest.raises(SystemExit, match="130"):
+                cli.main(COMMAND)
+        assert cell.log.exists() and not cell.failure.exists()
+        assert not BenchmarkFolder(Path("out")).results_json.exists()
+        with pytest.raises(SystemExit, match="1"):  # one model fails
+            cli.main(COMMAND)
+        yield BenchmarkFolder(Path("out"))
 
 
 @pytest.mark.slow
-def test_models_are_compared_through_interruption_and_failure(
-    small_specification: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    models = SPECIFICATION["models"] | {"failing": {"configs": ["failing.yaml"]}}
-    write_specification(tmp_path, models=models, seeds=[0], budget={"iterations": ITERATIONS})
-    command = ["benchmark", small_specification.name, "--output", "out", "--jobs", "2"]
-    folder = BenchmarkFolder(Path("out"))
-    cells = {(label, 0): folder.cell(label, 0) for label in models}
-
-    def interrupt_in_training(_: object, runs: list[runner.Run]) -> None:
-        # The first checkpoint is there by then: DIRECT makes another one only if the signal comes in good time.
-        if any(MIN_ITERATIONS < run.iterations_done < ITERATIONS for run in runs):
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(runner, "_show", interrupt_in_training)
-        patch.setattr(runner, "_SECONDS_BETWEEN_LOOKS", 0.05)
-        with pytest.raises(SystemExit, match="130"):
-            cli.main(command)
-    assert "the same command resumes it" in capsys.readouterr().err
-    assert not any(cell.failure.exists() for cell in cells.values())
-    assert not folder.results_json.exists()
-
-    with pytest.raises(SystemExit, match="1"):  # one model fails
-        cli.main(command)
-    logs = [cell.log.read_text("utf-8") for cell in cells.values()]
-    assert any(re.search(r"Starting from iteration: [1-9]", log) for log in logs)
-    output = capsys.readouterr().out
-    results = Results.load(folder.results_json)
-    classical = ["zero-filled"] if find_bart() is None else ["zero-filled", "BART pics"]
-    assert [model.label for model in results.models] == [*models, *classical]
-    status = {(score.model, score.seed, score.acceleration): score.status for score in results.scores}
-    assert len(status) == len(results.scores) == (len(cells) + len(classical)) * len(MASKS)
-    for (label, seed, _), value in status.items():
-        assert value == ("failed" if label == "failing" else "finished")
-        if label == "failing":
-            assert "Unknown initializer_initialization" in cells[label, seed or 0].failure.read_text()
-            assert str(cells[label, seed or 0].failure) in output
+def test_a_benchmark_resumes_and_has_failures_in_their_cells(finished: BenchmarkFolder) -> None:
+    log = finished.cell("U-Net", 0).log.read_text("utf-8")
+    assert re.search(r"Starting from iteration: [1-9]", log)
+    results = Results.load(finished.results_json)
+    status = {score.model: score.status for score in results.scores if score.seed is not None}
+    assert status == {"U-Net": "finished", "failing": "failed"}
     for score in results.scores:
         names = set() if score.status == "failed" else {f"{name}.h5" for name in VOLUMES["test"]}
         assert set(score.volumes) == names
+    for rate in RATES:
+        assert "Unknown initializer_initialization" in finished.trial("failing", rate).failure.read_text()
+    assert "No learning rate of the search gave a score" in finished.cell("failing", 0).failure.read_text()
     start = "OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 direct-hifimamba train out/cells/u_net/seed_0"
     assert any(line.startswith(start) for line in results.provenance.commands)
     assert {"selective scan", "compiled kernels"} <= set(results.provenance.versions)
 
-    # DIRECT's own metric and ours are the same, and so are the model and what is offered of it.
-    slug = BenchmarkFolder(Path()).model("U-Net").name
-    with zipfile.ZipFile(folder.model_archive("U-Net")) as archive:
-        assert sorted(archive.namelist()) == [
-            f"{slug}/{name}" for name in ("config.yaml", "metrics_inference.json", CHECKPOINT)
-        ]
-        theirs = json.loads(archive.read(f"{slug}/metrics_inference.json"))
-    for score in results.scores:
-        if (score.model, score.seed) == ("U-Net", 0):
-            for name, values in score.volumes.items():
-                expected = theirs[f"{score.acceleration}/{name}"]["fastmri_psnr_metric"]
-                assert values["fastmri_psnr"] == pytest.approx(expected, rel=1e-4)
-    Reconstructor.from_checkpoint(folder.model("U-Net") / CHECKPOINT)
-    assert all(path.stat().st_size for path in (folder.results_csv, folder.results_markdown, folder.model_zoo))
-    assert "<svg" in folder.report.read_text()
 
-    _check_leaderboard(results, folder.results_json, capsys)
-
-    # Nothing is left to do but to try the failing model again.
-    with monkeypatch.context() as patch:
-        calls: list[list[str]] = []
-        patch.setattr(runner.Runner, "_call", lambda _, arguments, log: calls.append(arguments))
-        with pytest.raises(SystemExit, match="1"):
-            cli.main(command)
-    assert len(calls) == 1
-    assert "failing" in calls[0][1]
+@pytest.mark.slow
+def test_the_plan_lists_all_runs(finished: BenchmarkFolder) -> None:
+    runs = json.loads(finished.plan.read_text())["runs"]
+    names = [f"search/{model}/lr_{rate:g}" for model in ("u_net", "failing") for rate in RATES]
+    assert [run["name"] for run in runs] == [*names, "cells/u_net/seed_0", "cells/failing/seed_0"]
+    assert {(run["kind"], run["iterations"]) for run in runs} == {("trial", MIN_ITERATIONS), ("cell", ITERATIONS)}
 
 
 @pytest.mark.slow
-def test_search_decides_and_weights_are_scaled(
-    small_specification: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    model = {"configs": ["unet.yaml"], "scaled_parameters": {"unet.conv_out.*": 1e-4}}
-    rates = [1e-9, 1.0]
-    write_specification(
-        tmp_path,
-        models={"U-Net": model},
-        seeds=[0],
-        search={"learning_rates": rates, "budget": {"iterations": 6}},
-        budget={"minutes": 1e-6},
-    )
-    cli.main(["benchmark", small_specification.name, "--output", "out"])
-    folder = BenchmarkFolder(Path("out"))
-    results = Results.load(folder.results_json)
-    described = results.models[0]
-    assert [trial.learning_rate for trial in described.search] == rates
+def test_search_decides_and_weights_are_scaled(finished: BenchmarkFolder) -> None:
+    described = Results.load(finished.results_json).models[0]
     scores = {trial.learning_rate: trial.score for trial in described.search if trial.score is not None}
-    assert 1e-9 in scores
-    assert described.learning_rate == max(scores, key=scores.__getitem__)
-    cell = folder.cell("U-Net", 0)
-    assert OmegaConf.load(cell.config).training.lr == described.learning_rate
-    assert described.iterations == MIN_ITERATIONS
+    assert list(scores) == RATES
+    cell = finished.cell("U-Net", 0)
+    assert OmegaConf.load(cell.config).training.lr == described.learning_rate == max(scores, key=scores.__getitem__)
     weights = torch.load(cell.initialisation, weights_only=True)["model"]
     largest = {name: value.abs().max() for name, value in weights.items()}
     assert max(value for name, value in largest.items() if "conv_out" in name) < 1e-3 < max(largest.values())
     assert "Initializing from" in cell.log.read_text("utf-8")
 
 
-@pytest.mark.parametrize("budget", [{"iterations": 6}, {"minutes": 1.0}], ids=lambda budget: next(iter(budget)))
-def test_costs_are_measured_side_by_side(
-    small_specification: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: dict[str, float]
+@pytest.mark.slow
+def test_metrics_are_those_of_direct_and_models_are_offered(finished: BenchmarkFolder) -> None:
+    results = Results.load(finished.results_json)
+    slug = finished.model("U-Net").name
+    with zipfile.ZipFile(finished.model_archive("U-Net")) as archive:
+        assert sorted(archive.namelist()) == [
+            f"{slug}/{name}" for name in ("config.yaml", "metrics_inference.json", CHECKPOINT)
+        ]
+        theirs = json.loads(archive.read(f"{slug}/metrics_inference.json"))
+    for score in results.scores:
+        if score.model == "U-Net":
+            for name, values in score.volumes.items():
+                expected = theirs[f"{score.acceleration}/{name}"]["fastmri_psnr_metric"]
+                assert values["fastmri_psnr"] == pytest.approx(expected, rel=1e-4)
+    Reconstructor.from_checkpoint(finished.model("U-Net") / CHECKPOINT)
+    assert all(path.stat().st_size for path in (finished.results_csv, finished.results_markdown, finished.model_zoo))
+    assert "<svg" in finished.report.read_text()
+
+
+@pytest.mark.slow
+def test_what_is_done_is_not_repeated_and_stages_can_be(
+    finished: BenchmarkFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    tasks: list[str] = []
+
+    def fail(_: object, stage: str, given: list[Task], show: object) -> dict[str, str]:
+        tasks.extend(task.name for task in given)
+        return {task.name: "failed again" for task in given}
+
+    monkeypatch.setattr(local.LocalExecutor, "run", fail)
+    with pytest.raises(SystemExit, match="1"):
+        cli.main([*COMMAND, "--stage", "run"])
+    # The model that fails cannot be measured, so all are measured once more.
+    assert tasks == ["cost", *(f"search/failing/lr_{rate:g}" for rate in RATES)]
+    assert "search/failing/lr_0.01 failed: out/search/failing/lr_0.01/failure.txt" in capsys.readouterr().out
+    tables = finished.results_markdown.read_text()
+    finished.results_markdown.unlink()
+    with pytest.raises(SystemExit, match="1"):
+        cli.main([*COMMAND, "--stage", "report"])
+    assert finished.results_markdown.read_text().partition("\n## ")[2] == tables.partition("\n## ")[2] != ""
+    cli.main([*COMMAND, "--stage", "run", "--run", "cells/u_net/seed_0"])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*COMMAND, "--stage", "run", "--run", "cells/unet/seed_0"])
+    assert "no run 'cells/unet/seed_0'; expected cost or one of search/u_net/lr_1e-09" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_leaderboard_of_two_budgets(finished: BenchmarkFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    _check_leaderboard(Results.load(finished.results_json), finished.results_json, capsys)
+
+
+@pytest.mark.parametrize("budget", [{"iterations": 6}, {"minutes": 1.0}], ids=lambda budget: next(iter(budget)))
+def test_costs_are_measured_side_by_side(small_specification: Path, tmp_path: Path, budget: dict[str, float]) -> None:
     write_specification(tmp_path, budget=budget)
-    specification = Specification.load(small_specification)
-    folder = BenchmarkFolder(tmp_path / "out")
-    folder.path.mkdir()
-    benchmark = Benchmark(specification, compose_models(specification), folder)
-    measured: list[list[str]] = []
+    benchmark = module.plan(small_specification, tmp_path / "out")
+    measured: list[str] = []
 
-    def measure(configs: dict[str, object], *_: object, **__: object) -> dict[str, Cost]:
-        measured.append(list(configs))
-        return {label: Cost(1, parameters=2, error="failed" if label == "U-Net" else None) for label in configs}
+    class Recorder:
+        def run(self, stage: str, tasks: list[Task], show_progress: object) -> dict[str, str]:
+            measured.extend(task.name for task in tasks)
+            costs = {"U-Net": Cost(1, error="failed"), "HiFi-MambaV2": Cost(1, parameters=2)}
+            benchmark.write_costs(costs)
+            return {}
 
-    monkeypatch.setattr(module, "measure_costs", measure)
-    first = module._measure_costs(benchmark)
-    assert module._measure_costs(benchmark) == first
+    for _ in range(2):
+        module.measure(benchmark, small_specification, Recorder())
     # All once more because one failed, but not where iterations of finished trainings come from the times.
-    assert measured == [list(specification.models)] * (1 if specification.has_minutes else 2)
+    assert measured == ["cost"] * (1 if benchmark.specification.has_minutes else 2)
+
+
+def test_bad_calls_are_one_error(small_specification: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "out"
+    command = ["benchmark", str(small_specification), "--output", str(output)]
+
+    def error(*words: str) -> str:
+        with pytest.raises(SystemExit, match="2"):
+            cli.main([*command, *words])
+        return capsys.readouterr().err
+
+    assert f"{output}/plan.json is missing; make it with --stage plan" in error("--stage", "run")
+    assert "--slurm has 'gpu'; expected KEY=VALUE" in error("--executor", "slurm", "--slurm", "gpu")
+    with lock_folder(output):
+        assert f"Another benchmark, or a process that it has left behind, works in {output}" in error()
+    cli.main([*command, "--stage", "plan"])
+    write_specification(tmp_path, warm_up=0.5)
+    assert "specification.warm_up was 0.05 and is 0.5" in error("--stage", "report")
 
 
 def _check_leaderboard(results: Results, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,7 +230,7 @@ def test_what_is_wrong_is_said_before_anything_starts(
     with pytest.raises(SystemExit, match="2"):
         cli.main(["benchmark", str(small_specification), "--output", str(tmp_path / "out")])
     assert "search.metric is 'psnr'; expected one of fastmri_ssim, fastmri_psnr" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    assert not BenchmarkFolder(tmp_path / "out").plan.exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -94,6 +94,20 @@ def test_every_model_composes(path, load, data):
             assert " ".join(words) == data.MASKS[name]
 
 
+def test_models_of_the_knees_train_alike(load):
+    path = PROJECTS / "hifimamba" / "fastmri_knee_multicoil" / "benchmark.yaml"
+    specification, composed = load(path)
+    assert len(composed) == 9 and len(specification.seeds) == 3 and specification.device == "cuda"
+    readme = (path.parent / "README.md").read_text()
+    assert read(path)["data"] == "../../../data/fastmri_knees" and "fastmri download data/fastmri_knees" in readme
+    for configs in composed.values():
+        assert configs.keys() == {f"{name}_{factor}x" for name in ("equispaced", "random") for factor in (4, 8)}
+        for config in configs.values():
+            assert config.additional_models.sensitivity_model.num_filters == 8
+            assert [loss.function for loss in config.training.loss.losses] == ["l1_loss", "ssim_loss"]
+            assert config.training.loss.crop == config.inference.crop == "header"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", SPECIFICATIONS[:-1], ids=lambda path: path.stem)
 def test_names_of_scaled_parameters_exist(path, load, tmp_path):

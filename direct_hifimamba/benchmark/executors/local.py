@@ -28,7 +28,7 @@ class LocalExecutor:
     """Runs tasks on this machine.
 
     With `device="cuda"`, tasks of the stage `run` take turns on the visible GPUs, one task on each. Otherwise there are
-    as many tasks as cores. The cores that remain are divided among the tasks, for their data workers.
+    as many tasks as cores. The cores are divided among the tasks, for their data workers.
 
     Parameters
     ----------
@@ -78,8 +78,10 @@ class LocalExecutor:
 
     def _environments(self, gpus: Sequence[str], tasks: int) -> list[dict[str, str]]:
         """Environment variables of every task that runs beside others; the last one is used first."""
-        count = max(1, min(self._jobs or len(gpus) or available_cores(), tasks))
-        cores = {CORES: str(max(1, available_cores() // count))}
+        jobs = self._jobs or len(gpus) or available_cores()
+        count = max(1, min(jobs, tasks))
+        # However few tasks there are, so that all of them load data with as many workers as the one that measures time.
+        cores = {CORES: str(max(1, available_cores() // jobs))}
         return [cores | ({_VISIBLE: gpus[index % len(gpus)]} if gpus else {}) for index in reversed(range(count))]
 
 
@@ -104,6 +106,7 @@ def _call(command: str, arguments: Sequence[str], log: Path, environment: Mappin
     with log.open("a") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115 (line by line, in order with errors)
     os.environ.update(environment)
     sys.argv = [command, *arguments]
     runpy.run_module(command, run_name="__main__", alter_sys=True)

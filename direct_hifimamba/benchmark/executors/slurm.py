@@ -101,7 +101,7 @@ class SlurmExecutor:
             return {}
         for task in tasks:
             task.folder.mkdir(parents=True, exist_ok=True)
-        commands = [[sys.executable, "-m", executor.COMMAND, *task.arguments] for task in tasks]
+        commands = [[sys.executable, "-u", "-m", executor.COMMAND, *task.arguments] for task in tasks]
         try:
             submitted = self._make_executor(stage).map_array(_call, commands, [task.log for task in tasks])
         except FailedJobError as error:

@@ -28,7 +28,8 @@ SHARED = (
 """What has to be the same for all models."""
 
 _OF_THE_MASK = ("training.datasets", "validation.datasets", "inference.dataset.text_description")
-_CHECKPOINTS = 4
+_CHECKPOINTS, _MAX_CHECKPOINTS = 4, 20
+_CHECKPOINT_SECONDS = 300
 _LOG_ENTRIES = 50
 
 
@@ -105,7 +106,11 @@ def _with_defaults(schema: type, values: DictConfig) -> dict[str, Any]:
 
 
 def training_config(
-    configs: Mapping[str, DictConfig], iterations: int, warm_up: float, learning_rate: float | None = None
+    configs: Mapping[str, DictConfig],
+    iterations: int,
+    warm_up: float,
+    learning_rate: float | None = None,
+    seconds: float | None = None,
 ) -> DictConfig:
     """The configuration of a training on the masks of all accelerations in equal shares.
 
@@ -121,13 +126,16 @@ def training_config(
         Fraction of the iterations.
     learning_rate : float, optional
         Default: that of the configuration.
+    seconds : float, optional
+        Time of an iteration. There is a checkpoint every five minutes, but at most 20 in a training, which are all
+        kept; four if the time is not known.
     """
     config = next(iter(configs.values())).copy()
     changes = {
         "training.datasets": [entry for other in configs.values() for entry in other.training.datasets],
         "training.num_iterations": iterations,
         "training.lr_warmup_iter": round(warm_up * iterations),
-        "training.checkpointer.checkpoint_steps": max(1, iterations // _CHECKPOINTS),
+        "training.checkpointer.checkpoint_steps": checkpoint_steps(iterations, seconds),
         "training.validation_steps": iterations,
         "validation.datasets": [],
         "logging.log_interval": max(1, iterations // _LOG_ENTRIES),
@@ -137,6 +145,13 @@ def training_config(
     for key, value in changes.items():
         OmegaConf.update(config, key, value, merge=False, force_add=True)
     return config
+
+
+def checkpoint_steps(iterations: int, seconds: float | None) -> int:
+    """Return the number of iterations from one checkpoint to the next; see :func:`training_config`."""
+    if seconds is None:
+        return max(1, iterations // _CHECKPOINTS)
+    return min(max(1, round(_CHECKPOINT_SECONDS / seconds), -(-iterations // _MAX_CHECKPOINTS)), iterations)
 
 
 def is_centered(config: DictConfig) -> bool:

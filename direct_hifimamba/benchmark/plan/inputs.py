@@ -1,16 +1,20 @@
 """What all models of a benchmark are trained and tested on, as hashes."""
 
+import copy
 import hashlib
 import json
+import os
+import platform
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
+import yaml
 from omegaconf import DictConfig, OmegaConf
-from tqdm import tqdm
 
 from direct_hifimamba.benchmark.folder import BenchmarkFolder
 from direct_hifimamba.benchmark.plan.configurations import find_difference, shared_sections
@@ -24,12 +28,13 @@ from direct_hifimamba.data.formats.hdf5 import (
     read_origin,
     read_slices,
 )
+from direct_hifimamba.data.parallel import map_files
 from direct_hifimamba.data.protocol import FILE_NAME as PROTOCOL
 from direct_hifimamba.data.sources import SourceError, check_fully_sampled
 from direct_hifimamba.files import replace_when_complete
 
-_FREE_KEYS = ("name", "description", "baseline")
-"""Of a specification: no run depends on them."""
+_FREE_KEYS = ("name", "description", "baseline", "data", "configs")
+"""Keys of a specification on which no run depends: the content of data and configurations is compared instead."""
 
 
 def list_files(folder: Path) -> list[Path]:
@@ -37,19 +42,138 @@ def list_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix in (".h5", CMRXRECON_SUFFIX))
 
 
-def describe_file(path: Path) -> dict[str, Any]:
-    """Hash of the k-space, number of slices, and hash of the sampling mask, None without one."""
-    with h5py.File(path) as file:
-        mask = read_mask(file)
-        return {
-            "sha256": hash_content(file),
-            "slices": kspace_shape(file)[0],
-            "mask": None if mask is None else hashlib.sha256(repr(mask.shape).encode() + mask.tobytes()).hexdigest(),
+class _KSpace(NamedTuple):
+    """What is remembered about the k-space of a file: number of slices, and hashes of those that are not empty."""
+
+    sha256: str
+    size: int
+    slices: list[str]
+
+
+class KSpaceMemory:
+    """Remembers hashes of k-space by the names, sizes and modification times of the files that hold it.
+
+    Parameters
+    ----------
+    path : Path
+        JSON file that keeps the hashes.
+    data : Path
+        Folder to which names are relative.
+    """
+
+    def __init__(self, path: Path, data: Path) -> None:
+        self._path, self._data = path, data
+        stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        self._known = {key: _KSpace(*value) for key, value in stored.items()}
+
+    def key(self, path: Path, file: h5py.File) -> str:
+        """Return names, sizes and times of the files that hold the k-space of a file: itself, or those it links to."""
+        link = file.get("kspace", getlink=True)
+        holder = path.parent / link.filename if isinstance(link, h5py.ExternalLink) else path
+        sources = [holder]
+        if file["kspace"].is_virtual:
+            names = {source.file_name.replace("%%", "%") for source in file["kspace"].virtual_sources()}
+            sources += sorted(holder.parent / name for name in names)
+        stats = [(os.path.relpath(source, self._data), source.stat()) for source in sources]
+        return " ".join(f"{name}:{stat.st_size}:{stat.st_mtime_ns}" for name, stat in stats)
+
+    def hash(self, paths: Mapping[str, Path], jobs: int, verify: bool = False) -> dict[str, _KSpace]:
+        """Return what is known about the k-space of files by their keys; what is not is read in several processes.
+
+        Parameters
+        ----------
+        paths : mapping
+            A file by each key.
+        jobs : int
+        verify : bool
+            Read all k-space, whatever is remembered.
+        """
+        unknown = [key for key in paths if verify or key not in self._known]
+        try:
+            for key, found in zip(
+                unknown, map_files(_hash_kspace, [paths[key] for key in unknown], jobs, "hash data"), strict=True
+            ):
+                self._known[key] = found
+        finally:
+            if unknown and self._path.parent.is_dir():
+                with replace_when_complete(self._path) as partial:
+                    partial.write_text(json.dumps(self._known), encoding="utf-8")
+        return {key: self._known[key] for key in paths}
+
+
+def _hash_kspace(path: Path) -> _KSpace:
+    """Read all k-space of a file; each slice has to be a reference."""
+    slices = []
+    try:
+        with h5py.File(path) as file:
+            for kspace in read_slices(file):
+                if kspace.any():
+                    check_fully_sampled(kspace)
+                    slices.append(hashlib.sha256(np.ascontiguousarray(kspace)).hexdigest()[:16])
+            return _KSpace(hash_content(file), kspace_shape(file)[0], slices)
+    except SourceError as error:
+        raise ValueError(f"{path} is no reference: {error}.") from error
+    except (OSError, KeyError) as error:
+        raise ValueError(f"{path} is damaged ({error}); prepare the data again.") from error
+
+
+def describe_folders(
+    folders: Sequence[Path], memory: KSpaceMemory, jobs: int = 1, verify: bool = False
+) -> tuple[dict[str, dict[str, dict[str, Any]]], dict[str, dict[str, list[str]]]]:
+    """Describe the files of folders.
+
+    Returns
+    -------
+    described : dict
+        By folder and file: hash of the k-space `sha256`, number of `slices`, and hash of the `mask`, None without one.
+    slices : dict
+        By folder and file: hashes of the slices.
+
+    Raises
+    ------
+    OSError
+        If a folder is missing.
+    ValueError
+        If a folder is empty, or a file damaged or undersampled.
+    """
+    keys: dict[Path, str] = {}
+    masks: dict[Path, str | None] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"The folder {folder} is missing on {platform.node()}; expected {folder.name} in the prepared folder, "
+                "see data, splits and accelerations of the specification."
+            )
+        paths = list_files(folder)
+        if not paths:
+            raise ValueError(f"The folder {folder} holds no .h5 file; prepare the data again.")
+        for path in paths:
+            try:
+                with h5py.File(path) as file:
+                    mask = read_mask(file)
+                    keys[path] = memory.key(path, file)
+            except (OSError, KeyError) as error:
+                raise ValueError(f"{path} is damaged ({error}); prepare the data again.") from error
+            hashed = None if mask is None else repr(mask.shape).encode() + mask.tobytes()
+            masks[path] = None if hashed is None else hashlib.sha256(hashed).hexdigest()
+    known = memory.hash({key: path for path, key in keys.items()}, jobs, verify)
+    described: dict[str, dict[str, dict[str, Any]]] = {folder.name: {} for folder in folders}
+    slices: dict[str, dict[str, list[str]]] = {folder.name: {} for folder in folders}
+    for path, key in keys.items():
+        kspace = known[key]
+        described[path.parent.name][path.name] = {
+            "sha256": kspace.sha256,
+            "slices": kspace.size,
+            "mask": masks[path],
         }
+        slices[path.parent.name][path.name] = kspace.slices
+    return described, slices
 
 
-def describe_data(specification: Specification) -> dict[str, dict[str, dict[str, Any]]]:
-    """By folder and file, what :func:`describe_file` says of the data of a benchmark.
+def describe_data(
+    specification: Specification, memory: KSpaceMemory, jobs: int = 1, verify: bool = False
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Describe the data of a benchmark as :func:`describe_folders` does.
 
     Raises
     ------
@@ -73,21 +197,7 @@ def describe_data(specification: Specification) -> dict[str, dict[str, dict[str,
             if folder.name == splits.training:
                 raise ValueError(f"The models would be trained on {folder.name}, a folder of the split {split}.")
             folders[folder.name] = folder
-    for name, folder in folders.items():
-        if not folder.is_dir():
-            raise FileNotFoundError(
-                f"The folder {folder} is missing; expected {name} in the prepared folder, see splits and accelerations "
-                "of the specification."
-            )
-        if not list_files(folder):
-            raise ValueError(f"The folder {folder} holds no .h5 file; prepare the data anew.")
-    paths = [path for folder in folders.values() for path in list_files(folder)]
-    data: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in folders}
-    for path in tqdm(paths, "verify data", unit="file"):
-        try:
-            data[path.parent.name][path.name] = describe_file(path)
-        except (OSError, KeyError) as error:
-            raise ValueError(f"{path} is damaged ({error}); prepare the data anew.") from error
+    data, slices = describe_folders(list(folders.values()), memory, jobs, verify)
     _check_masks(data, splits.training)
     for split in (splits.validation, splits.test):
         _check_volumes({name: data[name] for name in (f"{split}_{suffix}" for suffix in specification.accelerations)})
@@ -95,8 +205,37 @@ def describe_data(specification: Specification) -> dict[str, dict[str, dict[str,
     evaluated = (specification.folder(split, first) for split in (splits.validation, splits.test))
     compared = list(dict.fromkeys([folders[splits.training], *evaluated]))
     _check_origins(compared)
-    _check_overlap(compared)
+    _check_overlap({folder.name: slices[folder.name] for folder in compared})
     return data
+
+
+def check_unchanged(folder: BenchmarkFolder, data: Path, names: Sequence[str]) -> None:
+    """Make sure that the data of a run are those of the plan; files of the same size and time are not read.
+
+    Parameters
+    ----------
+    folder : BenchmarkFolder
+    data : Path
+        Prepared folder.
+    names : sequence of str
+        Names of the folders in it.
+
+    Raises
+    ------
+    OSError
+        If a folder is missing on this machine.
+    ValueError
+        If a file has changed since the plan was made; the first one is named.
+    """
+    memory = KSpaceMemory(folder.hashes, data)
+    found, _ = describe_folders([data / name for name in names], memory)
+    planned = read_plan(folder)["data"]
+    difference = find_difference({name: planned[name] for name in names}, found)
+    if difference is not None:
+        raise ValueError(
+            f"{data} has changed since {folder.plan} was written: {difference[0]} was {_short(difference[1])} and is "
+            f"{_short(difference[2])}. Restore the file, or choose another --output."
+        )
 
 
 def _check_masks(data: Mapping[str, Mapping[str, Any]], training: str) -> None:
@@ -119,7 +258,7 @@ def _check_volumes(folders: Mapping[str, Mapping[str, Any]]) -> None:
         if difference is not None:
             raise ValueError(
                 f"{difference[0]} has not the same k-space in {first} and {folder}, or is in one of them only; "
-                "accelerations are compared on the same volumes. Prepare the data anew."
+                "accelerations are compared on the same volumes. Prepare the data again."
             )
 
 
@@ -145,31 +284,18 @@ def _identities(path: Path) -> Iterator[tuple[str, str]]:
         yield "source (SHA-256)", str(origin["source"]["sha256"])
 
 
-def _check_overlap(folders: Sequence[Path]) -> None:
+def _check_overlap(folders: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
     """Make sure that no slice is in two folders."""
-    paths = [path for folder in folders for path in list_files(folder)]
-    slices: dict[Path, dict[str, Path]] = {folder: {} for folder in folders}
-    for path in tqdm(paths, "compare splits", unit="file"):
-        slices[path.parent].update(dict.fromkeys(_hash_slices(path), path))
+    owners = {
+        folder: {digest: name for name, slices in files.items() for digest in slices}
+        for folder, files in folders.items()
+    }
     for first, second in combinations(folders, 2):
-        for digest in slices[first].keys() & slices[second].keys():
-            one, other = slices[first][digest], slices[second][digest]
+        for digest in owners[first].keys() & owners[second].keys():
             raise ValueError(
-                f"{second.name}/{other.name} has k-space of {first.name}/{one.name}; training, validation and test "
-                "have to be different volumes. Remove one of them, and prepare the data anew."
+                f"{second}/{owners[second][digest]} has k-space of {first}/{owners[first][digest]}; training, "
+                "validation and test have to be different volumes. Remove one of them, and prepare the data again."
             )
-
-
-def _hash_slices(path: Path) -> Iterator[str]:
-    """Hashes of the slices of a file that hold anything; each has to be a reference."""
-    with h5py.File(path) as file:
-        for kspace in read_slices(file):
-            if kspace.any():
-                try:
-                    check_fully_sampled(kspace)
-                except SourceError as error:
-                    raise ValueError(f"{path} is no reference: {error}.") from error
-                yield hashlib.sha256(np.ascontiguousarray(kspace)).hexdigest()
 
 
 def _describe_group(origin: Mapping[str, Any], name: str) -> str:
@@ -177,15 +303,21 @@ def _describe_group(origin: Mapping[str, Any], name: str) -> str:
     return str(origin.get("subject") or origin.get("source", {}).get("name") or name)
 
 
-def describe_inputs(specification: Specification, composed: Mapping[str, Mapping[str, DictConfig]]) -> dict[str, Any]:
-    """Everything that all models share, the configurations of all, and the code that runs them, as JSON has it.
+def describe_inputs(
+    specification: Specification,
+    composed: Mapping[str, Mapping[str, DictConfig]],
+    data: Mapping[str, Mapping[str, Mapping[str, Any]]],
+) -> dict[str, Any]:
+    """Return everything that all models share, the configurations of all, and the code that runs them, as JSON has it.
 
-    Raises
-    ------
-    OSError, ValueError
-        As :func:`describe_data`.
+    Parameters
+    ----------
+    specification : Specification
+    composed : dict
+        See :func:`direct_hifimamba.benchmark.plan.configurations.compose_models`.
+    data : dict
+        See :func:`describe_data`.
     """
-    data = describe_data(specification)
     protocol = specification.data / PROTOCOL
     folders = [specification.folder(specification.splits.test, name) for name in specification.accelerations]
     origins = {str(read_origin(path).get("origin", "unknown")) for folder in folders for path in list_files(folder)}
@@ -207,30 +339,69 @@ def describe_inputs(specification: Specification, composed: Mapping[str, Mapping
     }
 
 
-def record(folder: BenchmarkFolder, specification: Specification, inputs: Mapping[str, Any]) -> None:
-    """Write specification and inputs, after making sure that what the folder holds already was made with the same.
+def read_plan(folder: BenchmarkFolder) -> dict[str, Any]:
+    """Return what :func:`record` has written to `plan.json`.
 
-    Models and seeds can be added, and texts and the baseline changed.
+    Raises
+    ------
+    FileNotFoundError
+        If there is no plan.
+    """
+    if not folder.plan.exists():
+        raise FileNotFoundError(f"{folder.plan} is missing; make it with --stage plan.")
+    plan: dict[str, Any] = json.loads(folder.plan.read_text(encoding="utf-8"))
+    return plan
+
+
+def record(
+    folder: BenchmarkFolder, specification: Specification, inputs: Mapping[str, Any], runs: Sequence[Any]
+) -> None:
+    """Write specification and plan, after :func:`check_same`.
+
+    Parameters
+    ----------
+    folder : BenchmarkFolder
+    specification : Specification
+    inputs : dict
+        See :func:`describe_inputs`.
+    runs : sequence of PlannedRun
+
+    Raises
+    ------
+    ValueError
+        As :func:`check_same`, or if the folder holds something else.
+    """
+    folder.path.mkdir(parents=True, exist_ok=True)
+    if folder.plan.exists() and folder.specification.exists():
+        check_same(folder, specification, json.loads(json.dumps(inputs)))
+    elif any(not path.name.startswith(".") and path != folder.hashes for path in folder.path.iterdir()):
+        raise ValueError(f"{folder.path} holds something else; choose an empty or new folder as --output.")
+    content = json.dumps({"runs": [asdict(run) for run in runs], **inputs}, indent=1)
+    for path, text in ((folder.plan, content), (folder.specification, specification.to_yaml(folder.path))):
+        with replace_when_complete(path) as partial:
+            partial.write_text(f"{text.rstrip()}\n", encoding="utf-8")
+
+
+def check_same(folder: BenchmarkFolder, specification: Specification, inputs: Mapping[str, Any]) -> None:
+    """Make sure that what a folder holds already was made with the same specification and inputs.
+
+    Models and seeds can be added, texts and the baseline changed, and data, configurations and results moved.
 
     Raises
     ------
     ValueError
         If anything else differs; the first difference is named.
     """
-    text = specification.to_yaml(folder.path)
-    if folder.inputs.exists() and folder.specification.exists():
-        before = {
-            "specification": OmegaConf.to_container(OmegaConf.load(folder.specification)),
-            **json.loads(folder.inputs.read_text(encoding="utf-8")),
-        }
-        now = {"specification": OmegaConf.to_container(OmegaConf.create(text)), **json.loads(json.dumps(inputs))}
-        _check_growth(folder, specification, before, now)
-    elif folder.path.exists() and any(not path.name.startswith(".") for path in folder.path.iterdir()):
-        raise ValueError(f"{folder.path} holds something else; choose an empty or new folder as --output.")
-    folder.path.mkdir(parents=True, exist_ok=True)
-    for path, content in ((folder.inputs, json.dumps(inputs, indent=1)), (folder.specification, text)):
-        with replace_when_complete(path) as partial:
-            partial.write_text(f"{content.rstrip()}\n", encoding="utf-8")
+    before, now = (
+        {"specification": yaml.safe_load(text), **copy.deepcopy(dict(described))}
+        for text, described in (
+            (folder.specification.read_text(encoding="utf-8"), read_plan(folder)),
+            (specification.to_yaml(folder.path), inputs),
+        )
+    )
+    for described in (before, now):
+        described.pop("runs", None)
+    _check_growth(folder, specification, before, now)
 
 
 def _check_growth(
@@ -247,6 +418,9 @@ def _check_growth(
         values = described["specification"]
         for key in _FREE_KEYS:
             values.pop(key, None)
+        values["accelerations"] = list(values["accelerations"])
+        for model in values["models"].values():
+            model.pop("configs")
         values["seeds"] = values["seeds"][:1]  # the search's
         for models in (values["models"], described["models"]):
             for label in added:
@@ -281,7 +455,8 @@ class DivergedError(ValueError):
 def check_predictions(predictions: Path, data: Path) -> None:
     """Make sure that the reconstructions of a folder are those of all files of `data`, finite, and with their masks.
 
-    Some engines of DIRECT, such as that of RIM, do not say which mask they used; then nothing is checked of it.
+    Some engines of DIRECT, such as that of RIM, do not say which mask they used; then nothing is checked of it. Masks
+    that were checked are removed, as they take more room than the images.
 
     Raises
     ------
@@ -296,7 +471,7 @@ def check_predictions(predictions: Path, data: Path) -> None:
             used = predicted["sampling_mask"][()] != 0 if "sampling_mask" in predicted else None
             mask = read_mask(measured)
         if mask is None:
-            raise ValueError(f"{path} has no sampling mask; prepare the data anew.")
+            raise ValueError(f"{path} has no sampling mask; prepare the data again.")
         if not np.isfinite(images).all():
             raise DivergedError(f"The reconstruction of {path.name} is not finite: {_count_bad(images)} of its pixels.")
         if used is None:
@@ -305,6 +480,8 @@ def check_predictions(predictions: Path, data: Path) -> None:
         used = used.reshape(len(images), -1, mask.shape[-1])
         if not (used == mask.reshape(-1, mask.shape[-1])).all():
             raise ValueError(f"{path.name} was reconstructed from another mask than the stored one.")
+        with replace_when_complete(predictions / path.name) as partial, h5py.File(partial, "w") as file:
+            file["reconstruction"] = images
 
 
 def _count_bad(images: np.ndarray) -> str:

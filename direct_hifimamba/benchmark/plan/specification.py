@@ -26,7 +26,8 @@ MIN_ITERATIONS = 6
 
 COSINE: Literal["cosine"] = "cosine"
 STEPS: Literal["steps"] = "steps"
-CLASSICAL_SLUGS = {slug(label) for label in ("zero-filled", "BART pics")}
+BART: Literal["BART pics"] = "BART pics"
+CLASSICAL_SLUGS = {slug(label) for label in ("zero-filled", BART)}
 
 
 def _resolve(value: Any, info: "ValidationInfo[Path]") -> Path:
@@ -103,10 +104,13 @@ class Model(_Section):
 
 
 class Search(_Section):
-    """The search for a learning rate on the validation split: the same for every model."""
+    """The search for a learning rate on the validation split: the same for every model.
+
+    The default of `budget` is a quarter of that of the benchmark.
+    """
 
     learning_rates: Annotated[list[Positive], Field(min_length=1), AfterValidator(_check_distinct)]
-    budget: Budget
+    budget: Budget | None = None
     metric: str = "fastmri_psnr"
 
 
@@ -136,6 +140,8 @@ class Specification(_Section):
     schedule : str
         `cosine`, or `steps` for that of the configurations.
     search : Search, optional
+    classical : list of str
+        Reconstructions without training beside the zero-filled one: `BART pics`.
     seeds : list of ints
     device : str
     """
@@ -152,6 +158,7 @@ class Specification(_Section):
     warm_up: Annotated[float, Field(ge=0, le=1)] = 0.05
     schedule: Literal["cosine", "steps"] = COSINE
     search: Search | None = None
+    classical: list[Literal["BART pics"]] = []
     seeds: Annotated[
         list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1), AfterValidator(_check_distinct)
     ] = [0]
@@ -222,7 +229,7 @@ class Specification(_Section):
     def has_minutes(self) -> bool:
         """Whether a budget is one of time."""
         budgets = [self.budget, *([self.search.budget] if self.search else [])]
-        return any(budget.minutes is not None for budget in budgets)
+        return any(budget is not None and budget.minutes is not None for budget in budgets)
 
     def folder(self, split: str, acceleration: str) -> Path:
         """Return the folder of the validation or test split with the masks of an acceleration."""

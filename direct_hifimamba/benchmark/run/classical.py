@@ -9,8 +9,9 @@ import math
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -26,14 +27,11 @@ from tqdm import tqdm
 
 from direct_hifimamba.benchmark.folder import RunFolder
 from direct_hifimamba.benchmark.plan.inputs import list_files
-from direct_hifimamba.benchmark.plan.specification import Specification
+from direct_hifimamba.benchmark.plan.specification import BART, Specification
 from direct_hifimamba.data.formats.bart import from_slices, read_cfl, to_slices, write_cfl
-from direct_hifimamba.data.formats.hdf5 import read_mask, read_slices
+from direct_hifimamba.data.formats.hdf5 import CMRXRECON_SUFFIX, read_mask, read_slices
 from direct_hifimamba.data.fourier import kspace_to_image, root_sum_of_squares
 from direct_hifimamba.files import replace_when_complete
-
-BART = "BART pics"
-"""Label of the row."""
 
 REGULARISATIONS = (0.0005, 0.002, 0.005, 0.01, 0.02, 0.05)
 """Weights of the l1 norm of the wavelet coefficients to choose from; BART scales the data to a maximum of about 1."""
@@ -167,9 +165,17 @@ def reconstruct(kspace: NDArray[np.complex64], mask: NDArray[np.bool_], regulari
 
 
 def choose_regularisation(
-    acquisitions: Sequence[Acquisition], jobs: int = 1, regularisations: Sequence[float] | None = None
+    readers: Sequence[Callable[[], Acquisition]], jobs: int = 1, regularisations: Sequence[float] | None = None
 ) -> float:
-    """The weight, of `REGULARISATIONS` unless given, with the highest mean PSNR over the validation volumes.
+    """Return the weight with the highest mean PSNR over the validation volumes.
+
+    Parameters
+    ----------
+    readers : sequence of callable
+        Each reads one volume; `jobs` volumes are in memory at the same time.
+    jobs : int
+    regularisations : sequence of float, optional
+        Default: `REGULARISATIONS`.
 
     Raises
     ------
@@ -178,15 +184,16 @@ def choose_regularisation(
     """
     regularisations = regularisations or REGULARISATIONS
 
-    def score(task: tuple[Acquisition, float]) -> float:
-        (kspace, mask), regularisation = task
+    def score(task: tuple[Callable[[], Acquisition], float]) -> float:
+        read, regularisation = task
+        kspace, mask = read()
         images = reconstruct(kspace, mask, regularisation)
         if not np.isfinite(images).all():
             return -math.inf
         target = np.stack([root_sum_of_squares(kspace_slice) for kspace_slice in kspace])
         return fastmri_psnr(target[:, None], images[:, None]).item()
 
-    tasks = [(acquisition, weight) for weight in regularisations for acquisition in acquisitions]
+    tasks = [(read, weight) for weight in regularisations for read in readers]
     with ThreadPoolExecutor(jobs) as pool:
         scores = list(tqdm(pool.map(score, tasks), "choose the weight for BART", len(tasks), unit="file"))
     means = np.reshape(scores, (len(regularisations), -1)).mean(1)
@@ -194,6 +201,24 @@ def choose_regularisation(
         weights = ", ".join(f"{weight:g}" for weight in regularisations)
         raise RuntimeError(f"BART's images of the validation split are not finite with any of the weights {weights}.")
     return regularisations[int(means.argmax())]
+
+
+def check_bart(specification: Specification, is_centered: bool) -> None:
+    """Make sure that BART can reconstruct the data, if the specification names it.
+
+    Raises
+    ------
+    ValueError
+        If it cannot.
+    """
+    splits = specification.splits
+    if BART not in specification.classical:
+        return
+    if splits.validation == splits.test:
+        raise ValueError(f"classical names {BART}, whose weight would be chosen on the test split, {splits.test!r}.")
+    test = specification.folder(splits.test, next(iter(specification.accelerations)))
+    if not is_centered or any(path.suffix == CMRXRECON_SUFFIX for path in list_files(test)):
+        raise ValueError(f"classical names {BART}, which is run for centred k-space with masks of columns only.")
 
 
 def reconstruct_test_split(
@@ -228,7 +253,7 @@ def reconstruct_test_split(
         record = output.with_suffix(".yaml")
         if not output.exists():
             validation = list_files(specification.folder(splits.validation, acceleration))
-            weight = choose_regularisation([Acquisition.read(path) for path in validation], jobs)
+            weight = choose_regularisation([partial(Acquisition.read, path) for path in validation], jobs)
             chosen = {"program": f"BART {bart_version()}, pics -S -l1", "regularisation": weight}
             output.parent.mkdir(parents=True, exist_ok=True)
             with replace_when_complete(record) as partial:

@@ -30,6 +30,7 @@ from tqdm import tqdm
 from direct.data.datasets import build_dataset_from_input  # which cannot be imported before direct.environment
 from direct.train import build_transforms_from_environment
 
+from direct_hifimamba.benchmark.executors.cores import count_workers
 from direct_hifimamba.benchmark.run.memory import extra_resident_bytes
 from direct_hifimamba.benchmark.run.processes import THREADS, start_process
 from direct_hifimamba.benchmark.score.results import Spread
@@ -56,11 +57,15 @@ class Cost:
     """Multiply-accumulates of the reconstruction of one slice, see :func:`count_macs`."""
     seconds_per_iteration: Spread | None = None
     """One iteration of training on a batch that has been loaded: forward, loss, backward, clipping, optimizer."""
+    seconds_per_batch: Spread | None = None
+    """Loading of one batch by one process: reading, masks, sensitivity maps."""
     seconds_per_slice: Spread | None = None
     """Reconstruction of one slice that has been loaded."""
     peak_memory_bytes: int | None = None
     """Memory of training. CPU: what it adds to the resident size of a process that holds model and batch (None except
     on Linux). CUDA: the most that PyTorch had allocated, model and batch included."""
+    workers: int = 0
+    """Processes that load batches for a training at the same time."""
     error: str | None = None
     """Why something could not be measured."""
 
@@ -69,10 +74,18 @@ class Cost:
         """The inverse of `dataclasses.asdict`, also after a way through JSON."""
         spreads = {
             name: Spread(**values[name])
-            for name in ("seconds_per_iteration", "seconds_per_slice")
+            for name in ("seconds_per_iteration", "seconds_per_batch", "seconds_per_slice")
             if values.get(name) is not None
         }
         return cls(**{**values, **spreads})
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """The median time of a training iteration with the loading of its batch, for which workers do not wait."""
+        if self.seconds_per_iteration is None or self.seconds_per_batch is None:
+            return None
+        compute, load = self.seconds_per_iteration.median, self.seconds_per_batch.median
+        return max(compute, load / self.workers) if self.workers else compute + load
 
 
 def measure_costs(
@@ -147,7 +160,9 @@ class _Model:
         self._process = start_process(_serve, arguments, daemon=True)
         its_connection.close()  # in this process: the end of the other one can then be seen
         self._facts: dict[str, int | None] = {}
-        self._seconds: dict[str, list[float]] = {"seconds_per_iteration": [], "seconds_per_slice": []}
+        self._seconds: dict[str, list[float]] = {
+            name: [] for name in ("seconds_per_iteration", "seconds_per_batch", "seconds_per_slice")
+        }
         self._error: str | None = None
 
     def __enter__(self) -> Self:
@@ -190,7 +205,7 @@ class _Model:
     def cost(self) -> Cost:
         """What has been found."""
         spreads = {} if self._error else {name: Spread.of(seconds) for name, seconds in self._seconds.items()}
-        return Cost(threads=THREADS, **self._facts, **spreads, error=self._error)  # type: ignore[arg-type]
+        return Cost(threads=THREADS, workers=count_workers(), **self._facts, **spreads, error=self._error)  # type: ignore[arg-type]
 
 
 def _serve(connection: Connection, config: dict[str, Any], files: tuple[Path, Path], device: str) -> None:
@@ -231,9 +246,9 @@ class _Workload:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the engine has replaced it
         self._engine, self._training = env.engine, env.cfg.training
 
-        slices = self._load(env, env.cfg.training.datasets[0], self._training_file)
-        indices = [(len(slices) // 2 + index) % len(slices) for index in range(self._training.batch_size)]
-        self._batch = default_collate([slices[index] for index in indices])
+        self._training_slices = slices = self._load(env, env.cfg.training.datasets[0], self._training_file)
+        self._indices = [(len(slices) // 2 + index) % len(slices) for index in range(self._training.batch_size)]
+        self._batch = self._load_batch()
         slices = self._load(env, env.cfg.inference.dataset, self._data_file)
         self._slice = default_collate([slices[len(slices) // 2]])
 
@@ -252,6 +267,9 @@ class _Workload:
     def _load(self, env: Any, dataset: DictConfig, file: Path) -> Any:
         files: dict[str, Any] = {"data_root": file.parent, "filenames_filter": [file]}
         return build_dataset_from_input(build_transforms_from_environment(env, dataset), dataset, **files)
+
+    def _load_batch(self) -> Any:
+        return default_collate([self._training_slices[index] for index in self._indices])
 
     def parameters(self) -> int:
         """See :class:`Cost`."""
@@ -280,6 +298,10 @@ class _Workload:
     def seconds_per_iteration(self) -> float:
         """One measurement."""
         return self._seconds(self._train)
+
+    def seconds_per_batch(self) -> float:
+        """One measurement."""
+        return self._seconds(self._load_batch)
 
     def seconds_per_slice(self) -> float:
         """One measurement."""

@@ -1,21 +1,55 @@
 """The runs of a benchmark: models times learning rates on the validation split, then models times seeds on the test."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import fmean
+from typing import Any, Literal
 
 from omegaconf import DictConfig
 
-from direct_hifimamba.benchmark.folder import BenchmarkFolder, RunFolder
+from direct_hifimamba.benchmark.folder import BenchmarkFolder
 from direct_hifimamba.benchmark.plan.configurations import is_centered, training_config
 from direct_hifimamba.benchmark.plan.initialisation import Initialisation
 from direct_hifimamba.benchmark.plan.specification import MIN_ITERATIONS, Budget, Specification
 from direct_hifimamba.benchmark.run.cost import Cost
-from direct_hifimamba.benchmark.run.runner import Run, RunError, Runner, write_failure
+from direct_hifimamba.benchmark.run.runner import Run, RunError
 from direct_hifimamba.benchmark.score.results import Trial
 from direct_hifimamba.benchmark.score.scores import METRICS
 from direct_hifimamba.benchmark.score.scoring import Volume, score_volumes, volumes_of
+from direct_hifimamba.files import replace_when_complete
+
+_TRIAL_SHARE = 4
+"""Default of a trial: this part of the budget. Shorter ones favour rates that only begin fast."""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A line of the plan.
+
+    Attributes
+    ----------
+    name : str
+        Its folder in that of the benchmark.
+    kind : str
+        `trial` of the search, `cell` of the comparison, or `classical`: a reconstruction without training.
+    model : str
+        Label.
+    seed : int
+    learning_rate : float, optional
+        None: that of the configuration, or the one that the search finds.
+    iterations : int, optional
+        None: they depend on the time of one.
+    """
+
+    name: str
+    kind: Literal["trial", "cell", "classical"]
+    model: str
+    seed: int
+    learning_rate: float | None
+    iterations: int | None
 
 
 @dataclass(frozen=True)
@@ -30,32 +64,113 @@ class Benchmark:
         """See :func:`direct_hifimamba.benchmark.plan.configurations.is_centered`; the same for all models."""
         return is_centered(next(iter(next(iter(self.configs.values())).values())))
 
-    def _initialisation(self, label: str) -> Initialisation | None:
-        model = self.specification.models[label]
-        other = None if model.initial_weights is None else next(iter(self.configs[model.initial_weights].values()))
-        return Initialisation(model.scaled_parameters, other) if model.scaled_parameters or other is not None else None
-
-    def make_run(
-        self, label: str, folder: RunFolder, split: str, iterations: int, learning_rate: float | None, seed: int
-    ) -> Run:
-        """A training of a model with predictions of a split at every acceleration."""
+    def budget(self, kind: str) -> Budget:
+        """Return how long a run of some kind is trained."""
         specification = self.specification
-        config = training_config(self.configs[label], iterations, specification.warm_up, learning_rate)
+        if kind == "cell":
+            return specification.budget
+        if specification.search is not None and specification.search.budget is not None:
+            return specification.search.budget
+        if specification.budget.minutes is not None:
+            return Budget(minutes=specification.budget.minutes / _TRIAL_SHARE)
+        return Budget(iterations=max(MIN_ITERATIONS, (specification.budget.iterations or 0) // _TRIAL_SHARE))
+
+    def plan(self) -> list[PlannedRun]:
+        """Return all runs in the order in which they are begun."""
+        specification, root = self.specification, self.folder.path
+        search, seeds = specification.search, specification.seeds
+        trials = [
+            PlannedRun(
+                str(self.folder.trial(label, rate).path.relative_to(root)),
+                "trial",
+                label,
+                seeds[0],
+                rate,
+                self.budget("trial").iterations,
+            )
+            for label in specification.models
+            for rate in (search.learning_rates if search else [])
+        ]
+        cells = [
+            PlannedRun(
+                str(self.folder.cell(label, seed).path.relative_to(root)),
+                "cell",
+                label,
+                seed,
+                None,
+                specification.budget.iterations,
+            )
+            for seed in seeds
+            for label in specification.models
+        ]
+        classical = [
+            PlannedRun(str(self.folder.cell(label, 0).path.relative_to(root)), "classical", label, 0, None, None)
+            for label in specification.classical
+        ]
+        return [*trials, *cells, *classical]
+
+    def prediction_data(self, kind: str) -> dict[str, Path]:
+        """Return by acceleration the folder that a run of some kind reconstructs."""
+        splits = self.specification.splits
+        split = splits.test if kind == "cell" else splits.validation
+        return {name: self.specification.folder(split, name) for name in self.specification.accelerations}
+
+    def read_costs(self) -> dict[str, Cost]:
+        """Return the costs by label as far as they have been measured."""
+        path = self.folder.cost
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return {label: Cost.from_dict(cost) for label, cost in values.items()}
+
+    def write_costs(self, costs: Mapping[str, Cost]) -> None:
+        """Write what :meth:`read_costs` reads."""
+        with replace_when_complete(self.folder.cost) as partial:
+            text = json.dumps({label: asdict(cost) for label, cost in costs.items()}, indent=1)
+            partial.write_text(f"{text}\n", encoding="utf-8")
+
+    def read_trials(self) -> dict[str, list[Trial]]:
+        """Return by label what the search has found, an empty list where there was none."""
+        path = self.folder.search
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return {label: [Trial(*trial) for trial in values.get(label, [])] for label in self.specification.models}
+
+    def make_run(self, planned: PlannedRun) -> Run:
+        """Return a planned run with its configuration.
+
+        Raises
+        ------
+        RunError
+            If its iterations or its learning rate are not known: nothing could be measured, or no trial has a score.
+        """
+        specification, label, rate = self.specification, planned.model, planned.learning_rate
+        cost = self.read_costs().get(label, Cost(threads=1, error="it was not measured"))
+        if planned.kind == "cell" and specification.search is not None:
+            rate = choose_learning_rate(self.read_trials()[label], specification.search.metric)
         return Run(
-            name=f"{label} {folder.path.name}",
-            folder=folder,
-            config=config,
+            name=planned.name,
+            folder=self.folder.run(planned.name),
+            config=training_config(
+                self.configs[label],
+                count_iterations(self.budget(planned.kind), cost),
+                specification.warm_up,
+                rate,
+                cost.seconds_per_step,
+            ),
             training_data=specification.data / specification.splits.training,
-            prediction_data={name: specification.folder(split, name) for name in specification.accelerations},
-            seed=seed,
+            prediction_data=self.prediction_data(planned.kind),
+            seed=planned.seed,
             schedule=specification.schedule,
             device=specification.device,
             initialisation=self._initialisation(label),
         )
 
+    def _initialisation(self, label: str) -> Initialisation | None:
+        model = self.specification.models[label]
+        other = None if model.initial_weights is None else next(iter(self.configs[model.initial_weights].values()))
+        return Initialisation(model.scaled_parameters, other) if model.scaled_parameters or other is not None else None
+
 
 def count_iterations(budget: Budget, cost: Cost) -> int:
-    """How many iterations a model has.
+    """Return how many iterations a model is trained for; time includes loading.
 
     Raises
     ------
@@ -64,45 +179,33 @@ def count_iterations(budget: Budget, cost: Cost) -> int:
     """
     if budget.iterations is not None:
         return budget.iterations
-    if cost.seconds_per_iteration is None:
+    if cost.seconds_per_step is None:
         raise RunError(f"The time of an iteration, which the budget asks for, could not be measured: {cost.error}")
-    return max(MIN_ITERATIONS, round(60 * (budget.minutes or 0) / cost.seconds_per_iteration.median))
+    return max(MIN_ITERATIONS, round(60 * (budget.minutes or 0) / cost.seconds_per_step))
 
 
-def make_trials(benchmark: Benchmark, costs: Mapping[str, Cost]) -> dict[tuple[str, float], Run]:
-    """The runs of the search by label and learning rate. Of those that cannot be made, the folder has the reason."""
-    specification = benchmark.specification
-    if specification.search is None:
-        return {}
+def score_trials(benchmark: Benchmark, jobs: int) -> None:
+    """Score the finished runs of the search by its metric, and write what :meth:`Benchmark.read_trials` reads."""
+    search = benchmark.specification.search
+    if search is None:
+        return
     runs: dict[tuple[str, float], Run] = {}
-    for label in benchmark.configs:
-        for rate in specification.search.learning_rates:
-            folder = benchmark.folder.trial(label, rate)
+    for planned in benchmark.plan():
+        if planned.kind == "trial" and planned.learning_rate is not None:
             try:
-                iterations = count_iterations(specification.search.budget, costs[label])
-            except RunError as error:
-                write_failure(folder, error)
+                run = benchmark.make_run(planned)
+            except RunError:
                 continue
-            split, seed = specification.splits.validation, specification.seeds[0]
-            runs[label, rate] = benchmark.make_run(label, folder, split, iterations, rate, seed)
-    return runs
-
-
-def search(
-    benchmark: Benchmark, runs: Mapping[tuple[str, float], Run], runner: Runner, jobs: int
-) -> dict[str, list[Trial]]:
-    """Do the runs of :func:`make_trials` and score them on the validation split."""
-    specification = benchmark.specification
-    if specification.search is None:
-        return {label: [] for label in benchmark.configs}
-    runner.run(list(runs.values()), "search")
-    finished = {key: run for key, run in runs.items() if run.is_finished}
-    volumes = {key: volumes_of(run, benchmark.is_centered()) for key, run in finished.items()}
-    scores = dict(zip(volumes, _mean_scores(list(volumes.values()), specification.search.metric, jobs), strict=True))
-    return {
-        label: [Trial(rate, scores.get((label, rate))) for rate in specification.search.learning_rates]
-        for label in benchmark.configs
+            if run.is_finished:
+                runs[planned.model, planned.learning_rate] = run
+    volumes = [volumes_of(run, benchmark.is_centered()) for run in runs.values()]
+    scores = dict(zip(runs, _mean_scores(volumes, search.metric, jobs), strict=True))
+    found = {
+        label: [[rate, scores.get((label, rate))] for rate in search.learning_rates]
+        for label in benchmark.specification.models
     }
+    with replace_when_complete(benchmark.folder.search) as partial:
+        partial.write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
 def _mean_scores(groups: Sequence[Sequence[Volume]], metric: str, jobs: int) -> list[float | None]:
@@ -117,7 +220,7 @@ def _mean_scores(groups: Sequence[Sequence[Volume]], metric: str, jobs: int) -> 
 
 
 def choose_learning_rate(trials: Sequence[Trial], metric: str) -> float:
-    """The learning rate with the best score.
+    """Return the learning rate with the best score.
 
     Raises
     ------
@@ -125,28 +228,7 @@ def choose_learning_rate(trials: Sequence[Trial], metric: str) -> float:
         If none has one.
     """
     sign = 1 if METRICS[metric].higher_is_better else -1
-    best = max(trials, key=lambda trial: -math.inf if trial.score is None else sign * trial.score)
-    if best.score is None:
+    best = max(trials, key=lambda trial: -math.inf if trial.score is None else sign * trial.score, default=None)
+    if best is None or best.score is None:
         raise RunError("No learning rate of the search gave a score; see failure.txt of its runs.")
     return best.learning_rate
-
-
-def make_cells(
-    benchmark: Benchmark, costs: Mapping[str, Cost], trials: Mapping[str, Sequence[Trial]]
-) -> dict[tuple[str, int], Run]:
-    """The final runs by label and seed. Those that cannot be made have their reason written in their folders."""
-    specification = benchmark.specification
-    cells: dict[tuple[str, int], Run] = {}
-    for label in benchmark.configs:
-        for seed in specification.seeds:
-            folder = benchmark.folder.cell(label, seed)
-            try:
-                rate = None
-                if specification.search is not None:
-                    rate = choose_learning_rate(trials[label], specification.search.metric)
-                iterations = count_iterations(specification.budget, costs[label])
-            except RunError as error:
-                write_failure(folder, error)
-                continue
-            cells[label, seed] = benchmark.make_run(label, folder, specification.splits.test, iterations, rate, seed)
-    return cells

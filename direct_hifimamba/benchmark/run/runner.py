@@ -1,45 +1,42 @@
-"""Runs of DIRECT side by side, each in processes of its own, that can be interrupted at any time and taken up again."""
+"""One run of a benchmark: DIRECT trains and predicts; interrupted at any time, it resumes from the last checkpoint."""
 
+import errno
 import fcntl
+import gc
 import json
+import logging
 import os
 import shutil
-import signal
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from threading import Event, Lock
-from typing import IO
+from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
-from tqdm import tqdm
 
+from direct_hifimamba.benchmark.executors.cores import count_workers
 from direct_hifimamba.benchmark.folder import RunFolder
 from direct_hifimamba.benchmark.plan.initialisation import Initialisation
 from direct_hifimamba.benchmark.plan.inputs import DivergedError, check_predictions
 from direct_hifimamba.benchmark.plan.specification import COSINE
 from direct_hifimamba.benchmark.provenance import as_typed
-from direct_hifimamba.benchmark.run.processes import send_signal, start_command, wait_for
-from direct_hifimamba.files import replace_when_complete, set_aside
-from direct_hifimamba.training.direct_command import COSINE_OPTION
+from direct_hifimamba.files import PARTIAL_SUFFIX, replace_when_complete, set_aside
+from direct_hifimamba.training.direct_command import COSINE_OPTION, LAST_MODEL
 from direct_hifimamba.training.direct_command import main as run_direct
 
 _DIVERGED = "diverged"
-_SECONDS_TO_STOP = 60
-_SECONDS_BETWEEN_LOOKS = 1.0
-_LOG_LINES = 20
+_SPACE = 2**24
+"""Bytes of free disk below which an error of DIRECT is one of space: PyTorch's does not say so."""
 
 
 class RunError(Exception):
-    """A run failed; the others go on."""
+    """A run failed; others are not affected."""
 
 
-class _Interrupted(Exception):  # noqa: N818 (no error)
-    """The benchmark is being stopped."""
+class DirectError(RunError):
+    """DIRECT failed; its log says why."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +81,9 @@ class Run:
         return self.folder.checkpoint(self.iterations - 1)
 
     def is_trained(self) -> bool:
-        """Whether the training has come to its end."""
+        """Return whether the training is complete."""
         # DIRECT names a checkpoint here after it has written it.
-        last_saved = self.checkpoint.parent / "last_model.txt"
+        last_saved = self.checkpoint.parent / LAST_MODEL
         return last_saved.exists() and last_saved.read_text() == str(self.iterations - 1)
 
     @property
@@ -117,9 +114,11 @@ class Run:
 
     def set_aside_if_of_another_configuration(self) -> None:
         """Rename the folder if another configuration was trained there, such as one of another learning rate."""
-        if self.folder.config.exists() and OmegaConf.load(self.folder.config) != self.config:
-            aside = set_aside(self.folder.path)
-            print(f"{self.name}: its configuration has changed; what was trained before is in {aside}")
+        if self.folder.config.exists():
+            trained = OmegaConf.load(self.folder.config)
+            if _without_intervals(trained) != _without_intervals(self.config):
+                aside = set_aside(self.folder.path)
+                print(f"{self.name}: its configuration has changed; what was trained before is in {aside}")
 
     def training_command(self) -> list[str]:
         """Arguments of `direct-hifimamba`."""
@@ -148,8 +147,16 @@ class Run:
         return [*_relative(paths), *self._common_options()]
 
     def _common_options(self) -> list[str]:
-        workers = "0" if self.device == "cpu" else "4"
+        workers = str(count_workers())
         return ["--device", self.device, "--seed", str(self.seed), "--num-gpus", "1", "--num-workers", workers]
+
+
+def _without_intervals(config: Any) -> DictConfig:
+    """Return a configuration without what depends on the speed of the machine and decides no weights."""
+    config = config.copy()
+    for key in ("training.checkpointer", "logging"):
+        OmegaConf.update(config, key, None, merge=False, force_add=True)
+    return config
 
 
 def _relative(words: Sequence[str | Path]) -> list[str]:
@@ -157,172 +164,99 @@ def _relative(words: Sequence[str | Path]) -> list[str]:
     return [os.path.relpath(word) if isinstance(word, Path) else word for word in words]
 
 
-class Runner:
-    """Does runs, several at a time.
+def do_run(run: Run) -> None:
+    """Do what is left to do of a run in this process: train, predict, and check the predictions.
 
-    Parameters
-    ----------
-    jobs : int
-        How many runs go side by side.
-    lock : file object
-        What :func:`lock_folder` gives. The processes hold it as long as they live.
+    DIRECT ends on SIGINT with a checkpoint, unless the signal comes between two iterations; then it resumes from the
+    last one.
+
+    Raises
+    ------
+    RunError
+        If DIRECT fails, or predictions are wrong. Of the latter, `failure.txt` says why.
+    ValueError
+        If another process does this run.
     """
-
-    def __init__(self, jobs: int, lock: IO[str]) -> None:
-        self._jobs = jobs
-        self._lock = lock
-        self._stopping = Event()
-        self._processes: set[BaseProcess] = set()
-        self._guard = Lock()  # of the two above
-        self._generator = Lock()  # of PyTorch's random numbers
-
-    def run(self, runs: Sequence[Run], description: str) -> None:
-        """Do what is left to do of the runs; those that failed before are tried again, unless they diverged.
-
-        Raises
-        ------
-        KeyboardInterrupt
-            After the processes have ended, as DIRECT does on this signal: with a checkpoint, unless it comes between
-            two iterations; the last one serves then.
-        """
-        for run in runs:
-            run.set_aside_if_of_another_configuration()
-        # Files of earlier failures would count as progress.
-        waiting = [run for run in runs if not (run.is_finished or run.has_diverged)]
-        for run in waiting:
-            run.folder.failure.unlink(missing_ok=True)
-        done = sum(run.iterations_done for run in runs)
-        total = sum(run.iterations for run in runs)
-        with (
-            tqdm(total=total, initial=done, desc=description, unit="iteration", disable=not waiting) as bar,
-            ThreadPoolExecutor(self._jobs) as pool,
-        ):
-            futures = [pool.submit(self._do, run) for run in waiting]
-            try:
-                pending = set(futures)
-                while pending:
-                    _, pending = wait(pending, timeout=_SECONDS_BETWEEN_LOOKS)
-                    _show(bar, runs)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                self._stop()
-                raise
-            for future in futures:
-                future.result()
-
-    def _do(self, run: Run) -> None:
+    run.folder.path.mkdir(parents=True, exist_ok=True)
+    with lock_folder(run.folder.path):
+        run.folder.failure.unlink(missing_ok=True)
         try:
-            try:
-                self._train(run)
-                for acceleration in run.prediction_data:
-                    self._predict(run, acceleration)
-            except _Interrupted:
-                return
-            except RunError:
-                raise
-            except Exception as error:  # whatever it is, the other runs go on
-                raise RunError(f"{type(error).__name__}: {error}") from error
+            _train(run)
+            for acceleration in run.prediction_data:
+                _predict(run, acceleration)
+        except DirectError:
+            raise
         except RunError as error:
-            write_failure(run.folder, error)
+            write_failure(run.folder, str(error))
+            raise
 
-    def _train(self, run: Run) -> None:
-        if run.is_trained():
-            return
-        folder = run.folder
-        folder.path.mkdir(parents=True, exist_ok=True)
-        with replace_when_complete(folder.config) as partial:
-            OmegaConf.save(run.config, partial)
-        if run.initialisation is not None and not folder.initialisation.exists():
-            with self._generator:
-                run.initialisation.write(folder.initialisation, run.config, run.seed)
-        self._call(run.training_command(), folder.log)
-        if not run.is_trained():
-            raise RunError(f"The training ended without its last checkpoint.\n{_tail(folder.log)}")
 
-    def _predict(self, run: Run, acceleration: str) -> None:
-        folder = run.folder.predictions(acceleration)
-        if folder.exists():
-            return
-        partial = folder.with_name(f".{acceleration}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        self._call(run.prediction_command(acceleration, partial), run.folder.log)
-        try:
-            check_predictions(partial, run.prediction_data[acceleration])
-        except DivergedError as error:
-            shutil.rmtree(partial)
-            raise RunError(f"{_DIVERGED} at {acceleration}: {error}") from error
-        except ValueError as error:
-            shutil.rmtree(partial)
+def _train(run: Run) -> None:
+    if run.is_trained():
+        return
+    folder = run.folder
+    with replace_when_complete(folder.config) as partial:
+        OmegaConf.save(run.config, partial)
+    if run.initialisation is not None and not folder.initialisation.exists():
+        run.initialisation.write(folder.initialisation, run.config, run.seed)
+    _call(run, run.training_command())
+    if not run.is_trained():
+        raise RunError(f"The training ended without its last checkpoint; the log is {folder.log}.")
+
+
+def _predict(run: Run, acceleration: str) -> None:
+    folder = run.folder.predictions(acceleration)
+    if folder.exists():
+        return
+    partial = folder.with_name(f".{acceleration}{PARTIAL_SUFFIX}")
+    shutil.rmtree(partial, ignore_errors=True)
+    _call(run, run.prediction_command(acceleration, partial))
+    try:
+        check_predictions(partial, run.prediction_data[acceleration])
+    except DivergedError as error:
+        shutil.rmtree(partial)
+        raise RunError(f"{_DIVERGED} at {acceleration}: {error}") from error
+    except ValueError as error:
+        shutil.rmtree(partial)
+        raise RunError(
+            f"The predictions at {acceleration} failed a check: {error} The trained weights are kept, in "
+            f"{run.checkpoint}; the next call repeats the predictions alone."
+        ) from error
+    partial.replace(folder)
+
+
+def _call(run: Run, arguments: Sequence[str]) -> None:
+    """Call DIRECT in this process."""
+    handlers = logging.root.handlers[:]  # to which DIRECT adds
+    try:
+        run_direct(arguments)
+    except SystemExit as error:
+        if error.code:
+            raise DirectError(f"{as_typed(arguments)} ended with exit status {error.code}.") from error
+    except (OSError, RuntimeError) as error:
+        free = shutil.disk_usage(run.folder.path).free
+        if getattr(error, "errno", None) == errno.ENOSPC or free < _SPACE:
             raise RunError(
-                f"The predictions at {acceleration} failed a check: {error} The trained weights are kept, in "
-                f"{run.checkpoint}; the next call repeats the predictions alone."
+                f"The disk of {run.folder.path} is full ({error}). Checkpoints up to now are kept: free some "
+                "space, and the same command resumes."
             ) from error
-        partial.replace(folder)
-
-    def _call(self, arguments: Sequence[str], log: Path) -> None:
-        """Run a command to its end, with what it prints in `log`."""
-        with self._guard:
-            if self._stopping.is_set():
-                raise _Interrupted
-            process = start_command(run_direct, arguments, log, self._lock.fileno())
-            self._processes.add(process)
-        status = wait_for(process)
-        assert status is not None
-        with self._guard:
-            self._processes.remove(process)
-        if self._stopping.is_set():
-            raise _Interrupted
-        if status != 0:
-            reason = f"ended with status {status}"
-            if status < 0:
-                reason = f"was ended by {signal.Signals(-status).name}"
-            if -status == signal.SIGKILL:
-                reason += ", as happens when memory runs out"
-            raise RunError(f"{as_typed(arguments)} {reason}.\n{_tail(log)}")
-
-    def _stop(self) -> None:
-        """Interrupt all processes and wait for them; kill those that do not end, or all if interrupted once more."""
-        with self._guard:
-            self._stopping.set()
-            processes = list(self._processes)
-        for process in processes:
-            send_signal(process, signal.SIGINT)
-        deadline = time.monotonic() + _SECONDS_TO_STOP
-        with suppress(KeyboardInterrupt):
-            for process in processes:
-                wait_for(process, max(0, deadline - time.monotonic()))
-        for process in processes:
-            send_signal(process, signal.SIGKILL)
+        raise
+    finally:
+        logging.root.handlers[:] = handlers
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
-def write_failure(folder: RunFolder, error: RunError) -> None:
-    """Say in the folder of a run why it failed."""
+def write_failure(folder: RunFolder, reason: str) -> None:
+    """Write why a run failed to its folder."""
     folder.path.mkdir(parents=True, exist_ok=True)
     with replace_when_complete(folder.failure) as partial:
-        partial.write_text(f"{error}\n", encoding="utf-8")
-
-
-def _tail(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    return "\n".join(lines[-_LOG_LINES:])
-
-
-def _show(bar: "tqdm[None]", runs: Sequence[Run]) -> None:
-    progress = {run.name: run.iterations_done for run in runs}
-    finished = sum(run.is_finished for run in runs)
-    failed = sum(run.error is not None for run in runs)
-    begun = [
-        f"{run.name}: {progress[run.name]}/{run.iterations}"
-        for run in runs
-        if not run.is_finished and run.error is None and run.folder.log.exists()
-    ]
-    bar.n = sum(progress.values())
-    bar.set_postfix_str(", ".join([f"{finished} of {len(runs)} done", *([f"{failed} failed"] * bool(failed)), *begun]))
+        partial.write_text(f"{reason}\n", encoding="utf-8")
 
 
 @contextmanager
-def lock_folder(folder: Path) -> Iterator[IO[str]]:
-    """Keep a folder to oneself and the processes that inherit the file.
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Lock a folder for this process.
 
     Raises
     ------
@@ -335,7 +269,7 @@ def lock_folder(folder: Path) -> Iterator[IO[str]]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ValueError(
-                f"Another benchmark, or a process that it has left behind, is still at work in {folder}; wait for it, "
-                "end it, or choose another --output."
+                f"Another benchmark, or a process that it has left behind, works in {folder}; wait for it, end it, or "
+                "choose another --output."
             ) from error
-        yield file
+        yield

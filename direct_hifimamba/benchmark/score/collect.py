@@ -12,7 +12,7 @@ from direct_hifimamba.benchmark import provenance
 from direct_hifimamba.benchmark.folder import RunFolder, slug
 from direct_hifimamba.benchmark.plan.configurations import evaluation_settings
 from direct_hifimamba.benchmark.plan.inputs import list_files
-from direct_hifimamba.benchmark.run.classical import BART, find_bart, reconstruct_test_split
+from direct_hifimamba.benchmark.plan.specification import BART
 from direct_hifimamba.benchmark.run.cost import Cost
 from direct_hifimamba.benchmark.run.matrix import Benchmark
 from direct_hifimamba.benchmark.run.processes import ENVIRONMENT, THREADS
@@ -31,7 +31,6 @@ from direct_hifimamba.benchmark.score.results import (
 )
 from direct_hifimamba.benchmark.score.scores import SPECTRUM_EDGES, VolumeScores, metric_definitions
 from direct_hifimamba.benchmark.score.scoring import Volume, score_volumes, volumes_of
-from direct_hifimamba.data.formats.hdf5 import CMRXRECON_SUFFIX
 
 ZERO_FILLED = "zero-filled"
 
@@ -69,7 +68,7 @@ def collect(
     specification = benchmark.specification
     finished = {key: run for key, run in cells.items() if run.is_finished}
     shapes = next((run.folder for run in finished.values()), None)
-    bart = _run_bart(benchmark, shapes, jobs)
+    bart = _describe_bart(benchmark)
     scores = _score(benchmark, finished, shapes, bart is not None, jobs)
     commands = [provenance.as_typed(command)]
     for run in (*searched, *cells.values()):
@@ -115,30 +114,13 @@ def collect(
     )
 
 
-def _run_bart(benchmark: Benchmark, shapes: RunFolder | None, jobs: int) -> Model | None:
-    """The row of BART, whose reconstructions are made where they are missing; None if there are none.
-
-    Images are cropped to the size of the predictions in `shapes`.
-    """
-    if find_bart() is None:
-        print("There is no program bart on the PATH, so there is no row of compressed sensing.")
+def _describe_bart(benchmark: Benchmark) -> Model | None:
+    """Return the row of BART, None if there are no reconstructions of it."""
+    folder, specification = benchmark.folder.cell(BART, 0), benchmark.specification
+    predictions = [folder.predictions(name) for name in specification.accelerations]
+    if BART not in specification.classical or not all(path.is_dir() for path in predictions):
         return None
-    specification = benchmark.specification
-    if specification.splits.validation == specification.splits.test:
-        print("BART's weight would be chosen on the test split, so there is no row of compressed sensing.")
-        return None
-    tests = [specification.folder(specification.splits.test, name) for name in specification.accelerations]
-    if not benchmark.is_centered() or any(path.suffix == CMRXRECON_SUFFIX for path in list_files(tests[0])):
-        print("BART is run for centred k-space with masks of columns only, so there is no row of compressed sensing.")
-        return None
-    if shapes is None:
-        print("No model says to which size images are cropped, so there is no row of compressed sensing.")
-        return None
-    try:
-        settings = reconstruct_test_split(specification, benchmark.folder.cell(BART, 0), shapes, jobs)
-    except (OSError, RuntimeError) as error:
-        print(f"BART failed, so there is no row of compressed sensing: {' '.join(str(error).split())}")
-        return None
+    settings = {path.name: yaml.safe_load(path.with_suffix(".yaml").read_text()) for path in predictions}
     return Model(BART, slug(BART), "classical", config=yaml.safe_dump(settings, sort_keys=False))
 
 
@@ -192,7 +174,8 @@ def _describe_scores(
 ) -> Scores:
     if found is None:
         assert seed is not None
-        error = benchmark.folder.cell(label, seed).failure.read_text(encoding="utf-8")
+        failure = benchmark.folder.cell(label, seed).failure
+        error = failure.read_text(encoding="utf-8") if failure.exists() else "It has not been run yet."
         return Scores(label, acceleration, seed, "failed", error)
     scores = {volume.data.name: score for volume, score in found if volume.acceleration == acceleration}
     return Scores(

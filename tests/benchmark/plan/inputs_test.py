@@ -1,4 +1,6 @@
 import json
+import os
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -7,19 +9,33 @@ import numpy as np
 import pytest
 
 from direct_hifimamba.benchmark.folder import BenchmarkFolder
+from direct_hifimamba.benchmark.plan import inputs as module
 from direct_hifimamba.benchmark.plan.configurations import compose_models
-from direct_hifimamba.benchmark.plan.inputs import check_predictions, describe_data, describe_inputs, list_files, record
+from direct_hifimamba.benchmark.plan.inputs import (
+    KSpaceMemory,
+    check_predictions,
+    check_unchanged,
+    describe_data,
+    describe_inputs,
+    list_files,
+    record,
+)
 from direct_hifimamba.benchmark.plan.specification import Specification
 from tests.benchmark.small_benchmark import MASKS, PROVENANCE, SHAPE, SLICES, VOLUMES, write_specification
 
 
 def describe(path: Path) -> tuple[Specification, dict[str, Any]]:
     specification = Specification.load(path)
-    return specification, describe_inputs(specification, compose_models(specification))
+    return specification, describe_inputs(specification, compose_models(specification), describe_all(specification))
+
+
+def describe_all(specification: Specification, verify: bool = False) -> dict[str, Any]:
+    memory = KSpaceMemory(specification.data.parent / "hashes.json", specification.data)
+    return describe_data(specification, memory, verify=verify)
 
 
 def test_all_folders_are_described(small_specification: Path) -> None:
-    data = describe_data(Specification.load(small_specification))
+    data = describe_all(Specification.load(small_specification))
     assert set(data) == {"train", *(f"{split}_{name}" for split in ("val", "test") for name in MASKS)}
     assert set(data["test_equispaced_8x"]) == {f"{name}.h5" for name in VOLUMES["test"]}
     four, eight = (data[f"test_{name}"]["d.h5"] for name in MASKS)
@@ -54,36 +70,72 @@ def remove_volume(data: Path) -> None:
 )
 def test_a_second_run_refuses_other_data(small_specification: Path, tmp_path: Path, change: Any, named: str) -> None:
     folder = BenchmarkFolder(tmp_path / "out")
-    record(folder, *describe(small_specification))
-    record(folder, *describe(small_specification))
+    record(folder, *describe(small_specification), [])
+    record(folder, *describe(small_specification), [])
     change(tmp_path / "data")
     with pytest.raises(ValueError, match=rf"begun with others: {named} was"):
-        record(folder, *describe(small_specification))
+        record(folder, *describe(small_specification), [])
+
+
+def test_files_are_read_once_unless_they_change_or_are_verified(
+    small_specification: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specification = Specification.load(small_specification)
+    path = tmp_path / "data" / "test" / "d.h5"
+    before, stat = describe_all(specification), path.stat()
+    read: list[Path] = []
+    hash_kspace = module._hash_kspace
+    monkeypatch.setattr(module, "_hash_kspace", lambda path: (read.append(path), hash_kspace(path))[1])
+    assert describe_all(specification) == before and read == []
+    os.utime(path)
+    assert describe_all(specification) == before
+    # The volume is linked by one file for each mask, and read once.
+    assert [(one.parent.parent, one.name) for one in read] == [(tmp_path / "data", "d.h5")]
+    with h5py.File(path, "r+") as file:
+        file["kspace"][0, 0, 0, 0] += 1
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert path.stat().st_size == stat.st_size
+    assert describe_all(specification) == before
+    assert describe_all(specification, verify=True) != before
+
+
+def test_a_run_needs_the_data_of_its_plan(small_specification: Path, tmp_path: Path) -> None:
+    folder, data = BenchmarkFolder(tmp_path / "out"), tmp_path / "data"
+    record(folder, *describe(small_specification), [])
+    names = ["train", "test_equispaced_4x"]
+    check_unchanged(folder, data, names)
+    change_mask(data)
+    check_unchanged(folder, data, ["train"])
+    with pytest.raises(ValueError, match=r"has changed since .*: test_equispaced_4x\.d\.h5\.mask was"):
+        check_unchanged(folder, data, names)
+    (data / "train").rename(data / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=rf"train is missing on {platform.node()}"):
+        check_unchanged(folder, data, names)
 
 
 def test_a_second_run_refuses_another_specification_or_configuration(small_specification: Path, tmp_path: Path) -> None:
     folder = BenchmarkFolder(tmp_path / "out")
     specification, inputs = describe(small_specification)
-    record(folder, specification, inputs)
-    assert json.loads(folder.inputs.read_text())["origin"] == PROVENANCE["origin"]
+    record(folder, specification, inputs, [])
+    assert json.loads(folder.plan.read_text())["origin"] == PROVENANCE["origin"]
     for change, named in (
         ({"seeds": [1, 0]}, r"seeds\.0 was 0 and is 1"),
         ({"warm_up": 0.5}, r"warm_up was 0\.05 and is"),
     ):
         with pytest.raises(ValueError, match=rf"begun with others: specification\.{named}"):
-            record(folder, Specification.load(write_specification(tmp_path, **change)), inputs)
+            record(folder, Specification.load(write_specification(tmp_path, **change)), inputs, [])
     write_specification(tmp_path)
     unet = tmp_path / "unet.yaml"
     unet.write_text(unet.read_text().replace("num_filters: 4", "num_filters: 8"))
     with pytest.raises(ValueError, match=r"models.U-Net.equispaced_4x.model.num_filters was 4 and is 8"):
-        record(folder, *describe(small_specification))
+        record(folder, *describe(small_specification), [])
 
 
 def test_a_folder_with_anything_else_is_refused(small_specification: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").touch()
     with pytest.raises(ValueError, match="holds something else"):
-        record(BenchmarkFolder(tmp_path / "out"), *describe(small_specification))
+        record(BenchmarkFolder(tmp_path / "out"), *describe(small_specification), [])
 
 
 @pytest.mark.parametrize(
@@ -98,11 +150,11 @@ def test_a_folder_with_anything_else_is_refused(small_specification: Path, tmp_p
 def test_a_second_run_refuses_other_code(small_specification: Path, tmp_path: Path, group: str, name: str) -> None:
     folder = BenchmarkFolder(tmp_path / "out")
     specification, inputs = describe(small_specification)
-    record(folder, specification, inputs)
+    record(folder, specification, inputs, [])
     assert name in inputs["code"][group]
     inputs["code"][group][name] = "0"
     with pytest.raises(ValueError, match=rf"code\.{group}\.{name} was .* and is \"0\".*Finish with the version"):
-        record(folder, specification, inputs)
+        record(folder, specification, inputs, [])
 
 
 def write_part(folder: Path, **changes: Any) -> Path:
@@ -115,19 +167,19 @@ def test_models_and_seeds_can_be_added(small_specification: Path, tmp_path: Path
     specification, inputs = describe(write_part(tmp_path, seeds=[0], description="Begun."))
     # No U-Net depends on it.
     inputs["code"]["network"]["nn/hifimamba/hifimamba.py"] = "0"
-    record(folder, specification, inputs)
-    record(folder, *describe(write_specification(tmp_path)))
-    assert set(json.loads(folder.inputs.read_text())["models"]) == {"HiFi-MambaV2", "U-Net"}
+    record(folder, specification, inputs, [])
+    record(folder, *describe(write_specification(tmp_path)), [])
+    assert set(json.loads(folder.plan.read_text())["models"]) == {"HiFi-MambaV2", "U-Net"}
     assert Specification.load(folder.specification) == Specification.load(small_specification)
     with pytest.raises(ValueError, match=r"specification\.models\.HiFi-MambaV2 was .* and is null"):
-        record(folder, *describe(write_part(tmp_path)))
+        record(folder, *describe(write_part(tmp_path)), [])
 
 
 def test_no_model_is_added_to_a_budget_of_minutes(tmp_path: Path, small_specification: Path) -> None:
     folder, budget = BenchmarkFolder(tmp_path / "out"), {"minutes": 1}
-    record(folder, *describe(write_part(tmp_path, budget=budget)))
+    record(folder, *describe(write_part(tmp_path, budget=budget)), [])
     with pytest.raises(ValueError, match="begun without the model HiFi-MambaV2"):
-        record(folder, *describe(write_specification(tmp_path, budget=budget)))
+        record(folder, *describe(write_specification(tmp_path, budget=budget)), [])
 
 
 def test_volumes_of_the_training_are_no_test(small_specification: Path, tmp_path: Path) -> None:
@@ -138,7 +190,7 @@ def test_volumes_of_the_training_are_no_test(small_specification: Path, tmp_path
             file["kspace"] = original["kspace"][()]
             file["mask"] = np.ones(SHAPE[1], bool)
     with pytest.raises(ValueError, match=r"test_equispaced_4x/z\.h5 has k-space of train/a\.h5"):
-        describe_data(specification)
+        describe_all(specification)
 
 
 @pytest.mark.parametrize(("split", "other"), [("val", "train"), ("test", "train"), ("test", "val")])
@@ -148,16 +200,16 @@ def test_no_slice_is_in_two_splits(small_specification: Path, tmp_path: Path, sp
         file["kspace"][SLICES - 1] = original["kspace"][0]
     message = rf"{split}(_equispaced_4x)?/{copy.name} has k-space of {other}(_equispaced_4x)?/{source.name}"
     with pytest.raises(ValueError, match=message):
-        describe_data(Specification.load(small_specification))
+        describe_all(Specification.load(small_specification))
 
 
 def test_empty_slices_and_a_single_evaluation_split_are_no_overlap(small_specification: Path, tmp_path: Path) -> None:
     for split, names in VOLUMES.items():
         with h5py.File(tmp_path / "data" / split / f"{names[0]}.h5", "r+") as file:
             file["kspace"][0] = 0
-    describe_data(Specification.load(small_specification))
+    describe_all(Specification.load(small_specification))
     splits = {"training": "train", "validation": "test", "test": "test"}
-    describe_data(Specification.load(write_specification(tmp_path, splits=splits)))
+    describe_all(Specification.load(write_specification(tmp_path, splits=splits)))
 
 
 def test_accelerations_need_the_same_volumes(small_specification: Path, tmp_path: Path) -> None:
@@ -165,7 +217,7 @@ def test_accelerations_need_the_same_volumes(small_specification: Path, tmp_path
     with pytest.raises(
         ValueError, match=r"d\.h5 has not the same k-space in test_equispaced_4x and test_equispaced_8x"
     ):
-        describe_data(Specification.load(small_specification))
+        describe_all(Specification.load(small_specification))
 
 
 def test_missing_masks_folders_and_files_are_named(small_specification: Path, tmp_path: Path) -> None:
@@ -174,16 +226,16 @@ def test_missing_masks_folders_and_files_are_named(small_specification: Path, tm
     with h5py.File(folder / "c.h5", "r+") as file:
         del file["mask"]
     with pytest.raises(ValueError, match=r"val_equispaced_4x/c\.h5 has no sampling mask"):
-        describe_data(specification)
+        describe_all(specification)
     (folder / "c.h5").write_text("no HDF5")
     with pytest.raises(ValueError, match=r"c\.h5 is damaged"):
-        describe_data(specification)
+        describe_all(specification)
     (folder / "c.h5").unlink()
     with pytest.raises(ValueError, match=r"val_equispaced_4x holds no \.h5 file"):
-        describe_data(specification)
+        describe_all(specification)
     folder.rmdir()
     with pytest.raises(FileNotFoundError, match="val_equispaced_4x is missing"):
-        describe_data(specification)
+        describe_all(specification)
 
 
 @pytest.fixture
@@ -255,11 +307,11 @@ def test_splits_share_no_subject_and_no_source(
 ) -> None:
     specification = Specification.load(small_specification)
     write_origins(tmp_path / "data", a={"subject": "1"}, c={"subject": "2"}, d={"subject": "3"}, e={"subject": "3"})
-    describe_data(specification)
+    describe_all(specification)
     one, other = (VOLUMES[split][0] for split in splits)
     write_origins(tmp_path / "data", **{one: shared, other: shared})
     with pytest.raises(ValueError, match=rf"{other}\.h5 and .*{one}\.h5 have the same {named}; training, validation"):
-        describe_data(specification)
+        describe_all(specification)
 
 
 def test_origin_source_and_subject_reach_the_inputs(small_specification: Path, tmp_path: Path) -> None:
@@ -276,17 +328,17 @@ def test_no_search_on_the_test_split(small_specification: Path, tmp_path: Path) 
     search = {"learning_rates": [0.001, 0.01], "budget": {"iterations": 6}}
     path = write_specification(tmp_path, splits=splits, search=search)
     with pytest.raises(ValueError, match="validation and test are both 'test', and the search would choose"):
-        describe_data(Specification.load(path))
+        describe_all(Specification.load(path))
 
 
 def test_no_training_on_an_evaluation_split(small_specification: Path, tmp_path: Path) -> None:
     splits = {"training": "test_equispaced_4x", "validation": "val", "test": "test"}
     with pytest.raises(ValueError, match="would be trained on test_equispaced_4x, a folder of the split test"):
-        describe_data(Specification.load(write_specification(tmp_path, splits=splits)))
+        describe_all(Specification.load(write_specification(tmp_path, splits=splits)))
 
 
 def test_undersampled_volumes_are_no_references(small_specification: Path, tmp_path: Path) -> None:
     with h5py.File(tmp_path / "data" / "train" / "b.h5", "r+") as file:
         file["kspace"][1, :, :, ::4] = 0
     with pytest.raises(ValueError, match=r"b\.h5 is no reference: its k-space is undersampled"):
-        describe_data(Specification.load(small_specification))
+        describe_all(Specification.load(small_specification))

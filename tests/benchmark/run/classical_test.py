@@ -5,12 +5,10 @@ import numpy as np
 import pytest
 from direct.functionals.challenges import fastmri_psnr
 
-from direct_hifimamba.benchmark.folder import BenchmarkFolder, RunFolder
+from direct_hifimamba.benchmark.folder import RunFolder
 from direct_hifimamba.benchmark.plan.inputs import list_files
 from direct_hifimamba.benchmark.plan.specification import Specification
 from direct_hifimamba.benchmark.run import classical
-from direct_hifimamba.benchmark.run.matrix import Benchmark
-from direct_hifimamba.benchmark.score import collect
 from direct_hifimamba.benchmark.score.images import load_reconstruction
 from direct_hifimamba.data.fourier import image_to_kspace, root_sum_of_squares
 from direct_hifimamba.data.simulate import simulate_sensitivity_map
@@ -88,7 +86,7 @@ def test_regularisation_is_chosen_by_the_psnr():
     kspace, mask = _acquisition(4)
     scores = {weight: _psnr(kspace, classical.reconstruct(kspace, mask, weight)) for weight in (1e-4, 0.01, 1.0)}
     best = max(scores, key=lambda weight: scores[weight])
-    assert classical.choose_regularisation([classical.Acquisition(kspace, mask)], 1, list(scores)) == best
+    assert classical.choose_regularisation([lambda: classical.Acquisition(kspace, mask)], 1, list(scores)) == best
     assert best != 1.0
 
 
@@ -107,9 +105,9 @@ def _diverge_from(monkeypatch, weight):
 def test_weight_with_which_bart_diverges_is_not_chosen(monkeypatch):
     _diverge_from(monkeypatch, 0.02)
     acquisition = classical.Acquisition(*_acquisition(2))
-    assert classical.choose_regularisation([acquisition], 1, [0.05, 0.01, 0.02]) == 0.01
+    assert classical.choose_regularisation([lambda: acquisition], 1, [0.05, 0.01, 0.02]) == 0.01
     with pytest.raises(RuntimeError, match=r"not finite with any of the weights 0.05, 0.02"):
-        classical.choose_regularisation([acquisition], 1, [0.05, 0.02])
+        classical.choose_regularisation([lambda: acquisition], 1, [0.05, 0.02])
 
 
 def test_images_of_the_test_split_that_are_not_finite_are_an_error(small_specification, tmp_path, monkeypatch):
@@ -200,9 +198,12 @@ def test_mask_leaves_out_the_padding_of_the_header(tmp_path: Path) -> None:
     assert not acquisition.mask[:padding].any()
 
 
-def test_no_weight_is_chosen_on_the_test_split(small_specification, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(collect, "find_bart", lambda: Path("bart"))
+def test_what_bart_cannot_do_is_said_before_anything_starts(small_specification, tmp_path):
     splits = {"training": "train", "validation": "test", "test": "test"}
-    specification = Specification.load(write_specification(tmp_path, splits=splits))
-    assert collect._run_bart(Benchmark(specification, {}, BenchmarkFolder(tmp_path / "out")), None, 1) is None
-    assert "chosen on the test split" in capsys.readouterr().out
+    specification = Specification.load(write_specification(tmp_path, splits=splits, classical=["BART pics"]))
+    with pytest.raises(ValueError, match="classical names BART pics, whose weight would be chosen on the test split"):
+        classical.check_bart(specification, True)
+    specification = Specification.load(write_specification(tmp_path, classical=["BART pics"]))
+    with pytest.raises(ValueError, match="for centred k-space"):
+        classical.check_bart(specification, False)
+    classical.check_bart(specification, True)

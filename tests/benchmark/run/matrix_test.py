@@ -8,10 +8,16 @@ from direct_hifimamba.benchmark.score.results import Trial
 
 
 def test_minutes_become_iterations_by_the_median_time_of_one() -> None:
-    cost = Cost(threads=1, seconds_per_iteration=Spread(0.5, 0.1, 3.0))
+    cost = Cost(1, seconds_per_iteration=Spread(0.3, 0.1, 3.0), seconds_per_batch=Spread(0.2, 0.1, 0.3))
     assert count_iterations(Budget(minutes=2), cost) == 240
     assert count_iterations(Budget(minutes=0.01), cost) == 6
     assert count_iterations(Budget(iterations=100), cost) == 100
+
+
+@pytest.mark.parametrize(("workers", "seconds"), [(0, 0.5), (1, 0.4), (2, 0.2), (4, 0.1)])
+def test_time_includes_the_loading_that_workers_cannot_hide(workers: int, seconds: float) -> None:
+    times = {"seconds_per_iteration": Spread(0.1, 0.1, 0.1), "seconds_per_batch": Spread(0.4, 0.4, 0.4)}
+    assert Cost(1, workers=workers, **times).seconds_per_step == pytest.approx(seconds)
 
 
 def test_minutes_need_a_time() -> None:
