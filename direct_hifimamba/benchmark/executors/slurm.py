@@ -1,5 +1,6 @@
 """Tasks as jobs of a Slurm cluster, submitted by submitit: one array per stage."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from submitit.core.utils import FailedJobError, UncompletedJobError
 
 from direct_hifimamba.benchmark.executors import executor
 from direct_hifimamba.benchmark.executors.executor import Task
+from direct_hifimamba.benchmark.run.processes import ENVIRONMENT
 from direct_hifimamba.files import replace_when_complete
 
 STAGES = ("run", "score")
@@ -123,8 +125,9 @@ def _call(command: Sequence[str], log: Path) -> tuple[int, str | None]:
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, lambda number, _: received.append(signal.Signals(number).name))
     with log.open("a") as output:
-        status = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
-    return status, received[-1] if received else None
+        environment = os.environ | ENVIRONMENT
+        process = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False)
+    return process.returncode, received[-1] if received else None
 
 
 def _reason(task: Task, job: "submitit.SlurmJob[Any]") -> str | None:

@@ -1,5 +1,6 @@
 """Tests of the Slurm executor on a real cluster, such as `.ci/slurm.sh` starts."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -10,9 +11,12 @@ from typing import Any
 
 import pytest
 
+from direct_hifimamba import cli
 from direct_hifimamba.benchmark.executors import executor, make_executor
 from direct_hifimamba.benchmark.executors.executor import Task
+from direct_hifimamba.benchmark.folder import BenchmarkFolder
 from tests.benchmark.executors.local_test import make_task
+from tests.benchmark.small_benchmark import write_data, write_specification
 
 pytest.importorskip("submitit")
 
@@ -91,6 +95,26 @@ def test_jobs_of_a_killed_scheduler_are_waited_for_and_cancelled_ones_resumed(
     assert (tmp_path / "long.txt").read_text() == "SIGTERM"
     assert run([task]) == {}
     assert task.log.read_text().count("long begins") == 2
+
+
+@pytest.mark.slow
+def test_a_benchmark_runs_on_a_cluster(
+    run: Callable[..., dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Costs are measured in a job, runs are an array, and one of them fails."""
+    monkeypatch.setattr(executor, "COMMAND", "direct_hifimamba.cli")
+    write_data(tmp_path / "data")
+    models = {"U-Net": {"configs": ["unet.yaml"]}, "failing": {"configs": ["failing.yaml"]}}
+    path = write_specification(tmp_path, models=models, seeds=[0], budget={"iterations": 6})
+    output = tmp_path / "out"
+    options = ["--executor", "slurm", "--slurm", "cpus-per-task=1", "time=10"]
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(["benchmark", str(path), "--output", str(output), *options])
+    folder = BenchmarkFolder(output)
+    assert folder.report.exists()
+    assert "Unknown initializer_initialization" in folder.cell("failing", 0).failure.read_text()
+    assert not folder.cell("U-Net", 0).failure.exists()
+    assert json.loads(folder.cost.read_text())["U-Net"]["seconds_per_batch"]
 
 
 @pytest.mark.slow
