@@ -18,9 +18,7 @@ from direct.train import setup_train
 from omegaconf import OmegaConf
 
 from direct_hifimamba import cli
-from direct_hifimamba.benchmark import benchmark
 from direct_hifimamba.benchmark.folder import BenchmarkFolder
-from direct_hifimamba.benchmark.score import collect
 from direct_hifimamba.benchmark.score.results import Results
 from direct_hifimamba.data.data_sets import SIMULATED
 from direct_hifimamba.data.formats.hdf5 import kspace_shape
@@ -324,10 +322,8 @@ def test_every_model_trains_with_the_same_sensitivity_model_and_losses():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in CASES if " " not in case])
-def test_every_data_set_can_be_benchmarked(case, prepared, tmp_path, monkeypatch):
+def test_every_data_set_can_be_benchmarked(case, prepared, tmp_path):
     """End to end, from the prepared look-alike to the report, with the files of the project."""
-    monkeypatch.setattr(benchmark, "_COST_ROUNDS", 1)
-    monkeypatch.setattr(collect, "find_bart", lambda: None)
     *shared, mask, model = map(str, _parts(case, "unet"))
     specification = {
         "name": case,

@@ -5,13 +5,13 @@ References
 .. [1] Uecker et al. Berkeley Advanced Reconstruction Toolbox. Proc. ISMRM 23:2486, 2015.
 """
 
+import functools
 import math
 import os
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -253,7 +253,7 @@ def reconstruct_test_split(
         record = output.with_suffix(".yaml")
         if not output.exists():
             validation = list_files(specification.folder(splits.validation, acceleration))
-            weight = choose_regularisation([partial(Acquisition.read, path) for path in validation], jobs)
+            weight = choose_regularisation([functools.partial(Acquisition.read, path) for path in validation], jobs)
             chosen = {"program": f"BART {bart_version()}, pics -S -l1", "regularisation": weight}
             output.parent.mkdir(parents=True, exist_ok=True)
             with replace_when_complete(record) as partial:

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import direct_hifimamba.benchmark.run.cost as cost_module
+from direct_hifimamba.benchmark.executors.cores import count_workers
 from direct_hifimamba.benchmark.run.cost import (
     Cost,
     Spread,
@@ -142,7 +143,7 @@ def test_process_that_ends_is_an_error_of_its_model(data_file: Path) -> None:
         model.set_up()
         model.take_turn()
         cost = model.cost()
-    assert cost == Cost(THREADS, error=cost.error)
+    assert cost == Cost(THREADS, workers=count_workers(), error=cost.error)
     assert cost.error is not None and "-9, as happens when memory runs out" in cost.error
 
 
