@@ -42,7 +42,7 @@ help:
 
 install: $(INSTALLED)
 
-$(INSTALLED): PACKAGES = --editable '.[benchmark,data,formats,report,slurm,dev]'
+$(INSTALLED): PACKAGES = --editable '.[benchmark,data,formats,measured,report,slurm,dev]'
 # Every lower bound of the dependencies as the version to install.
 $(LOWEST_INSTALLED): PACKAGES = --editable '.[dev]' \
 	$$(sed -n '/^dependencies/,/^]/s/.*"\(.*\)>=\([0-9.]*\).*/\1==\2/p' pyproject.toml)

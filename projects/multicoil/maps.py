@@ -17,31 +17,15 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
+from direct_hifimamba.benchmark.run.classical import cg_sense
 from direct_hifimamba.data.espirit import espirit
 from direct_hifimamba.data.fourier import kspace_to_image
 from direct_hifimamba.data.nlinv import nlinv
 from direct_hifimamba.data.simulation.sample import Sample, SampleOptions, draw_sample
-from direct_hifimamba.nn.layers.data_consistency import conjugate_gradient
-from direct_hifimamba.nn.layers.sense import Acquisition, FourierConvention, Measurement
 from direct_hifimamba.reconstruct import Reconstructor
 
-#: Weight of the regularisation, and conjugate-gradient iterations.
+#: Weight of the regularisation of CG-SENSE.
 WEIGHT = 0.01
-ITERATIONS = 12
-
-
-def cg_sense(sample: Sample, maps: NDArray[np.complex64]) -> NDArray[np.float32]:
-    """Return the magnitude (height, width) of the regularised least-squares image of a slice."""
-    kspace, sensitivity_map = (torch.view_as_real(torch.from_numpy(a))[None] for a in (sample.kspace, maps))
-    mask = torch.from_numpy(sample.mask)[None, None, :, :, None]
-    acquisition = Acquisition.from_measurement(
-        Measurement(kspace, mask, sensitivity_map).reduce_mask(), FourierConvention(centered=True, normalized=True)
-    )
-    image = conjugate_gradient(
-        lambda x: acquisition.normal(x) + WEIGHT * x, acquisition.adjoint(acquisition.kspace), ITERATIONS
-    )
-    result: NDArray[np.float32] = acquisition.leave(image).norm(dim=-1)[0].numpy()
-    return result
 
 
 def root_sum_of_squares_maps(sample: Sample) -> NDArray[np.complex64]:
@@ -90,7 +74,7 @@ def main() -> None:
 
     def score(sample: Sample, maps: NDArray[np.complex64]) -> float:
         if network is None:
-            return psnr(sample.target, cg_sense(sample, maps))
+            return psnr(sample.target, cg_sense(sample.kspace, sample.mask, maps, WEIGHT))
         mask = sample.mask & (sample.kspace != 0).any(axis=0)  # some acquisitions leave out corners
         image = network((sample.kspace * mask)[None], mask, sensitivity_map=maps[None], check=False)[0]
         return psnr(sample.noisy_target, image)

@@ -1,8 +1,10 @@
-"""Compressed sensing with BART [1]_, a reconstruction without training to compare with.
+"""Reconstructions without training to compare with: compressed sensing with BART [1]_, and CG-SENSE [2]_.
 
 References
 ----------
 .. [1] Uecker et al. Berkeley Advanced Reconstruction Toolbox. Proc. ISMRM 23:2486, 2015.
+.. [2] Pruessmann et al. Advances in sensitivity encoding with arbitrary k-space trajectories. Magn Reson Med
+   46(4):638-651, 2001.
 """
 
 import functools
@@ -32,6 +34,9 @@ from direct_hifimamba.data.formats.bart import from_slices, read_cfl, to_slices,
 from direct_hifimamba.data.formats.hdf5 import CMRXRECON_SUFFIX, read_mask, read_slices
 from direct_hifimamba.data.fourier import kspace_to_image, root_sum_of_squares
 from direct_hifimamba.files import replace_when_complete
+from direct_hifimamba.nn.layers.data_consistency import conjugate_gradient
+from direct_hifimamba.nn.layers.sense import Acquisition as SenseAcquisition
+from direct_hifimamba.nn.layers.sense import FourierConvention, Measurement
 
 REGULARISATIONS = (0.0005, 0.002, 0.005, 0.01, 0.02, 0.05)
 """Weights of the l1 norm of the wavelet coefficients to choose from; BART scales the data to a maximum of about 1."""
@@ -73,6 +78,26 @@ def bart_version() -> str:
     return process.stdout.strip()
 
 
+def run_bart(folder: Path, *arguments: str) -> None:
+    """Run BART on one thread, in the folder with its files.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no program `bart`.
+    RuntimeError
+        If it fails.
+    """
+    program = find_bart()
+    if program is None:
+        raise FileNotFoundError("There is no program bart on the PATH; install BART, as with `apt install bart`.")
+    command = [str(program), *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    if process.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} failed: {(process.stderr or process.stdout).strip()}")
+
+
 def estimate_sensitivity_map(
     kspace: NDArray[np.complex64], mask: NDArray[np.bool_], gaussian: float = 0.7
 ) -> NDArray[np.complex64]:
@@ -98,6 +123,39 @@ def estimate_sensitivity_map(
     image = kspace_to_image(kspace * window)
     norm: NDArray[np.float32] = np.linalg.norm(image, axis=0)
     return (image / np.maximum(norm, np.finfo(np.float32).tiny)).astype(np.complex64)
+
+
+def cg_sense(
+    kspace: NDArray[np.complex64],
+    mask: NDArray[np.bool_],
+    sensitivity_map: NDArray[np.complex64],
+    weight: float,
+    iterations: int = 12,
+) -> NDArray[np.float32]:
+    """Magnitude image of one slice by regularised CG-SENSE [2]_: (A^H A + weight) x = A^H y.
+
+    Parameters
+    ----------
+    kspace : complex64 array of shape (coil, height, width)
+        Centred; samples outside the mask are not looked at.
+    mask : bool array of shape (height, width)
+    sensitivity_map : complex64 array of the shape of `kspace`
+    weight : float
+        Of the squared magnitude of the image; sensitivities whose squared magnitudes add up to 1 give it its scale.
+    iterations : int
+        Of conjugate gradients, from zero.
+
+    Returns
+    -------
+    float32 array of shape (height, width)
+    """
+    samples, maps = (torch.view_as_real(torch.from_numpy(array))[None] for array in (kspace, sensitivity_map))
+    measurement = Measurement(samples, torch.from_numpy(mask)[None, None, :, :, None], maps).reduce_mask()
+    acquisition = SenseAcquisition.from_measurement(measurement, FourierConvention(centered=True, normalized=True))
+    image = conjugate_gradient(
+        lambda x: acquisition.normal(x) + weight * x, acquisition.adjoint(acquisition.kspace), iterations
+    )
+    return acquisition.leave(image).norm(dim=-1)[0].numpy()
 
 
 def reconstruct_pics(
@@ -128,9 +186,6 @@ def reconstruct_pics(
     RuntimeError
         If it fails.
     """
-    program = find_bart()
-    if program is None:
-        raise FileNotFoundError("There is no program bart on the PATH; install BART, as with `apt install bart`.")
     images = []
     with TemporaryDirectory() as name:
         folder = Path(name)
@@ -138,11 +193,7 @@ def reconstruct_pics(
             write_cfl(folder / "kspace", from_slices(kspace_slice[None]))
             write_cfl(folder / "map", from_slices(map_slice[None]))
             # -S: BART scales the data, and leaves the image scaled without it.
-            command = [str(program), "pics", "-S", "-l1", "-r", str(regularisation), "kspace", "map", "image"]
-            environment = os.environ | {"OMP_NUM_THREADS": "1"}
-            process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-            if process.returncode != 0:
-                raise RuntimeError(f"{' '.join(command)} failed: {(process.stderr or process.stdout).strip()}")
+            run_bart(folder, "pics", "-S", "-l1", "-r", str(regularisation), "kspace", "map", "image")
             images.append(np.abs(to_slices(read_cfl(folder / "image"))[0, 0]))
     return np.stack(images)
 
