@@ -124,9 +124,11 @@ COMBINATIONS = [
 #: Sizes with which a training step takes milliseconds. Our model takes configs/tiny.yaml.
 TINY = {
     "hifimamba": [],
+    "hifimamba_v1": ["hidden_channels=8", "blocks_per_stage=[1]", "state_size=4"],
     "kikinet": ["num_iter=1", "image_unet_num_filters=2", "kspace_unet_num_filters=2"],
     "lpdnet": ["num_iter=1", "primal_unet_num_filters=2", "dual_unet_num_filters=2"],
     "mambarecon": ["hidden_channels=8", "blocks_per_stage=[1]", "state_size=4"],
+    "mambaroll": ["num_rolls=1", "channels_per_scale=[3,2,2]", "state_size=4"],
     "recurrentvarnet": [
         "num_steps=2",
         "recurrent_hidden_channels=8",
