@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from direct_hifimamba.data.formats.hdf5 import SENSITIVITY_MAP
-from direct_hifimamba.data.formats.raw_data import MissingArrayError, RawData
+from direct_hifimamba.data.formats.raw_data import MissingArrayError, RawData, describe_mask
 from direct_hifimamba.data.formats.registry import read, read_array
 
 MIN_CENTER = 2
@@ -18,6 +18,12 @@ MIN_CENTER = 2
 
 _PROMINENCE = 4
 """How many times the energy expected at one place must lie at another before data are refused."""
+
+_EMPTY = 0.01
+"""Part of the energy that half of an image may have and still looks empty."""
+
+_ROUNDING = 1e-11
+"""Energy of a line relative to the mean, below which it is rounding: of single precision 1e-13, of noise above 1e-8."""
 
 
 class Acquisition(NamedTuple):
@@ -140,25 +146,65 @@ def find_mask(acquired: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
     Returns
     -------
-    bool array of shape (width,) or (height, width)
-        The former if whole columns were sampled.
+    bool array of shape (width,), (height, width) or (slices, height, width)
+        The first if whole columns were sampled, the last if slices were sampled differently. Slices of zeros have the
+        mask of the others.
 
     Raises
     ------
     ValueError
-        If k-space is zero, or if slices were sampled differently.
+        If k-space is zero.
     """
     sampled = acquired.any(axis=0)
     if not sampled.any():
         raise ValueError("k-space is zero everywhere; expected samples.")
-    for index, pattern in enumerate(acquired):
-        if pattern.any() and (pattern != sampled).any():
-            raise ValueError(
-                f"Slice {index} has other samples than the slices before it, and one mask is for all slices. Give it "
-                "with --mask, or slices with the same samples."
-            )
+    is_blank = ~acquired.any(axis=(1, 2), keepdims=True)
+    if not (is_blank | (acquired == sampled)).all():
+        return np.where(is_blank, sampled, acquired)
     columns = sampled.any(axis=0)
     return columns if (sampled == columns).all() else sampled
+
+
+def describe_acquisition(
+    acquired: NDArray[np.bool_], sampled: NDArray[np.bool_], was_found: bool, middle: NDArray[Any], centered: bool
+) -> list[str]:
+    """Say what was sampled, and what looks like zero-padding and oversampling: a list of sentences.
+
+    Parameters
+    ----------
+    acquired : bool array of shape (slices, height, width)
+        Where a coil is not zero.
+    sampled : bool array of shape (height, width) or (slices, height, width)
+        The mask.
+    was_found : bool
+        Whether the mask was found in k-space.
+    middle : complex array of shape (coils, height, width)
+        The slice in the middle.
+    centered : bool
+        As in :func:`check_image_origin`.
+    """
+    messages = ["The mask was found in k-space: what is 0 in all coils was not sampled."] if was_found else []
+    if sampled.ndim == 3:
+        messages.append("Slices were sampled differently; the one in the middle is described.")
+        sampled = sampled[len(sampled) // 2]
+    messages += describe_mask(sampled)
+    for axis, name in ((1, "rows"), (0, "columns")):
+        empty = (sampled.any(axis) & ~acquired.any(axis=0).any(axis)).sum()
+        if empty:
+            messages.append(
+                f"The mask counts {empty} {name} on the edges as sampled that are zero: zero-padding, which is taken "
+                "for measurements of 0. Leave them out of the mask unless the model was trained so."
+            )
+    energy = _image_energy(middle, sampled, centered)
+    for axis, name in enumerate(("height", "width")):
+        profile = energy.sum(axis=1 - axis)
+        quarter = len(profile) // 4
+        if profile[:quarter].sum() + profile[len(profile) - quarter :].sum() < _EMPTY * profile.sum():
+            messages.append(
+                f"The object fills only the middle half of the image along its {name}: k-space may be oversampled, "
+                "which is left as it is."
+            )
+    return messages
 
 
 def open_sensitivity_map(path: Path, axes: Sequence[str] | None = None) -> RawData:
@@ -189,15 +235,16 @@ def check_acquisition(
     kspace : complex array of shape (slices[, coils], height, width), or what :func:`summarise` returns of it
         Its zero frequency in the middle, at index length // 2. It may have samples that the mask leaves out only if
         it is fully sampled.
-    mask : array of shape (width,) or (height, width)
-        1 where k-space is sampled, 0 elsewhere; one for all slices. With one axis, it takes whole columns, also where
-        height and width are equal.
+    mask : array of shape (width,), (height, width) or (slices, height, width)
+        1 where k-space is sampled, 0 elsewhere; one for all slices, or one for each. With one axis, it takes whole
+        columns, also where height and width are equal.
     compare : bool
-        Look for contradictions between k-space and mask, and for the zero frequency, as well.
+        Look for contradictions between k-space and mask, for zeros that were rounded, and for the zero frequency, as
+        well.
 
     Returns
     -------
-    bool array of shape (height, width)
+    bool array of shape (height, width) or (slices, height, width)
         The mask.
 
     Raises
@@ -208,6 +255,13 @@ def check_acquisition(
     """
     summary = kspace if isinstance(kspace, KSpaceSummary) else summarise(kspace, kspace.shape)
     shape = summary.shape[-2:]
+    if mask.shape == summary.acquired.shape:
+        kinds, kind_of = np.unique(mask.reshape(len(mask), -1), axis=0, return_inverse=True)
+        for kind, values in enumerate(kinds):
+            acquired = summary.acquired[kind_of == kind]
+            if acquired.any() or len(kinds) == 1:
+                check_acquisition(replace(summary, acquired=acquired), values.reshape(shape), compare)
+        return mask.astype(bool)
     if mask.shape not in (shape[1:], shape):
         raise ValueError(_wrong_mask_shape(summary.shape, mask.shape))
     if not np.isin(mask, (0, 1)).all():
@@ -222,6 +276,7 @@ def check_acquisition(
         raise ValueError("k-space is zero wherever the mask samples; is the mask inverted, or of other data?")
     if compare:
         _check_agreement(acquired, sampled, mask)
+        _check_rounding(summary.energy, sampled)
         _check_zero_frequency(summary.energy)
     return sampled
 
@@ -270,6 +325,18 @@ def _check_agreement(acquired: NDArray[np.bool_], sampled: NDArray[np.bool_], ma
         )
 
 
+def _check_rounding(energy: NDArray[np.float64], sampled: NDArray[np.bool_]) -> None:
+    for axis, name in ((1, "rows"), (0, "columns")):
+        lines = (energy * sampled).sum(axis=axis)
+        count = np.count_nonzero((lines > 0) & (lines < _ROUNDING * lines.mean()))
+        if count:
+            raise ValueError(
+                f"k-space has {count} {name} that are almost 0, but not exactly: a transform has probably rounded what "
+                "is missing or zero-padding. Set them to 0, give a mask without them (--mask), or leave out this "
+                "check (--no-check, check=False) if it is wrong."
+            )
+
+
 def _check_zero_frequency(energy: NDArray[np.float64]) -> None:
     middle = [length // 2 for length in energy.shape]
     found = [_find_peak(energy.sum(axis=1 - axis)) for axis in (0, 1)]
@@ -312,9 +379,7 @@ def check_image_origin(kspace: NDArray[Any], sampled: NDArray[np.bool_], centere
     ValueError
         If the object lies across edges of the image.
     """
-    block = kspace[len(kspace) // 2] * grow_block(sampled)  # what lies around it would fold the image over
-    energy = np.square(np.abs(np.fft.ifft2(block))).reshape(-1, *sampled.shape).sum(axis=0)
-    energy = np.fft.fftshift(energy) if centered else energy
+    energy = _image_energy(kspace[len(kspace) // 2], sampled, centered)
     wrapped = [name for axis, name in enumerate(("height", "width")) if _lies_across_the_edge(energy.sum(1 - axis))]
     if wrapped:
         here, there = ("middle (centered=True)", "corner") if centered else ("corner (centered=False)", "middle")
@@ -326,6 +391,13 @@ def check_image_origin(kspace: NDArray[Any], sampled: NDArray[np.bool_], centere
             f"{here}. Multiply k-space by {remedy}, take the configuration of such data, or leave out this check "
             "(--no-check, check=False) if it is wrong."
         )
+
+
+def _image_energy(kspace: NDArray[Any], sampled: NDArray[np.bool_], centered: bool) -> NDArray[np.float64]:
+    """Return the squared magnitude of the image of a slice, (height, width), in low resolution."""
+    block = kspace * grow_block(sampled)  # what lies around it would fold the image over
+    energy = np.square(np.abs(np.fft.ifft2(block))).reshape(-1, *sampled.shape).sum(axis=0)
+    return np.fft.fftshift(energy) if centered else energy
 
 
 def _lies_across_the_edge(profile: NDArray[np.float64]) -> bool:

@@ -44,7 +44,7 @@ from direct_hifimamba.data.acquisition import (
     summarise,
 )
 from direct_hifimamba.data.registration import register_data_sets
-from direct_hifimamba.data.sensitivity import STORED, add_maps
+from direct_hifimamba.data.sensitivity import STORED, EstimatedMapsTransform, add_maps
 from direct_hifimamba.data.stored_masks import NAME as STORED_MASKS
 from direct_hifimamba.files import first_and_count
 from direct_hifimamba.nn.layers.sense import find_fourier_convention
@@ -74,6 +74,8 @@ class Reconstructor:
     ----------
     needs_sensitivity_map : bool
         Whether the configuration takes coil sensitivities as given instead of estimating them.
+    centered : bool
+        Whether the configuration's Fourier transform has the origin of the image in the middle.
 
     Examples
     --------
@@ -96,11 +98,11 @@ class Reconstructor:
         self._crop = crop
         transforms = dataset.transforms
         estimation = transforms.sensitivity_map_estimation
-        self._needs_center = (
-            (estimation.estimate_sensitivity_maps and estimation.sensitivity_maps_type != SensitivityMapType.UNIT)
-            or transforms.normalization.scaling_key == "acs_kspace"
-            or transforms.use_acs_as_mask
+        self._estimates = (
+            estimation.estimate_sensitivity_maps and estimation.sensitivity_maps_type != SensitivityMapType.UNIT
         )
+        self._needs_other_center = transforms.normalization.scaling_key == "acs_kspace" or transforms.use_acs_as_mask
+        self._compresses_coils = bool(transforms.compress_coils)
         # DIRECT's reader takes as many columns as centre whatever the mask is.
         self._center_columns = CMRxReconDataset.NUM_ACS_LINES if dataset.name == "CMRxRecon" else None
         self._pad_coils = transforms.pad_coils
@@ -108,12 +110,12 @@ class Reconstructor:
             option
             for option, is_set in (
                 ("scaling_key: kspace", transforms.normalization.scaling_key == "kspace"),
-                ("compress_coils", transforms.compress_coils),
+                ("compress_coils", self._compresses_coils),
             )
             if is_set
         ]
         engine = self._engines[0]
-        self._centered = find_fourier_convention(engine.forward_operator, engine.backward_operator).centered
+        self.centered = find_fourier_convention(engine.forward_operator, engine.backward_operator).centered
 
     @classmethod
     def from_checkpoint(cls, path: Path | str, config_path: Path | str | None = None, device: str = "auto") -> Self:
@@ -209,7 +211,7 @@ class Reconstructor:
         Parameters
         ----------
         kspace : complex array of shape (slices[, coils], height, width)
-        mask : array of shape (width,) or (height, width)
+        mask : array of shape (width,), (height, width) or (slices, height, width)
             1 where k-space is sampled, 0 elsewhere.
         complex_images : bool
             Return complex images, if the model makes them, rather than magnitudes.
@@ -237,20 +239,27 @@ class Reconstructor:
             that are not finite; or if sensitivities are missing or given without need.
         """
         sampled = self.check(summarise(kspace, kspace.shape), mask, kspace[len(kspace) // 2], check)
-        for departure in self.find_departures(kspace, sampled) if check else ():
+        masks = np.broadcast_to(sampled, (len(kspace), *kspace.shape[-2:]))
+        for departure in self.find_departures(kspace, masks[len(kspace) // 2]) if check else ():
             warnings.warn(departure, OutsideDomainWarning, stacklevel=3)  # past torch.no_grad
         self.check_sensitivity_map(None if sensitivity_map is None else sensitivity_map.shape, kspace.shape)
         maps = [None] * len(kspace) if sensitivity_map is None else sensitivity_map
-        slices = tqdm(zip(kspace, maps, strict=True), "reconstruct", len(kspace), unit="slice", disable=not progress)
+        slices = zip(kspace, masks, maps, strict=True)
+        slices = tqdm(slices, "reconstruct", len(kspace), unit="slice", disable=not progress)
         return np.stack(
             [
-                self.reconstruct_slice(kspace_slice, sampled, complex_images, slice_maps, image_size, index)
-                for index, (kspace_slice, slice_maps) in enumerate(slices)
+                self.reconstruct_slice(kspace_slice, slice_mask, complex_images, slice_maps, image_size, index)
+                for index, (kspace_slice, slice_mask, slice_maps) in enumerate(slices)
             ]
         )
 
     def check(
-        self, summary: KSpaceSummary, mask: NDArray[Any], middle: NDArray[Any], compare: bool = True
+        self,
+        summary: KSpaceSummary,
+        mask: NDArray[Any],
+        middle: NDArray[Any],
+        compare: bool = True,
+        is_calibrated: bool = False,
     ) -> NDArray[np.bool_]:
         """Make sure that k-space can be reconstructed.
 
@@ -258,15 +267,17 @@ class Reconstructor:
         ----------
         summary : KSpaceSummary
             Of all slices.
-        mask : array of shape (width,) or (height, width)
+        mask : array of shape (width,), (height, width) or (slices, height, width)
         middle : complex array of shape ([coils, ]height, width)
             The slice in the middle.
         compare : bool
             As `check` of :meth:`__call__`.
+        is_calibrated : bool
+            Whether calibration lines were measured apart from k-space.
 
         Returns
         -------
-        bool array of shape (height, width)
+        bool array of shape (height, width) or (slices, height, width)
             The mask.
 
         Raises
@@ -275,12 +286,19 @@ class Reconstructor:
             As :meth:`__call__`.
         """
         sampled = check_acquisition(summary, mask, compare)
+        masks = np.broadcast_to(sampled, summary.acquired.shape)
         if compare:
-            check_image_origin(middle[None], sampled, self._centered)
-            self._check_completeness(summary.acquired, sampled)
+            check_image_origin(middle[None], masks[len(masks) // 2], self.centered)
+            self._check_completeness(summary.acquired, masks)
         if self._pad_coils and len(summary.shape) == 4 and summary.shape[1] > self._pad_coils:
             raise ValueError(f"k-space has {summary.shape[1]} coils; expected at most pad_coils: {self._pad_coils}.")
-        self._center(sampled)
+        if is_calibrated and self._compresses_coils:
+            raise ValueError(
+                "Calibration lines were measured apart from k-space, and the configuration compresses coils "
+                "(compress_coils), which it would do in another way for them; expected one without."
+            )
+        for slice_mask in masks if sampled.ndim == 3 else [sampled]:
+            self._center(slice_mask, is_calibrated)
         return sampled
 
     @torch.no_grad()
@@ -292,6 +310,7 @@ class Reconstructor:
         sensitivity_map: NDArray[Any] | None = None,
         image_size: tuple[int, int] | None = None,
         index: int = 0,
+        calibration: NDArray[Any] | None = None,
     ) -> NDArray[Any]:
         """Reconstruct one slice of a volume that :meth:`check` has accepted.
 
@@ -299,13 +318,16 @@ class Reconstructor:
         ----------
         kspace : complex array of shape ([coils, ]height, width)
         sampled : bool array of shape (height, width)
-            What :meth:`check` has returned.
+            What :meth:`check` has returned, for this slice.
         complex_images : bool
             As in :meth:`__call__`, and so are `sensitivity_map`, of this slice, and `image_size`.
         sensitivity_map : complex array of the shape of `kspace`, optional
         image_size : tuple of ints, optional
         index : int
             Number of the slice, for messages.
+        calibration : complex array of the shape of `kspace`, optional
+            Calibration lines that were measured apart from k-space, zero elsewhere. Sensitivities are estimated from
+            them.
 
         Returns
         -------
@@ -316,7 +338,7 @@ class Reconstructor:
         ValueError
             As :meth:`__call__`.
         """
-        sample = _make_sample(kspace, sampled, self._center(sampled), index)
+        sample = _make_sample(kspace, sampled, self._center(sampled, calibration is not None), index)
         if sensitivity_map is not None:
             if not np.iscomplexobj(sensitivity_map):
                 raise ValueError(
@@ -326,7 +348,8 @@ class Reconstructor:
                 raise ValueError("The coil sensitivities have values that are NaN or infinite; expected finite ones.")
             sample["sensitivity_map"] = np.array(sensitivity_map, np.complex64)
         if (kspace[..., sampled] != 0).any():
-            image = self._reconstruct(sample, complex_images)
+            maps = None if calibration is None else self._estimate_sensitivity_map(calibration, index)
+            image = self._reconstruct(sample, complex_images, maps)
         else:  # DIRECT cannot scale a slice without signal
             image = np.zeros(sampled.shape, np.complex64 if complex_images else np.float32)
         if not np.isfinite(image).all():
@@ -340,17 +363,25 @@ class Reconstructor:
         """Say in what k-space differs from that of the training, if it is known: see :meth:`Domain.find_departures`."""
         return [] if self.domain is None else self.domain.find_departures(kspace, sampled)
 
-    def _center(self, sampled: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    def _center(self, sampled: NDArray[np.bool_], is_calibrated: bool = False) -> NDArray[np.bool_]:
         """Return the samples for autocalibration that the configuration's data set takes."""
         if self._center_columns is None:
-            return center_block(sampled) if self._needs_center else sampled
+            needs_center = self._needs_other_center or (self._estimates and not is_calibrated)
+            return center_block(sampled) if needs_center else sampled
         middle, half = sampled.shape[1] // 2, self._center_columns // 2
         center = np.zeros_like(sampled)
         center[:, middle - half : middle + half] = True
         return center
 
-    def _check_completeness(self, acquired: NDArray[np.bool_], sampled: NDArray[np.bool_]) -> None:
-        if self._needs_all_kspace and not acquired[:, ~sampled].any():
+    def _estimate_sensitivity_map(self, calibration: NDArray[Any], index: int) -> torch.Tensor | None:
+        """Return the sensitivities that the configuration estimates, from calibration lines; None if it does not."""
+        if self.needs_sensitivity_map:
+            return None
+        sampled = (calibration != 0).reshape(-1, *calibration.shape[-2:]).any(axis=0)
+        return self._transform(_make_sample(calibration, sampled, self._center(sampled), index))["sensitivity_map"]
+
+    def _check_completeness(self, acquired: NDArray[np.bool_], masks: NDArray[np.bool_]) -> None:
+        if self._needs_all_kspace and not (acquired & ~masks).any():
             raise ValueError(
                 f"The configuration has {' and '.join(self._needs_all_kspace)}, which DIRECT applies to k-space before "
                 "masking, and there is nothing but the samples of the mask. The model was trained on something else; "
@@ -377,8 +408,16 @@ class Reconstructor:
                 f"The coil sensitivities have the shape {shape}; expected that of k-space, {kspace_shape}."
             )
 
-    def _reconstruct(self, sample: dict[str, Any], complex_images: bool) -> NDArray[Any]:
-        batch = default_collate([self._transform(sample)])
+    def _reconstruct(
+        self, sample: dict[str, Any], complex_images: bool, sensitivity_map: torch.Tensor | None = None
+    ) -> NDArray[Any]:
+        transform = self._transform
+        if sensitivity_map is not None and isinstance(transform, EstimatedMapsTransform):
+            transform = transform.transform
+        transformed = transform(sample)
+        if sensitivity_map is not None:
+            transformed["sensitivity_map"] = sensitivity_map
+        batch = default_collate([transformed])
         scaling_factor = batch["scaling_factor"].cpu().numpy()[0]
         if len(self._engines) == 1:
             return _run_engine(self._engines[0], batch, complex_images) * scaling_factor

@@ -23,7 +23,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import direct_hifimamba
-from direct_hifimamba.data.acquisition import find_mask, open_acquisition, open_sensitivity_map, summarise
+from direct_hifimamba.data.acquisition import (
+    describe_acquisition,
+    find_mask,
+    open_acquisition,
+    open_sensitivity_map,
+    summarise,
+)
 from direct_hifimamba.data.formats.raw_data import RawData
 from direct_hifimamba.data.parallel import map_files
 from direct_hifimamba.files import lock_folder, replace_when_complete
@@ -153,10 +159,15 @@ def reconstruct_volume(
     print(*raw.messages, sep="\n", end="\n" if raw.messages else "")
     reconstructor.check_sensitivity_map(None if maps is None else maps.shape, raw.shape)
     summary = summarise(tqdm(raw.slices(), "read", raw.shape[0], unit="slice"), raw.shape)
+    was_found = mask is None
     mask = find_mask(summary.acquired) if mask is None else mask
     middle = raw.read_slice(raw.shape[0] // 2)
-    sampled = reconstructor.check(summary, mask, middle, request.check)
-    departures = reconstructor.find_departures(middle[None], sampled) if request.check else []
+    is_calibrated = raw.read_calibration is not None
+    sampled = reconstructor.check(summary, mask, middle, request.check, is_calibrated)
+    found = describe_acquisition(summary.acquired, sampled, was_found, middle, reconstructor.centered)
+    print(*found, sep="\n")
+    middle_mask = sampled[len(sampled) // 2] if sampled.ndim == 3 else sampled
+    departures = reconstructor.find_departures(middle[None], middle_mask) if request.check else []
     for departure in departures:
         print(f"direct-hifimamba: warning: {departure}", file=sys.stderr)
     identity = {
@@ -164,6 +175,7 @@ def reconstruct_volume(
             summary.sha256,
             hashlib.sha256(sampled.tobytes()).hexdigest(),
             None if maps is None else summarise(maps.slices(), maps.shape).sha256,
+            is_calibrated,
         ],
         "weights": [hash_file(path) for path in weights],
         "options": [request.device, request.complex_images, raw.image_size],
@@ -195,13 +207,15 @@ def reconstruct_volume(
 
 def _reconstruct(request: Request, call: str, folder: Path, index: int) -> None:
     _, reconstructor, raw, _, maps = _open(request, call)
+    sampled = np.load(folder / _MASK)
     image = reconstructor.reconstruct_slice(
         raw.read_slice(index),
-        np.load(folder / _MASK),
+        sampled[index] if sampled.ndim == 3 else sampled,
         request.complex_images,
         None if maps is None else maps.read_slice(index),
         raw.image_size,
-        index,
+        index=index,
+        calibration=None if raw.read_calibration is None else raw.read_calibration(index),
     )
     with replace_when_complete(_slice_path(folder, index)) as path, path.open("wb") as file:
         np.savez(file, reconstruction=image)

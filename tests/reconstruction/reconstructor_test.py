@@ -30,7 +30,7 @@ from direct_hifimamba.data.formats.registry import read
 from direct_hifimamba.data.fourier import image_to_kspace, kspace_to_image
 from direct_hifimamba.reconstruction.reconstructor import CONFIG_NAME, Reconstructor
 from tests.data import lookalikes
-from tests.data.formats.scans import KSPACE, lines_of, write_twix
+from tests.data.formats.scans import KSPACE, lines_of, write_ismrmrd, write_twix
 from tests.helpers import TINY, perturb
 
 SLICES, COILS, HEIGHT, WIDTH = 3, 4, 24, 32
@@ -470,6 +470,51 @@ def test_positions_of_a_scan_reach_the_images(experiments: dict[str, Path], tmp_
     assert "unknown" not in capsys.readouterr().out
     message = run_fails(capsys, experiments[OURS], source, tmp_path / "out", "--voxel-size", 1, 1, 1)
     assert "leave out --voxel-size" in message
+
+
+def test_sensitivities_come_from_calibration_lines_measured_apart(ours: Reconstructor) -> None:
+    kspace, mask = simulate()[1], np.tile(line_mask(), (HEIGHT, 1))
+    lines = kspace * center_block(mask)
+    embedded = ours.reconstruct_slice(kspace, mask)
+    apart = ours.reconstruct_slice(kspace, mask, calibration=lines)
+    np.testing.assert_allclose(apart, embedded, rtol=0, atol=1e-6 * embedded.max())
+    other = ours.reconstruct_slice(kspace, mask, calibration=lines[::-1])
+    assert np.abs(other - embedded).max() > 0.1 * embedded.max()
+
+    gaps = mask & ~center_block(mask)
+    with pytest.raises(ValueError, match="samples no centre"):
+        ours.reconstruct_slice(kspace, gaps)
+    assert ours.reconstruct_slice(kspace, gaps, calibration=lines).max() > 0
+    with pytest.raises(ValueError, match="samples no centre"):
+        ours.reconstruct_slice(kspace, gaps, calibration=kspace * gaps)
+
+
+def test_scans_with_calibration_apart_and_interleaved_volumes(experiments: dict[str, Path], tmp_path: Path) -> None:
+    pytest.importorskip("ismrmrd")
+
+    def separate(header: Any) -> None:
+        parallel = header.encoding[0].parallelImaging
+        parallel.calibrationMode = type(parallel.calibrationMode)("separate")
+
+    source = tmp_path / "scan.mrd"
+    calibration = lines_of(KSPACE, range(-3, 3), kind="calibration")
+    volumes = [lines_of(KSPACE, range(first - 8, 8, 2), repetition=first) for first in (0, 1)]
+    write_ismrmrd(source, [*calibration, *volumes[0], *volumes[1]], separate)
+    reconstruct(experiments[UNET], source, tmp_path / "out", "--no-check")
+    with h5py.File(tmp_path / "out.h5") as file:
+        images = file["reconstruction"][()]
+    raw, reconstructor = read(source), Reconstructor.from_checkpoint(experiments[UNET])
+    for index, image in enumerate(images):
+        kspace, lines = raw.read_slice(index), raw.read_calibration(index)
+        expected = reconstructor.reconstruct_slice(kspace, raw.mask[index], calibration=lines)
+        np.testing.assert_allclose(image, expected, rtol=0, atol=1e-5 * expected.max())
+
+
+def test_slices_may_be_sampled_differently(ours: Reconstructor) -> None:
+    masks = np.stack([np.tile(np.roll(line_mask(), shift) | line_mask(), (HEIGHT, 1)) for shift in range(SLICES)])
+    images = ours(simulate(), masks)
+    for index, mask in enumerate(masks):
+        np.testing.assert_allclose(images[index], ours(simulate(), mask)[index], rtol=1e-5, atol=1e-5 * images.max())
 
 
 def test_numpy_files_are_read_as_well(experiments: dict[str, Path], volume: Path, tmp_path: Path) -> None:

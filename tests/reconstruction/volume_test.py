@@ -50,10 +50,10 @@ def interrupt(index_of_last: int, action: Any, monkeypatch: pytest.MonkeyPatch) 
     """Let `action` happen before the slice after `index_of_last` is reconstructed."""
     original = Reconstructor.reconstruct_slice
 
-    def reconstruct_slice(self: Reconstructor, *args: Any) -> Any:
-        if args[-1] > index_of_last:
+    def reconstruct_slice(self: Reconstructor, *args: Any, index: int, **options: Any) -> Any:
+        if index > index_of_last:
             action()
-        return original(self, *args)
+        return original(self, *args, index=index, **options)
 
     monkeypatch.setattr(Reconstructor, "reconstruct_slice", reconstruct_slice)
 

@@ -53,8 +53,6 @@ class Run:
     training_data : Path
     prediction_data : dict
         By acceleration.
-    validation_data : Path, optional
-        With which the model is evaluated while it trains, if the configuration has data sets for that.
     seed : int
     schedule : str
     device : str
@@ -71,7 +69,6 @@ class Run:
     schedule: str
     device: str
     initialisation: Initialisation | None = None
-    validation_data: Path | None = None
 
     @property
     def iterations(self) -> int:
@@ -126,8 +123,7 @@ class Run:
     def training_command(self) -> list[str]:
         """Arguments of `direct-hifimamba`."""
         paths: list[str | Path] = ["train", self.folder.experiment, "--cfg", self.folder.config]
-        paths += ["--training-root", self.training_data, "--validation-root"]
-        paths.append(self.validation_data or self.training_data)
+        paths += ["--training-root", self.training_data, "--validation-root", self.training_data]
         if self.initialisation is not None:
             paths += ["--initialization-checkpoint", self.folder.initialisation]
         if self.schedule == COSINE:
@@ -156,9 +152,9 @@ class Run:
 
 
 def _without_intervals(config: Any) -> DictConfig:
-    """Return a configuration without what decides no weights: checkpoints, validation, and logs."""
+    """Return a configuration without what depends on the speed of the machine and decides no weights."""
     config = config.copy()
-    for key in ("training.checkpointer", "training.validation_steps", "validation", "logging"):
+    for key in ("training.checkpointer", "logging"):
         OmegaConf.update(config, key, None, merge=False, force_add=True)
     return config
 

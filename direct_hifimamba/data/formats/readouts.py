@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from direct_hifimamba.data.formats.raw_data import RawData, describe_mask
+from direct_hifimamba.data.formats.raw_data import RawData
 
 VOLUMES = ("contrast", "phase", "set", "repetition")
 
@@ -108,7 +108,7 @@ def assemble(readouts: NDArray[Any], load: Load, encoding: Encoding) -> RawData:
     grid = _Grid.of(readouts, load, encoding, image)
     masks = np.stack([grid.mask(each) for each in rows])
     _check_completeness(masks, places)
-    messages += grid.describe(masks[0], rows[0])
+    messages += grid.describe(rows[0])
 
     calibration_rows = []
     if apart.any():
@@ -243,7 +243,7 @@ class _Grid:
         kspace = np.stack([_remove_oversampling(coil, self.encoding.size[0]) for coil in measured]) * self.mask(rows)
         return kspace if self.whitening is None else np.tensordot(self.whitening, kspace, 1).astype(np.complex64)
 
-    def describe(self, mask: NDArray[np.bool_], rows: NDArray[np.int64]) -> list[str]:
+    def describe(self, rows: NDArray[np.int64]) -> list[str]:
         """Say what was found and what is done with it."""
         (length, _), (height, width) = self.encoding.matrix, self.encoding.size
         repeats = np.bincount(self.columns[rows]).max()
@@ -256,7 +256,7 @@ class _Grid:
                 scanned != size
             ),
         }
-        return [*describe_mask(mask), *(message for message, is_true in said.items() if is_true)]
+        return [message for message, is_true in said.items() if is_true]
 
 
 def _remove_oversampling(kspace: NDArray[np.complex64], height: int) -> NDArray[np.complex64]:

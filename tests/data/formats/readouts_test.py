@@ -104,7 +104,6 @@ def test_partial_fourier_leaves_lines_out(write: Callable[..., Path]) -> None:
     raw = read(write(*lines_of(KSPACE, range(-2, WIDTH // 2))))
     np.testing.assert_array_equal(raw.mask, np.arange(WIDTH) >= 6)
     assert_agrees(np.stack(list(raw.slices())), EXPECTED * raw.mask)
-    assert "6 columns are missing on one side: partial Fourier, or an asymmetric echo." in raw.messages
 
 
 def dft(length: int) -> NDArray[np.complex128]:
@@ -126,7 +125,6 @@ def test_an_asymmetric_echo_lies_at_its_place(write: Callable[..., Path], discar
     np.testing.assert_array_equal(raw.mask, np.tile(rows[:, None], WIDTH))
     expected = (without @ filled.astype(complex))[ORDER] * rows[:, None]
     assert_agrees(np.stack(list(raw.slices())), expected)
-    assert any("rows are missing on one side" in message for message in raw.messages)
 
 
 def test_embedded_calibration_lines_are_part_of_kspace(write: Callable[..., Path]) -> None:
@@ -138,7 +136,6 @@ def test_embedded_calibration_lines_are_part_of_kspace(write: Callable[..., Path
     np.testing.assert_array_equal(raw.mask, sampled)
     assert raw.read_calibration is None
     assert_agrees(np.stack(list(raw.slices())), EXPECTED * sampled)
-    assert "9 of 16 columns have samples, 7 of them around the centre without a gap." in raw.messages
 
 
 def test_calibration_lines_that_were_measured_apart_stay_apart(write: Callable[..., Path]) -> None:

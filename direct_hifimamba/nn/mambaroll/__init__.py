@@ -1,1 +1,0 @@
-"""MambaRoll: its configuration, network, engine and selective scan."""
