@@ -22,17 +22,17 @@ from direct_hifimamba.benchmark.plan.inputs import (
     record,
 )
 from direct_hifimamba.benchmark.plan.specification import MIN_ITERATIONS, Specification
-from direct_hifimamba.benchmark.report.archive import remove_archive, write_archive
 from direct_hifimamba.benchmark.report.report import write_report
-from direct_hifimamba.benchmark.report.tables import write_csv, write_markdown, write_model_zoo
+from direct_hifimamba.benchmark.report.tables import write_csv, write_markdown
 from direct_hifimamba.benchmark.run.classical import check_bart, reconstruct_test_split
 from direct_hifimamba.benchmark.run.cost import Cost, measure_costs
 from direct_hifimamba.benchmark.run.matrix import Benchmark, score_trials
 from direct_hifimamba.benchmark.run.processes import THREADS
 from direct_hifimamba.benchmark.run.runner import Run, RunError, do_run, write_failure
 from direct_hifimamba.benchmark.score.collect import collect
+from direct_hifimamba.benchmark.score.metrics import DEFAULT
 from direct_hifimamba.benchmark.score.results import Results
-from direct_hifimamba.benchmark.score.scores import METRICS
+from direct_hifimamba.benchmark.score.scoring import Volume, find_volumes, is_scored, score_runs
 
 STAGES = ("plan", "run", "score", "report")
 COST = "cost"
@@ -61,9 +61,6 @@ def plan(path: Path, output: Path, verify: bool = False) -> Benchmark:
         If the specification, its configurations or its data are invalid, or others than `output` was begun with.
     """
     specification = Specification.load(path)
-    search = specification.search
-    if search is not None and search.metric not in METRICS:
-        raise ValueError(f"search.metric is {search.metric!r}; expected one of {', '.join(METRICS)}.")
     benchmark = Benchmark(specification, compose_models(specification), BenchmarkFolder(output))
     output.mkdir(parents=True, exist_ok=True)
     memory = KSpaceMemory(benchmark.folder.hashes, specification.data)
@@ -202,8 +199,59 @@ def do(benchmark: Benchmark, name: str) -> None:
         raise ValueError(f"The plan has no run {name!r}; expected {COST} or one of {', '.join(planned)}.")
 
 
+def score(benchmark: Benchmark, path: Path, executor: Executor) -> None:
+    """Score the predictions of all finished runs, as far as that is left to do.
+
+    Parameters
+    ----------
+    benchmark : Benchmark
+    path : Path
+        Specification.
+    executor : Executor
+    """
+    metrics = [*DEFAULT, *benchmark.specification.metrics]
+    waiting = [name for name, volumes in _predicted(benchmark).items() if not is_scored(volumes, metrics)]
+    tasks = [_task(benchmark, path, "score", name) for name in waiting]
+    for name, reason in (executor.run("score", tasks, lambda: None) if tasks else {}).items():
+        print(f"{name} could not be scored: {reason}")
+
+
+def score_one(benchmark: Benchmark, name: str) -> None:
+    """Score the predictions of one run in this process.
+
+    Raises
+    ------
+    ValueError
+        If there is no such run, or its predictions are not those of all files.
+    """
+    predicted = _predicted(benchmark)
+    if not predicted.get(name):
+        finished = ", ".join(name for name, volumes in predicted.items() if volumes)
+        raise ValueError(f"There are no predictions of a run {name!r} to score; expected one of: {finished}.")
+    metrics = [*DEFAULT, *benchmark.specification.metrics]
+    score_runs(predicted[name], available_cores(), "score", metrics)
+
+
+def _predicted(benchmark: Benchmark) -> dict[str, dict[Path, list[Volume]]]:
+    """Return what there is to score of the final runs, by run and table; nothing of those that are not finished."""
+    specification, is_centered = benchmark.specification, benchmark.is_centered()
+    predicted = {}
+    for name in (entry.name for entry in benchmark.plan() if entry.kind != "trial"):
+        folder = benchmark.folder.run(name)
+        is_finished = all(folder.predictions(acceleration).is_dir() for acceleration in specification.accelerations)
+        predicted[name] = {
+            folder.scores(acceleration): find_volumes(
+                specification.folder(specification.splits.test, acceleration),
+                folder.predictions(acceleration),
+                is_centered,
+            )
+            for acceleration in (specification.accelerations if is_finished else ())
+        }
+    return predicted
+
+
 def report(benchmark: Benchmark, command: Sequence[str]) -> Results:
-    """Score what has been predicted, and write tables and pages.
+    """Score what has not been scored yet, and write tables and pages.
 
     Parameters
     ----------
@@ -226,21 +274,12 @@ def report(benchmark: Benchmark, command: Sequence[str]) -> Results:
     found = benchmark.read_costs()
     costs = {label: found.get(label, Cost(THREADS, error="It was not measured.")) for label in benchmark.configs}
     trials, jobs = benchmark.read_trials(), available_cores()
-    results = collect(benchmark, read_plan(folder), costs, trials, searched, cells, command, jobs)
+    results, scores = collect(benchmark, read_plan(folder), costs, trials, searched, cells, command, jobs)
+    scores.save(folder.scores)
     results.save(folder.results_json)
     write_csv(folder.results_csv, results)
     write_markdown(folder.results_markdown, results)
-    write_model_zoo(folder.model_zoo, results)
-    first: dict[str, Run] = {}
-    for (label, _), run in cells.items():
-        if run.is_finished:
-            first.setdefault(label, run)
-    for label in (model.label for model in results.models if model.kind == "trained"):
-        if label in first:
-            write_archive(folder.model(label), folder.model_archive(label), first[label])
-        else:
-            remove_archive(folder.model(label), folder.model_archive(label))
-    write_report(folder, results)
+    write_report(folder, results, scores)
     return results
 
 

@@ -4,6 +4,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+SCORES_NAME = "scores.parquet"
+"""File beside `results.json` that has the scores of all slices."""
+
 
 def slug(label: str) -> str:
     """The label of a model as a file name: lower case, with an underscore for everything but letters, digits and dots.
@@ -58,6 +61,10 @@ class RunFolder:
         """One file per volume, with `reconstruction`, and metrics_inference.json."""
         return self.path / "predictions" / acceleration
 
+    def scores(self, acceleration: str) -> Path:
+        """The table of scores of the predictions."""
+        return self.path / "scores" / f"{acceleration}.parquet"
+
 
 @dataclass(frozen=True)
 class BenchmarkFolder:
@@ -108,6 +115,11 @@ class BenchmarkFolder:
         return self.path / "results.json"
 
     @property
+    def scores(self) -> Path:
+        """The scores of all slices, see :mod:`direct_hifimamba.benchmark.score.table`."""
+        return self.results_json.with_name(SCORES_NAME)
+
+    @property
     def results_csv(self) -> Path:
         """One line per number."""
         return self.path / "results.csv"
@@ -118,19 +130,6 @@ class BenchmarkFolder:
         return self.path / "results.md"
 
     @property
-    def model_zoo(self) -> Path:
-        """The rows for DIRECT's model zoo."""
-        return self.path / "model_zoo.rst"
-
-    @property
     def report(self) -> Path:
         """The page with the pictures."""
         return self.path / "report" / "index.html"
-
-    def model(self, label: str) -> Path:
-        """What the model zoo expects of a model: checkpoint, config.yaml, metrics_inference.json."""
-        return self.path / "models" / slug(label)
-
-    def model_archive(self, label: str) -> Path:
-        """The same, zipped."""
-        return self.path / "models" / f"{slug(label)}.zip"

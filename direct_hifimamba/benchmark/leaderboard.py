@@ -7,24 +7,31 @@ import math
 import reprlib
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
+import pyarrow as pa
+
+from direct_hifimamba.benchmark.folder import SCORES_NAME
 from direct_hifimamba.benchmark.plan.configurations import find_difference
 from direct_hifimamba.benchmark.report.tables import (
     NOTHING,
+    Cell,
+    Column,
+    Table,
     csv_text,
     format_budget,
-    format_score,
     join_sections,
-    markdown_table,
+    score_cell,
     score_sections,
+    write_text,
 )
-from direct_hifimamba.benchmark.score.results import Model, Results, Scores, SummaryRow, summarise_scores
-from direct_hifimamba.benchmark.score.scores import METRICS, metric_definitions
-from direct_hifimamba.files import replace_when_complete
+from direct_hifimamba.benchmark.score.metrics import METRICS, metric_definitions
+from direct_hifimamba.benchmark.score.results import Failure, Model, Results
+from direct_hifimamba.benchmark.score.summary import SummaryRow, summarise_scores
+from direct_hifimamba.benchmark.score.table import Scores
 
 RANKED_BY = "fastmri_ssim"
 SHOWN = ("fastmri_ssim", "fastmri_psnr", "fastmri_nmse")
@@ -33,16 +40,32 @@ SAME_SCORE = 1e-3
 
 
 @dataclass(frozen=True)
+class Loaded:
+    """What one benchmark has found."""
+
+    results: Results
+    scores: Scores
+
+    @classmethod
+    def load(cls, path: Path) -> "Loaded":
+        """Read `results.json` and the table of scores beside it; raises OSError or ValueError if either is damaged."""
+        return cls(Results.load(path), Scores.load(path.with_name(SCORES_NAME)))
+
+
+@dataclass(frozen=True)
 class Entry:
-    """A row of the leaderboard: a model, its scores, and the name and budget of the benchmark that they come from."""
+    """A row of the leaderboard: a model, perhaps with another label than in the benchmark that it comes from.
+
+    `source` and `budget` are the name and the budget of that benchmark, `label` is the model's label there.
+    """
 
     model: Model
-    scores: list[Scores]
+    label: str
     source: str
     budget: str
 
 
-def merge(results: dict[str, Results]) -> list[Entry]:
+def merge(loaded: Mapping[str, Loaded]) -> list[Entry]:
     """Put the models of several benchmarks side by side.
 
     A classical reconstruction that has the same scores everywhere stays one row. Other models that have a label in
@@ -50,7 +73,7 @@ def merge(results: dict[str, Results]) -> list[Entry]:
 
     Parameters
     ----------
-    results : dict
+    loaded : mapping
         By a name of each, such as its path.
 
     Raises
@@ -58,20 +81,24 @@ def merge(results: dict[str, Results]) -> list[Entry]:
     ValueError
         If they do not have the same protocol, or not the metrics of this version.
     """
-    _check_protocols(results)
+    _check_protocols({source: entry.results for source, entry in loaded.items()})
     entries: list[Entry] = []
-    for source, result in results.items():
-        for model in result.models:
-            scores = [score for score in result.scores if score.model == model.label]
-            budget = format_budget(result.protocol) if model.kind == "trained" else NOTHING
-            entry = Entry(model, scores, source, budget)
-            if not any(_is_same_classical(entry, other) for other in entries):
+    for source, found in loaded.items():
+        for model in found.results.models:
+            budget = format_budget(found.results.protocol) if model.kind == "trained" else NOTHING
+            entry = Entry(model, model.label, source, budget)
+            if not any(_is_same_classical(entry, other, loaded) for other in entries):
                 entries.append(entry)
-    labels = Counter(entry.model.label for entry in entries)
-    return [_name_source(entry) if labels[entry.model.label] > 1 else entry for entry in entries]
+    labels = Counter(entry.label for entry in entries)
+    return [
+        replace(entry, model=replace(entry.model, label=f"{entry.label} ({entry.source})"))
+        if labels[entry.label] > 1
+        else entry
+        for entry in entries
+    ]
 
 
-def _check_protocols(results: dict[str, Results]) -> None:
+def _check_protocols(results: Mapping[str, Results]) -> None:
     (first_name, first), *others = results.items()
     expected = first.protocol.comparable
     for name, result in others:
@@ -87,43 +114,31 @@ def _check_protocols(results: dict[str, Results]) -> None:
                 "benchmarks on the same prepared data, with the same version, and with the same configs but for the "
                 "models."
             )
-    if first.protocol.metrics != metric_definitions():
+    if first.protocol.metrics != metric_definitions(name for name in first.protocol.metrics if name in METRICS):
         raise ValueError(
             f"{first_name} has other metrics than this version of direct-hifimamba; run its benchmark again, which "
             "scores anew and does not train again."
         )
 
 
-def _is_same_classical(entry: Entry, other: Entry) -> bool:
-    if entry.model.kind != "classical" or (entry.model.label, entry.model.kind) != (
-        other.model.label,
-        other.model.kind,
-    ):
+def _is_same_classical(entry: Entry, other: Entry, loaded: Mapping[str, Loaded]) -> bool:
+    if entry.model.kind != "classical" or (entry.label, entry.model.kind) != (other.label, other.model.kind):
         return False
-    ours, theirs = (
-        {
-            (score.acceleration, file, metric): value
-            for score in one.scores
-            for file, volume in score.volumes.items()
-            for metric, value in volume.items()
-        }
-        for one in (entry, other)
+    ours, theirs = (loaded[one.source].scores for one in (entry, other))
+    return all(
+        _is_close(ours.volumes(entry.label, name, metric), theirs.volumes(entry.label, name, metric))
+        for name in dict.fromkeys([*ours.accelerations, *theirs.accelerations])
+        for metric in ours.metrics
     )
-    return ours.keys() == theirs.keys() and all(_is_close(ours[key], theirs[key]) for key in ours)
 
 
-def _is_close(value: float | None, other: float | None) -> bool:
-    if value is None or other is None:
-        return value is other
-    return math.isclose(value, other, rel_tol=SAME_SCORE)
-
-
-def _name_source(entry: Entry) -> Entry:
-    label = f"{entry.model.label} ({entry.source})"
-    return replace(
-        entry,
-        model=replace(entry.model, label=label),
-        scores=[replace(score, model=label) for score in entry.scores],
+def _is_close(seeds: dict[int | None, dict[str, float]], others: dict[int | None, dict[str, float]]) -> bool:
+    ours, theirs = (
+        {(seed, file): value for seed in side for file, value in side[seed].items()} for side in (seeds, others)
+    )
+    return ours.keys() == theirs.keys() and all(
+        math.isclose(ours[key], theirs[key], rel_tol=SAME_SCORE) or (math.isnan(ours[key]) and math.isnan(theirs[key]))
+        for key in ours
     )
 
 
@@ -140,16 +155,17 @@ def rank(entries: Sequence[Entry], summary: Sequence[SummaryRow]) -> list[Entry]
 
 @dataclass(frozen=True)
 class Board:
-    """The models of one budget and the classical reconstructions, best first, with their scores."""
+    """The models of one budget and the classical reconstructions, best first, with their scores and failures."""
 
     budget: str
     baseline: str
     entries: list[Entry]
     summary: list[SummaryRow]
+    failures: list[Failure]
 
 
-def make_boards(entries: Sequence[Entry], results: dict[str, Results], baseline: str | None) -> list[Board]:
-    """One for every budget, in the order in which the results have them.
+def make_boards(entries: Sequence[Entry], loaded: Mapping[str, Loaded], baseline: str | None) -> list[Board]:
+    """Return one board for every budget, in the order in which the results have them.
 
     Differences are taken to `baseline` if it is a model of that budget, and otherwise to the baseline of the first
     results of that budget.
@@ -162,69 +178,84 @@ def make_boards(entries: Sequence[Entry], results: dict[str, Results], baseline:
     labels = [entry.model.label for entry in entries]
     if baseline is not None and baseline not in labels:
         raise ValueError(f"There is no model {baseline!r} to take differences to; expected one of {', '.join(labels)}.")
-    groups = {file: group for result in results.values() for file, group in result.protocol.data.groups.items()}
-    sources: dict[str, dict[str, Results]] = {}
-    for source, result in results.items():
-        sources.setdefault(format_budget(result.protocol), {})[source] = result
+    groups = {file: group for found in loaded.values() for file, group in found.results.protocol.data.groups.items()}
+    firsts: dict[str, str] = {}
+    for source, found in loaded.items():
+        firsts.setdefault(format_budget(found.results.protocol), source)
     boards = []
-    for budget, of_budget in sources.items():
+    for budget, first in firsts.items():
         chosen = [entry for entry in entries if entry.budget in (budget, NOTHING)]
         is_there = baseline in [entry.model.label for entry in chosen]
-        own = baseline if baseline is not None and is_there else _find_baseline(chosen, of_budget)
-        summary = summarise_scores([score for entry in chosen for score in entry.scores], own, groups)
-        boards.append(Board(budget, own, rank(chosen, summary), summary))
+        own = baseline if baseline is not None and is_there else _find_baseline(chosen, first, loaded)
+        summary = summarise_scores(_join(chosen, loaded), own, groups)
+        failures = [
+            replace(failure, model=entry.model.label)
+            for entry in chosen
+            for failure in loaded[entry.source].results.failures
+            if failure.model == entry.label
+        ]
+        boards.append(Board(budget, own, rank(chosen, summary), summary, failures))
     return boards
 
 
-def to_markdown(results: dict[str, Results], boards: Sequence[Board]) -> str:
-    """The leaderboards, and all that the single benchmarks show."""
+def _join(entries: Sequence[Entry], loaded: Mapping[str, Loaded]) -> Scores:
+    """Return the scores of the entries, under their labels in the leaderboard."""
+    tables = [loaded[entry.source].scores.of_model(entry.label, entry.model.label) for entry in entries]
+    return Scores(pa.concat_tables(tables))
+
+
+def _find_baseline(entries: Sequence[Entry], source: str, loaded: Mapping[str, Loaded]) -> str:
+    """Return the label of the baseline of some results in the leaderboard."""
+    baseline = loaded[source].results.baseline
+    found = (entry.model.label for entry in entries if (entry.source, entry.label) == (source, baseline))
+    return next(found, baseline)
+
+
+def to_markdown(loaded: Mapping[str, Loaded], boards: Sequence[Board]) -> str:
+    """Return the leaderboards, and all that the single benchmarks show."""
     metric = METRICS[RANKED_BY]
     ranking = (
         f"Ranked by the mean {metric.label} ({RANKED_BY}) over accelerations, among models of one budget. Models of "
         "different budgets are not ranked with each other."
     )
-    sources = markdown_table(
-        ["results", "name", "budget", "seeds", "written", "host"],
-        [
-            [
-                source,
-                result.name,
-                format_budget(result.protocol),
-                ", ".join(map(str, result.protocol.seeds)),
-                result.created,
-                result.provenance.host,
-            ]
-            for source, result in results.items()
-        ],
-        text_columns=6,
-    )
     sections = ["# Leaderboard", ranking]
     for board in boards:
-        sections += [f"## Budget: {board.budget}", _ranking_table(board)]
-    sections += ["Times and memory can be compared only between models that were measured on one host.", sources]
+        sections += [f"## Budget: {board.budget}", _ranking_table(board).to_markdown()]
+    sections.append("Times and memory can be compared only between models that were measured on one host.")
+    sections.append(_source_table(loaded).to_markdown())
     for board in boards:
-        models = [entry.model for entry in board.entries]
-        scores = [score for entry in board.entries for score in entry.scores]
         sections += [f"# Scores with a budget of {board.budget}"] * (len(boards) > 1)
-        sections += score_sections(models, scores, board.summary, board.baseline)
+        models = [entry.model for entry in board.entries]
+        sections += score_sections(models, board.failures, board.summary, board.baseline)
     return join_sections(sections)
 
 
-def _ranking_table(board: Board) -> str:
+def _source_table(loaded: Mapping[str, Loaded]) -> Table:
+    headings = ("results", "name", "budget", "seeds", "written", "host")
+    rows = []
+    for source, results in ((source, found.results) for source, found in loaded.items()):
+        seeds = ", ".join(map(str, results.protocol.seeds))
+        texts = (source, results.name, format_budget(results.protocol), seeds, results.created, results.provenance.host)
+        rows.append([Cell(text) for text in texts])
+    return Table("Results", [Column(heading, is_text=True) for heading in headings], rows)
+
+
+def _ranking_table(board: Board) -> Table:
     accelerations = list(dict.fromkeys(row.acceleration for row in board.summary))
     rows = {(row.model, row.acceleration, row.metric): row for row in board.summary}
     columns = [(acceleration, name) for acceleration in accelerations for name in SHOWN]
-    return markdown_table(
-        ["rank", "model", *(f"{METRICS[name].heading}, {acceleration}" for acceleration, name in columns)],
+    headings = [Column("rank", is_text=True), Column("model", is_text=True)]
+    return Table(
+        f"Leaderboard for a budget of {board.budget}",
+        [*headings, *(Column(f"{METRICS[name].heading}, {acceleration}") for acceleration, name in columns)],
         [
             [
-                str(position),
-                entry.model.label,
-                *(format_score(rows.get((entry.model.label, acceleration, name))) for acceleration, name in columns),
+                Cell(str(position)),
+                Cell(entry.model.label),
+                *(score_cell(rows.get((entry.model.label, acceleration, name))) for acceleration, name in columns),
             ]
             for position, entry in enumerate(board.entries, 1)
         ],
-        text_columns=2,
     )
 
 
@@ -234,7 +265,7 @@ def write_leaderboard(paths: Sequence[Path], output: Path | None = None, baselin
     Parameters
     ----------
     paths : sequence of Path
-        Files `results.json`.
+        Files `results.json`, with `scores.parquet` beside each.
     output : Path, optional
         File .md or .csv to write. Default: Markdown on standard output.
     baseline : str, optional
@@ -249,22 +280,12 @@ def write_leaderboard(paths: Sequence[Path], output: Path | None = None, baselin
     """
     if output is not None and output.suffix not in (".md", ".csv"):
         raise ValueError(f"The output is {output}; expected a name that ends in .md or .csv.")
-    results = {str(path): Results.load(path) for path in paths}
-    boards = make_boards(merge(results), results, baseline)
+    loaded = {str(path): Loaded.load(path) for path in paths}
+    boards = make_boards(merge(loaded), loaded, baseline)
     if output is None:
-        sys.stdout.write(to_markdown(results, boards))
-        return
-    if output.suffix == ".csv":
+        sys.stdout.write(to_markdown(loaded, boards))
+    elif output.suffix == ".csv":
         rows = [(row, board.budget) for board in boards for row in board.summary]
-        text = csv_text([row for row, _ in rows], [budget for _, budget in rows])
+        write_text(output, csv_text([row for row, _ in rows], [budget for _, budget in rows]))
     else:
-        text = to_markdown(results, boards)
-    with replace_when_complete(output) as partial:
-        partial.write_text(text, "utf-8")
-
-
-def _find_baseline(entries: Sequence[Entry], results: dict[str, Results]) -> str:
-    """What the baseline of the first results is called now."""
-    source, first = next(iter(results.items()))
-    slug = next((model.slug for model in first.models if model.label == first.baseline), None)
-    return next((e.model.label for e in entries if (e.source, e.model.slug) == (source, slug)), first.baseline)
+        write_text(output, to_markdown(loaded, boards))

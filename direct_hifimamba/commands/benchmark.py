@@ -90,7 +90,8 @@ def main(args: argparse.Namespace) -> None:
     try:
         with _signals_as_interrupt():
             if args.run is not None:
-                stages.do(stages.load(path, output), args.run)
+                one = stages.score_one if args.stage == "score" else stages.do
+                one(stages.load(path, output), args.run)
                 return
             if args.dry_run:
                 with lock_folder(output):
@@ -103,6 +104,8 @@ def main(args: argparse.Namespace) -> None:
                 benchmark = stages.plan(path, output, args.verify) if "plan" in chosen else stages.load(path, output)
                 if "run" in chosen:
                     stages.run(benchmark, path, _executor(args, benchmark, options))
+                if "score" in chosen:
+                    stages.score(benchmark, path, _executor(args, benchmark, options))
                 if "report" in chosen:
                     stages.report(benchmark, ["benchmark", str(path), "--output", str(output)])
                     print(f"Results in {output}; begin with {benchmark.folder.report}")

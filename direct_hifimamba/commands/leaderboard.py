@@ -8,7 +8,9 @@ from direct_hifimamba.benchmark.leaderboard import write_leaderboard
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `direct-hifimamba leaderboard`."""
-    parser.add_argument("results", type=Path, nargs="+", help="results.json of a benchmark")
+    parser.add_argument(
+        "results", type=Path, nargs="+", help="results.json of a benchmark, with scores.parquet beside it"
+    )
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help=".md or .csv (default: Markdown on standard output)"
     )

@@ -2,12 +2,14 @@
 
 import json
 import re
+import shutil
 import signal
-import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -17,17 +19,19 @@ from direct_hifimamba import cli
 from direct_hifimamba.benchmark.executors import Task, local
 from direct_hifimamba.benchmark.folder import BenchmarkFolder
 from direct_hifimamba.benchmark.plan.specification import MIN_ITERATIONS
+from direct_hifimamba.benchmark.report.curves import read_curve
 from direct_hifimamba.benchmark.run.cost import Cost
 from direct_hifimamba.benchmark.run.runner import lock_folder
-from direct_hifimamba.benchmark.score.results import Results, SummaryRow
+from direct_hifimamba.benchmark.score.metrics import DEFAULT
+from direct_hifimamba.benchmark.score.results import Results
+from direct_hifimamba.benchmark.score.summary import SummaryRow
+from direct_hifimamba.benchmark.score.table import Scores
 from direct_hifimamba.commands.benchmark import _signals_as_interrupt
-from direct_hifimamba.reconstruction.reconstructor import Reconstructor
 from tests.benchmark.report.tables_test import read_tables
 from tests.benchmark.small_benchmark import MASKS, VOLUMES, write_data, write_specification
 
 # Four times as many as those of a trial of the search, which cannot be fewer than DIRECT's first checkpoint needs.
 ITERATIONS = 4 * MIN_ITERATIONS
-CHECKPOINT = f"model_{ITERATIONS - 1}.pt"
 MODELS = {
     "U-Net": {"configs": ["unet.yaml"], "scaled_parameters": {"unet.conv_out.*": 1e-4}},
     "failing": {"configs": ["failing.yaml"]},
@@ -42,7 +46,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BenchmarkFold
     folder = tmp_path_factory.mktemp("benchmark")
     write_data(folder / "data")
     search = {"learning_rates": RATES, "budget": None}
-    write_specification(folder, models=MODELS, seeds=[0], budget={"iterations": ITERATIONS}, search=search)
+    write_specification(
+        folder,
+        models=MODELS,
+        seeds=[0],
+        budget={"iterations": ITERATIONS},
+        search=search,
+        metrics=["hfen"],
+        validations=2,
+    )
     cell = BenchmarkFolder(folder / "out").cell("U-Net", 0)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -75,11 +87,13 @@ def test_a_benchmark_resumes_and_has_failures_in_their_cells(finished: Benchmark
     log = finished.cell("U-Net", 0).log.read_text("utf-8")
     assert re.search(r"Starting from iteration: [1-9]", log)
     results = Results.load(finished.results_json)
-    status = {score.model: score.status for score in results.scores if score.seed is not None}
-    assert status == {"U-Net": "finished", "failing": "failed"}
-    for score in results.scores:
-        names = set() if score.status == "failed" else {f"{name}.h5" for name in VOLUMES["test"]}
-        assert set(score.volumes) == names
+    scores = Scores.load(finished.scores)
+    assert [(failure.model, failure.seed) for failure in results.failures] == [("failing", 0)]
+    assert set(scores.models) == {"U-Net", "zero-filled"}
+    for label in scores.models:
+        for acceleration in MASKS:
+            (volumes,) = scores.volumes(label, acceleration, "fastmri_psnr").values()
+            assert set(volumes) == {f"{name}.h5" for name in VOLUMES["test"]}
     for rate in RATES:
         assert "Unknown initializer_initialization" in finished.trial("failing", rate).failure.read_text()
     assert "No learning rate of the search gave a score" in finished.cell("failing", 0).failure.read_text()
@@ -110,22 +124,25 @@ def test_search_decides_and_weights_are_scaled(finished: BenchmarkFolder) -> Non
 
 
 @pytest.mark.slow
-def test_metrics_are_those_of_direct_and_models_are_offered(finished: BenchmarkFolder) -> None:
-    results = Results.load(finished.results_json)
-    slug = finished.model("U-Net").name
-    with zipfile.ZipFile(finished.model_archive("U-Net")) as archive:
-        assert sorted(archive.namelist()) == [
-            f"{slug}/{name}" for name in ("config.yaml", "metrics_inference.json", CHECKPOINT)
-        ]
-        theirs = json.loads(archive.read(f"{slug}/metrics_inference.json"))
-    for score in results.scores:
-        if score.model == "U-Net":
-            for name, values in score.volumes.items():
-                expected = theirs[f"{score.acceleration}/{name}"]["fastmri_psnr_metric"]
-                assert values["fastmri_psnr"] == pytest.approx(expected, rel=1e-4)
-    Reconstructor.from_checkpoint(finished.model("U-Net") / CHECKPOINT)
-    assert all(path.stat().st_size for path in (finished.results_csv, finished.results_markdown, finished.model_zoo))
+def test_metrics_are_those_of_direct(finished: BenchmarkFolder) -> None:
+    scores = Scores.load(finished.scores)
+    assert scores.metrics == [*DEFAULT, "hfen"]
+    for acceleration in MASKS:
+        predictions = finished.cell("U-Net", 0).predictions(acceleration)
+        theirs = json.loads((predictions / "metrics_inference.json").read_text())
+        for name, value in scores.volumes("U-Net", acceleration, "fastmri_psnr")[0].items():
+            assert value == pytest.approx(theirs[name]["fastmri_psnr_metric"], rel=1e-4)
+    assert all(path.stat().st_size for path in (finished.results_csv, finished.results_markdown))
     assert "<svg" in finished.report.read_text()
+    curve = read_curve(finished.cell("U-Net", 0).run)
+    assert curve is not None
+    ((name, (iterations, _)),) = curve.validation.items()
+    # A training that starts from given weights is validated before it begins.
+    assert (name, iterations.tolist()) == (f"fastmri_psnr at {next(iter(MASKS))}", [0, ITERATIONS // 2, ITERATIONS - 1])
+    assert np.isfinite(curve.minutes(curve.loss[0])).all() and len(curve.loss[0]) > 10
+    # The search needs one metric alone.
+    searched = pq.read_table(finished.trial("U-Net", RATES[0]).scores(next(iter(MASKS))))
+    assert searched["metric"].unique().to_pylist() == ["fastmri_psnr"]
 
 
 @pytest.mark.slow
@@ -144,6 +161,22 @@ def test_what_is_done_is_not_repeated_and_stages_can_be(
     # The model that fails cannot be measured, so all are measured once more.
     assert tasks == ["cost", *(f"search/failing/lr_{rate:g}" for rate in RATES)]
     assert "search/failing/lr_0.01 failed: out/search/failing/lr_0.01/failure.txt" in capsys.readouterr().out
+    tasks.clear()
+    with pytest.raises(SystemExit, match="1"):
+        cli.main([*COMMAND, "--stage", "score"])
+    assert tasks == []
+    finished.cell("U-Net", 0).scores(next(iter(MASKS))).unlink()
+    with pytest.raises(SystemExit, match="1"):
+        cli.main([*COMMAND, "--stage", "score"])
+    assert tasks == ["cells/u_net/seed_0"]
+    cli.main([*COMMAND, "--stage", "score", "--run", "cells/u_net/seed_0"])
+    assert finished.cell("U-Net", 0).scores(next(iter(MASKS))).exists()
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*COMMAND, "--stage", "score", "--run", "cells/failing/seed_0"])
+    assert (
+        "no predictions of a run 'cells/failing/seed_0' to score; expected one of: cells/u_net/"
+        in capsys.readouterr().err
+    )
     tables = finished.results_markdown.read_text()
     finished.results_markdown.unlink()
     with pytest.raises(SystemExit, match="1"):
@@ -199,11 +232,15 @@ def test_bad_calls_are_one_error(small_specification: Path, tmp_path: Path, caps
 
 def _check_leaderboard(results: Results, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The results beside themselves with another budget: a table each, of the trained models and the classical ones."""
+    longer, other = (Path(name, "results.json") for name in ("longer", "other"))
+    for copy in (longer, other):
+        copy.parent.mkdir()
+        shutil.copy(path.with_name("scores.parquet"), copy.parent)
     protocol = replace(results.protocol, budget={"minutes": 5.0})
-    replace(results, protocol=protocol).save(Path("longer.json"))
-    cli.main(["leaderboard", str(path), "longer.json", "--output", "leaderboard.md"])
+    replace(results, protocol=protocol).save(longer)
+    cli.main(["leaderboard", str(path), str(longer), "--output", "leaderboard.md"])
     tables = read_tables(Path("leaderboard.md").read_text("utf-8"))
-    for table, source in zip(tables, (path, "longer.json"), strict=False):
+    for table, source in zip(tables, (path, longer), strict=False):
         column = table[0].index(f"PSNR, dB, {next(iter(MASKS))}")
         scores = {row[1].removesuffix(f" ({source})"): row[column].split()[0].strip("*") for row in table[1:]}
         means = {row.model: f"{row.mean:.2f}" for row in results.summary if _is_first_psnr(row, row.model)}
@@ -212,9 +249,9 @@ def _check_leaderboard(results: Results, path: Path, capsys: pytest.CaptureFixtu
 
     physics = {"forward_operator": "fft2(centered=False)", "backward_operator": "ifft2(centered=False)"}
     evaluation = results.protocol.evaluation | {"physics": results.protocol.evaluation["physics"] | physics}
-    replace(results, protocol=replace(protocol, evaluation=evaluation)).save(Path("other.json"))
+    replace(results, protocol=replace(protocol, evaluation=evaluation)).save(other)
     with pytest.raises(SystemExit, match="2"):
-        cli.main(["leaderboard", str(path), "other.json"])
+        cli.main(["leaderboard", str(path), str(other)])
     assert "evaluation.physics.forward_operator ('fft2' and 'fft2(centered=False)')" in capsys.readouterr().err
 
 
@@ -229,7 +266,7 @@ def test_what_is_wrong_is_said_before_anything_starts(
     write_specification(tmp_path, search=search)
     with pytest.raises(SystemExit, match="2"):
         cli.main(["benchmark", str(small_specification), "--output", str(tmp_path / "out")])
-    assert "search.metric is 'psnr'; expected one of fastmri_ssim, fastmri_psnr" in capsys.readouterr().err
+    assert "expected one of fastmri_nmse, fastmri_psnr, fastmri_ssim" in capsys.readouterr().err
     assert not BenchmarkFolder(tmp_path / "out").plan.exists()
 
 

@@ -6,47 +6,50 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from direct_hifimamba.benchmark.folder import slug
+from direct_hifimamba.benchmark.score.metrics import METRICS, metric_definitions
 from direct_hifimamba.benchmark.score.results import (
     Data,
+    Failure,
     Model,
     Protocol,
     Provenance,
     Results,
-    Scores,
     Spread,
     Trial,
     digest,
-    summarise_scores,
 )
-from direct_hifimamba.benchmark.score.scores import METRICS, SPECTRUM_EDGES, metric_definitions
+from direct_hifimamba.benchmark.score.scores import SPECTRUM_EDGES
+from direct_hifimamba.benchmark.score.summary import summarise_scores
+from direct_hifimamba.benchmark.score.table import SCHEMA, Scores, make_table, spectrum_names
 
 BASELINE = "VarNet"
 ZERO_FILLED = "zero-filled"
 QUALITY = {ZERO_FILLED: 0.0, "U-Net": 5.0, BASELINE: 8.0, "RIM": 8.0, "HiFi-MambaV2": 9.0}
 """Labels, and how many dB they are above the zero-filled image."""
 ACCELERATIONS = ("equispaced_4x", "equispaced_8x")
+FAILED = ("U-Net", 0)
 
 
 @cache
-def make_results(
+def make_benchmark(
     volumes: int = 3, slices: int = 10, seeds: tuple[int, ...] = (0, 1, 2), failed: bool = True
-) -> Results:
-    """Results in which RIM and the baseline do not differ, and one seed of the U-Net has failed if `failed`."""
+) -> tuple[Results, Scores]:
+    """Results and scores in which RIM and the baseline do not differ, and `FAILED` has failed if `failed`."""
     files = [f"brain_{index}.h5" for index in range(volumes)]
-    scores = [
-        make_scores(label, acceleration, seed, files, slices)
-        for label in QUALITY
-        for acceleration in ACCELERATIONS
-        for seed in ((None,) if label == ZERO_FILLED else seeds)
-    ]
-    if failed:
-        index = next(index for index, score in enumerate(scores) if score.model == "U-Net")
-        scores[index] = Scores(
-            "U-Net", ACCELERATIONS[0], seeds[0], "failed", error="killed: out of memory |\n at 3 GiB"
-        )
-    return Results(
+    failures = [Failure(*FAILED, "killed: out of memory |\n at 3 GiB")] if failed else []
+    scores = Scores.join(
+        {
+            (label, seed, acceleration): make_scores(label, acceleration, seed, files, slices)
+            for label in QUALITY
+            for acceleration in ACCELERATIONS
+            for seed in ((None,) if label == ZERO_FILLED else seeds)
+            if not (failed and (label, seed) == FAILED)
+        }
+    )
+    results = Results(
         name="example",
         description="Models of different quality on data that do not exist.",
         created="2020-02-29T12:00:00+00:00",
@@ -66,7 +69,7 @@ def make_results(
             schedule="cosine",
             loss={"losses": [{"function": "l1_loss", "multiplier": 1.0}]},
             seeds=list(seeds),
-            metrics=metric_definitions(),
+            metrics=metric_definitions(METRICS),
             spectrum_edges=list(SPECTRUM_EDGES),
             evaluation=make_evaluation(),
         ),
@@ -79,9 +82,21 @@ def make_results(
             specification="name: example\n",
         ),
         models=[make_model(label) for label in QUALITY],
-        scores=scores,
+        failures=failures,
         summary=summarise_scores(scores, BASELINE),
     )
+    return results, scores
+
+
+def make_results(**options: Any) -> Results:
+    """The results of :func:`make_benchmark`."""
+    return make_benchmark(**options)[0]
+
+
+def without(scores: Scores, **removed: Any) -> Scores:
+    """Scores without the rows that have all of these values, such as ``model="RIM"``."""
+    rows = [row for row in scores.table.to_pylist() if any(row[key] != value for key, value in removed.items())]
+    return Scores(pa.Table.from_pylist(rows, SCHEMA))
 
 
 def make_evaluation(forward_operator: str = "fft2", crop: str | None = None) -> dict[str, Any]:
@@ -110,33 +125,23 @@ def make_model(label: str) -> Model:
     )
 
 
-def make_scores(label: str, acceleration: str, seed: int | None, files: list[str], slices: int) -> Scores:
-    """Scores whose part that depends on the slice is common to all models."""
+def make_scores(label: str, acceleration: str, seed: int | None, files: list[str], slices: int) -> pa.Table:
+    """The table of a run, whose part that depends on the slice is common to all models."""
     common = np.random.default_rng(len(acceleration))
     generator = np.random.default_rng([sum(map(ord, label + acceleration)), 0 if seed is None else seed])
-    scored: dict[str, list[dict[str, float | None]]] = {}
+    scored = {}
     for file in files:
         difficulty = common.normal(0, 1.5) + common.normal(0, 1, slices)
         level = 24.0 + QUALITY[label] - (4 if acceleration.endswith("8x") else 0)
         decibel = level + difficulty + generator.normal(0, 0.1) + generator.normal(0, 0.2, slices)
-        scored[file] = [{name: _score(name, value) for name in METRICS} for value in decibel.tolist()]
-    volumes = {
-        file: {
-            name: float(metric.combine(np.array([scored[file][index][name] for index in range(slices)]), axis=0))
-            for name, metric in METRICS.items()
-        }
-        for file in files
-    }
-    spectrum: list[float | None] = (
-        10 ** (-QUALITY[label] / 10) * np.linspace(0.01, 0.9, len(SPECTRUM_EDGES) - 1)
-    ).tolist()
-    return Scores(
-        label, acceleration, seed, "finished", None, volumes, scored, {file: list(spectrum) for file in files}
-    )
+        spectrum = 10 ** (-QUALITY[label] / 10) * np.linspace(0.01, 0.9, len(SPECTRUM_EDGES) - 1)
+        bands = dict(zip(spectrum_names(len(spectrum)), spectrum[:, None], strict=True))
+        scored[file] = {name: _score(name, decibel) for name in METRICS} | bands
+    return make_table(scored)
 
 
-def _score(metric: str, decibel: float) -> float:
+def _score(metric: str, decibel: np.ndarray) -> np.ndarray:
     if metric.endswith("psnr"):
         return decibel
     error = 10 ** (-decibel / 20)
-    return float(error if metric == "hfen" else 10 * error**2 if metric.endswith("nmse") else 1 - error)
+    return error if metric == "hfen" else 10 * error**2 if metric.endswith("nmse") else 1 - error

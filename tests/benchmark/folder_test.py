@@ -21,13 +21,19 @@ def test_nothing_shares_a_place() -> None:
         folder.trial("a", 1e-3),
         folder.trial("a", 1),
     ]
-    paths = [
-        getattr(folder, name)
-        for name in ("specification", "inputs", "cost", "results_json", "results_csv", "results_markdown", "model_zoo")
-    ]
-    paths += [folder.report, folder.model("a"), folder.model("b"), folder.model_archive("a")]
+    names = ["specification", "plan", "hashes", "search", "cost", "results_json", "scores", "results_csv"]
+    names += ["results_markdown", "report"]
+    paths = [getattr(folder, name) for name in names]
     for run in runs:
-        paths += [run.config, run.initialisation, run.log, run.failure, run.run, run.predictions("4x")]
+        paths += [
+            run.config,
+            run.initialisation,
+            run.log,
+            run.failure,
+            run.run,
+            run.predictions("4x"),
+            run.scores("4x"),
+        ]
     assert len(set(paths)) == len(paths)
     assert all(folder.path in path.parents for path in paths)
 

@@ -6,36 +6,52 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from direct_hifimamba import cli
-from direct_hifimamba.benchmark.leaderboard import merge, rank
+from direct_hifimamba.benchmark.leaderboard import Loaded, make_boards, merge, rank
 from direct_hifimamba.benchmark.score.results import Results
-from tests.benchmark.example import ACCELERATIONS, BASELINE, QUALITY, ZERO_FILLED, make_evaluation, make_results
+from direct_hifimamba.benchmark.score.table import SCHEMA, Scores
+from tests.benchmark.example import (
+    ACCELERATIONS,
+    BASELINE,
+    QUALITY,
+    ZERO_FILLED,
+    make_benchmark,
+    make_evaluation,
+    make_results,
+)
 from tests.benchmark.report.tables_test import read_tables
 
+KEPT = {"RIM": "RIM", "HiFi-MambaV2": "LPDNet", ZERO_FILLED: ZERO_FILLED}
 
-def other_results(**changes: object) -> Results:
+
+def other_benchmark() -> tuple[Results, Scores]:
     """Another benchmark with the same protocol and a longer training of one of the models, and a new one."""
-    results = make_results()
-    kept = {"RIM": "RIM", "HiFi-MambaV2": "LPDNet", ZERO_FILLED: ZERO_FILLED}
-    return replace(
+    results, scores = make_benchmark()
+    other = replace(
         results,
         name="other",
         baseline="RIM",
         protocol=replace(results.protocol, budget={"minutes": 30.0}),
-        models=[replace(model, label=kept[model.label]) for model in results.models if model.label in kept],
-        scores=[replace(score, model=kept[score.model]) for score in results.scores if score.model in kept],
-        **changes,
+        models=[replace(model, label=KEPT[model.label]) for model in results.models if model.label in KEPT],
+        failures=[],
     )
+    return other, Scores(pa.concat_tables([scores.of_model(label, new) for label, new in KEPT.items()]))
+
+
+def save(folder: str, results: Results, scores: Scores) -> str:
+    Path(folder).mkdir()
+    results.save(Path(folder, "results.json"))
+    scores.save(Path(folder, "scores.parquet"))
+    return f"{folder}/results.json"
 
 
 @pytest.fixture
 def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.chdir(tmp_path)
-    make_results().save(Path("first.json"))
-    other_results().save(Path("second.json"))
-    return ["first.json", "second.json"]
+    return [save("first", *make_benchmark()), save("second", *other_benchmark())]
 
 
 def test_only_equal_budgets_are_ranked_and_compared(paths: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,7 +59,10 @@ def test_only_equal_budgets_are_ranked_and_compared(paths: list[str], capsys: py
     text = capsys.readouterr().out
     budgets = re.findall("^## Budget: (.*)$", text, flags=re.MULTILINE)
     assert budgets == ["600 iterations", "30 minutes"]
-    first, second = (QUALITY.keys() - {"RIM"}) | {"RIM (first.json)"}, {ZERO_FILLED, "LPDNet", "RIM (second.json)"}
+    first, second = (
+        (QUALITY.keys() - {"RIM"}) | {"RIM (first/results.json)"},
+        {ZERO_FILLED, "LPDNet", "RIM (second/results.json)"},
+    )
     for table, labels in zip(read_tables(text), (first, second), strict=False):
         assert {row[1] for row in table[1:]} == labels
         assert [row[0] for row in table[1:]] == [str(rank) for rank in range(1, len(table))]
@@ -51,7 +70,7 @@ def test_only_equal_budgets_are_ranked_and_compared(paths: list[str], capsys: py
         assert ssim == sorted(ssim, reverse=True)
         assert "**" in table[1][2]  # the best of its budget
     assert f"Differences to {BASELINE}" in text
-    assert "Differences to RIM (second.json)" in text
+    assert "Differences to RIM (second/results.json)" in text
 
 
 def test_written_as_csv(paths: list[str]) -> None:
@@ -73,36 +92,54 @@ def test_written_as_markdown(paths: list[str], capsys: pytest.CaptureFixture[str
 
 def test_baseline_keeps_its_scores_under_its_new_name(paths: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["leaderboard", *reversed(paths)])
-    assert "Differences to RIM (second.json)" in capsys.readouterr().out
+    assert "Differences to RIM (second/results.json)" in capsys.readouterr().out
 
 
 def test_classical_rows_that_differ_stay_apart() -> None:
-    first, second = make_results(), other_results()
-    scores = [
-        replace(score, volumes={file: {**v, "fastmri_ssim": 0.1} for file, v in score.volumes.items()})
-        if score.model == ZERO_FILLED
-        else score
-        for score in second.scores
+    results, scores = other_benchmark()
+    rows = [
+        row | {"value": 0.1} if (row["model"], row["metric"]) == (ZERO_FILLED, "fastmri_ssim") else row
+        for row in scores.table.to_pylist()
     ]
-    labels = {entry.model.label for entry in merge({"a": first, "b": replace(second, scores=scores)})}
+    changed = Scores(pa.Table.from_pylist(rows, SCHEMA))
+    first = Loaded(*make_benchmark())
+    labels = {entry.model.label for entry in merge({"a": first, "b": Loaded(results, changed)})}
     assert {f"{ZERO_FILLED} (a)", f"{ZERO_FILLED} (b)"} <= labels
+    assert ZERO_FILLED in {entry.model.label for entry in merge({"a": first, "b": Loaded(results, scores)})}
 
 
 def test_every_score_stays_with_its_model() -> None:
-    first, second = make_results(), other_results()
-    for entry in merge({"a": first, "b": second}):
-        source = {"a": first, "b": second}[entry.source]
-        label = entry.model.label.removesuffix(f" ({entry.source})")
-        assert [replace(score, model=label) for score in entry.scores] == [s for s in source.scores if s.model == label]
+    loaded = {"a": Loaded(*make_benchmark()), "b": Loaded(*other_benchmark())}
+    rows = [row for board in make_boards(merge(loaded), loaded, None) for row in board.summary]
+    for row in rows:
+        label, _, source = row.model.removesuffix(")").partition(" (")
+        found = loaded[source or ("b" if label == "LPDNet" else "a")].scores
+        values = [list(files.values()) for files in found.volumes(label, row.acceleration, row.metric).values()]
+        assert row.mean == pytest.approx(sum(map(sum, values)) / sum(map(len, values)))
+    assert {row.model for row in rows} >= {"RIM (a)", "RIM (b)", "LPDNet", ZERO_FILLED}
+
+
+def test_failures_are_told_under_the_new_labels(paths: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["leaderboard", paths[0], save("third", *make_benchmark())])
+    assert f"| U-Net ({paths[0]}) | 0 | killed: out of memory" in capsys.readouterr().out
 
 
 def test_models_that_failed_somewhere_are_last() -> None:
-    results = make_results()
+    results, scores = make_benchmark()
     failed = {("HiFi-MambaV2", ACCELERATIONS[1])} | {("RIM", acceleration) for acceleration in ACCELERATIONS}
-    scores = [score for score in results.scores if (score.model, score.acceleration) not in failed]
     summary = [row for row in results.summary if (row.model, row.acceleration) not in failed]
-    ranked = rank(merge({"a": replace(results, scores=scores)}), summary)
+    ranked = rank(merge({"a": Loaded(results, scores)}), summary)
     assert [entry.model.label for entry in ranked] == ["VarNet", "U-Net", ZERO_FILLED, "HiFi-MambaV2", "RIM"]
+
+
+@pytest.mark.parametrize("content", [None, b"nothing"])
+def test_a_missing_or_damaged_table_is_told(
+    content: bytes | None, paths: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("first/scores.parquet").unlink()
+    if content is not None:
+        Path("first/scores.parquet").write_bytes(content)
+    assert "first/scores.parquet" in fails(capsys, *paths)
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -114,9 +151,12 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_other_protocols_are_refused(paths: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     results = make_results()
     data = replace(results.protocol.data, masks={}, slices=3)
-    replace(results, protocol=replace(results.protocol, data=data)).save(Path("other.json"))
-    error = fails(capsys, *paths, "other.json", "--output", "all.md")
-    assert "first.json and other.json cannot stand in one table: they differ in slices (30 and 3), masks." in error
+    save("other", replace(results, protocol=replace(results.protocol, data=data)), make_benchmark()[1])
+    error = fails(capsys, *paths, "other/results.json", "--output", "all.md")
+    assert (
+        "first/results.json and other/results.json cannot stand in one table: they differ in slices (30 and 3), masks."
+        in error
+    )
     assert "metrics" not in error
     assert not Path("all.md").exists()
 
@@ -135,32 +175,34 @@ def test_another_evaluation_is_refused(
     evaluation: dict[str, Any], difference: str, paths: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = make_results()
-    replace(results, protocol=replace(results.protocol, evaluation=evaluation)).save(Path("other.json"))
-    assert f"they differ in {difference}." in fails(capsys, *paths, "other.json")
+    save("other", replace(results, protocol=replace(results.protocol, evaluation=evaluation)), make_benchmark()[1])
+    assert f"they differ in {difference}." in fails(capsys, *paths, "other/results.json")
 
 
 def test_another_loss_is_refused(paths: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     results = make_results()
     loss = {"losses": [{"function": "ssim_loss", "multiplier": 1.0}]}
-    replace(results, protocol=replace(results.protocol, loss=loss)).save(Path("other.json"))
-    assert "they differ in loss.losses.0.function ('l1_loss' and 'ssim_loss')." in fails(capsys, *paths, "other.json")
+    save("other", replace(results, protocol=replace(results.protocol, loss=loss)), make_benchmark()[1])
+    assert "they differ in loss.losses.0.function ('l1_loss' and 'ssim_loss')." in fails(
+        capsys, *paths, "other/results.json"
+    )
 
 
 def test_metrics_of_another_version_are_refused(paths: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     results = make_results()
     metrics = {**results.protocol.metrics, "fastmri_ssim": "something else"}
-    replace(results, protocol=replace(results.protocol, metrics=metrics)).save(Path("old.json"))
-    assert "differ in metrics" in fails(capsys, "first.json", "old.json")
-    assert "old.json has other metrics" in fails(capsys, "old.json")
+    save("old", replace(results, protocol=replace(results.protocol, metrics=metrics)), make_benchmark()[1])
+    assert "differ in metrics" in fails(capsys, "first/results.json", "old/results.json")
+    assert "old/results.json has other metrics" in fails(capsys, "old/results.json")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["first.json", "--output", "all.html"], "all.html"),
-        (["first.json", "--baseline", "nobody"], "nobody"),
+        (["first/results.json", "--output", "all.html"], "all.html"),
+        (["first/results.json", "--baseline", "nobody"], "nobody"),
         (["missing.json"], "missing.json"),
-        (["first.json", "--output", "missing/all.md"], "missing"),
+        (["first/results.json", "--output", "missing/all.md"], "missing"),
     ],
 )
 def test_wrong_arguments(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
+import pyarrow as pa
 import torch
 from direct.checkpointer import Checkpointer
 from direct.data.transforms import fft2, ifft2
@@ -18,18 +20,20 @@ from direct_hifimamba.benchmark.folder import BenchmarkFolder, slug
 from direct_hifimamba.benchmark.plan.specification import Specification
 from direct_hifimamba.benchmark.score.collect import ZERO_FILLED
 from direct_hifimamba.benchmark.score.images import load_target, load_zero_filled
+from direct_hifimamba.benchmark.score.metrics import METRICS, metric_definitions
 from direct_hifimamba.benchmark.score.results import (
     Data,
+    Failure,
     Model,
     Protocol,
     Provenance,
     Results,
-    Scores,
     Spread,
     Trial,
-    summarise_scores,
 )
-from direct_hifimamba.benchmark.score.scores import SPECTRUM_EDGES, metric_definitions, score_volume
+from direct_hifimamba.benchmark.score.scores import SPECTRUM_EDGES, error_spectrum, score_volume
+from direct_hifimamba.benchmark.score.summary import summarise_scores
+from direct_hifimamba.benchmark.score.table import Scores, make_table, spectrum_names
 from direct_hifimamba.data.data_sets import SIMULATED
 from direct_hifimamba.data.masks import MaskOptions
 from direct_hifimamba.data.simulate import SimulationOptions, simulate
@@ -45,6 +49,7 @@ ACCELERATIONS = {
     "equispaced_8x": MaskOptions("FastMRIEquispaced", 8, 0.04),
 }
 SIZE = (128, 128)
+BANDS = spectrum_names(len(SPECTRUM_EDGES) - 1)
 ITERATIONS = 600
 
 
@@ -71,7 +76,7 @@ def write_folder(
     slices: int = 2,
     volumes: int = 2,
     networks: dict[str, Network] = NETWORKS,
-) -> tuple[BenchmarkFolder, Results]:
+) -> tuple[BenchmarkFolder, Results, Scores]:
     """Simulate data, invent predictions and scores, and write everything that a report needs."""
     folder = BenchmarkFolder(path / "output")
     specification = _write_specification(path, folder, seeds, networks)
@@ -82,15 +87,18 @@ def write_folder(
             num_coils=2, snr=50, voxel_size=1.5, size=SIZE, slices=bounds, slab=slices, mask=mask
         )
         masks[name] = simulate("icbm152", specification.folder("test", name), options)
-    scores = [
-        _score(folder, label, network, name, seed, files)
-        for label, network in networks.items()
-        for seed in seeds
-        for name, files in masks.items()
-    ]
-    scores += [Scores(FAILING, name, seed, "failed", ERROR) for seed in seeds for name in ACCELERATIONS]
-    for label, network in {CLASSICAL: Network(0.3, 0.3, 0.02, 0), ZERO_FILLED: None}.items():
-        scores += [_score(folder, label, network, name, None, files) for name, files in masks.items()]
+    shown: dict[str, Network | None] = {CLASSICAL: Network(0.3, 0.3, 0.02, 0), ZERO_FILLED: None}
+    runs = [(label, seed) for label in networks for seed in seeds] + [(label, None) for label in shown]
+    scores = Scores.join(
+        {
+            (label, seed, name): _score(folder, label, (networks | shown)[label], name, seed, files)
+            for label, seed in runs
+            for name, files in masks.items()
+        }
+    )
+    for label in networks:
+        for seed in seeds:
+            _write_logs(folder.cell(label, seed).run, label, seed)
     names = [file.name for file in masks["equispaced_4x"]]
     config = _write_checkpoint(folder, seeds)
     results = Results(
@@ -113,7 +121,7 @@ def write_folder(
             schedule="cosine",
             loss={"losses": [{"function": "l1_loss", "multiplier": 1.0}]},
             seeds=list(seeds),
-            metrics=metric_definitions(),
+            metrics=metric_definitions(METRICS),
             spectrum_edges=list(SPECTRUM_EDGES),
             evaluation=make_evaluation(),
         ),
@@ -130,10 +138,10 @@ def write_folder(
             Model(FAILING, slug(FAILING), "trained"),
             *(Model(label, slug(label), "classical") for label in (CLASSICAL, ZERO_FILLED)),
         ],
-        scores=scores,
+        failures=[Failure(FAILING, seed, ERROR) for seed in seeds],
         summary=summarise_scores(scores, "VarNet"),
     )
-    return folder, results
+    return folder, results, scores
 
 
 def _write_specification(
@@ -159,7 +167,7 @@ def _write_specification(
 
 def _score(
     folder: BenchmarkFolder, label: str, network: Network | None, acceleration: str, seed: int | None, files: list[Path]
-) -> Scores:
+) -> pa.Table:
     scored = {}
     for number, file in enumerate(files):
         target, image = load_target(file, SIZE), load_zero_filled(file, SIZE)
@@ -169,16 +177,26 @@ def _score(
             predictions.mkdir(parents=True, exist_ok=True)
             with h5py.File(predictions / file.name, "w") as output:
                 output["reconstruction"] = image
-        scored[file.name] = score_volume(target, image)
-    return Scores(
-        label,
-        acceleration,
-        seed,
-        "finished",
-        volumes={name: entry.volume for name, entry in scored.items()},
-        slices={name: entry.slices for name, entry in scored.items()},
-        spectrum={name: entry.spectrum for name, entry in scored.items()},
-    )
+        bands = dict(zip(BANDS, error_spectrum(target, image)[:, None], strict=True))
+        scored[file.name] = score_volume(target, image, METRICS) | bands
+    return make_table(scored)
+
+
+def _write_logs(run: Path, label: str, seed: int) -> None:
+    """The logs of a training that was validated five times, as DIRECT writes them."""
+    run.mkdir(parents=True, exist_ok=True)
+    rng, metrics, log = np.random.default_rng([seed, len(label)]), [], []
+    for iteration in range(12, ITERATIONS + 1, 12):
+        loss = float(np.exp(-iteration / 200) + rng.uniform(0.1, 0.3))
+        if iteration % 120 == 0:
+            psnr = 30 - 8 * np.exp(-iteration / 200) - len(label) / 10
+            path = run / f"metrics_val_equispaced_4x_{iteration}.json"
+            path.write_text(json.dumps({"a.h5": {"fastmri_psnr_metric": psnr}}))
+        metrics.append(json.dumps({"iteration": iteration, "loss": loss}))
+        clock = f"2026-01-02 03:{iteration // 60:02d}:{iteration % 60:02d},500"
+        log.append(f"[{clock}][CommonMetricPrinter][INFO] - eta: N/A  iter: {iteration}  loss: 0.1")
+    (run / "metrics.json").write_text("\n".join(metrics) + "\n")
+    (run / "log_0_0.txt").write_text("\n".join(log) + "\n")
 
 
 def _invent(
@@ -216,7 +234,7 @@ def _describe(label: str, parameters: int, config: str) -> Model:
 def _write_checkpoint(folder: BenchmarkFolder, seeds: tuple[int, ...]) -> str:
     """Untrained weights of a tiny HiFi-MambaV2 in the first cell; the configuration as text."""
     run = folder.cell(OURS, seeds[0]).run
-    run.mkdir(parents=True)
+    run.mkdir(parents=True, exist_ok=True)
     config = {
         "model": {"model_name": "hifimamba.hifimamba.HiFiMambaV2", **TINY},
         "physics": {"forward_operator": "fft2", "backward_operator": "ifft2"},

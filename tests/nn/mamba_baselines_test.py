@@ -17,6 +17,7 @@ from direct.data.transforms import fft2, ifft2, modulus, root_sum_of_squares
 from direct.environment import load_models_into_environment_config, setup_engine
 from omegaconf import OmegaConf
 from torch import nn
+from torch.nn.utils import parameters_to_vector
 
 from direct_hifimamba.nn.layers.config import NetworkConfig
 from direct_hifimamba.nn.layers.engine import SenseEngine
@@ -45,6 +46,7 @@ class Baseline(NamedTuple):
 
 BASELINES = [
     Baseline("mambarecon", "MambaRecon", {"hidden_channels": 8, "blocks_per_stage": (1, 1), "state_size": 4}),
+    Baseline("mambaroll", "MambaRoll", {"num_rolls": 2, "channels_per_scale": (3, 2, 2), "state_size": 4}),
 ]
 for_all = pytest.mark.parametrize("baseline", BASELINES, ids=lambda baseline: baseline.name)
 
@@ -116,24 +118,23 @@ def test_normalised_images_scale_with_the_measurement(baseline: Baseline, image_
 @for_all
 def test_gradients_in_float64(baseline: Baseline) -> None:
     network, measurement = tiny_baseline(baseline).double(), measure(1, 2, 16, 17)
-    names, values = zip(*network.named_parameters(), strict=True)
-    kspace, mask, maps = (
-        measurement.masked_kspace.double(),
-        measurement.sampling_mask,
-        measurement.sensitivity_map.double(),
-    )
+    parameters = dict(network.named_parameters())
+    others = [tensor.double() for tensor in (measurement.sampling_mask, measurement.sensitivity_map)]
 
-    def call(kspace: torch.Tensor, *parameters: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        output = torch.func.functional_call(network, dict(zip(names, parameters, strict=True)), (kspace, mask, maps))
-        return (output,) if isinstance(output, torch.Tensor) else tuple(output)
+    def call(kspace: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
+        values = vector.split([parameter.numel() for parameter in parameters.values()])
+        weights = {name: value.view_as(parameters[name]) for name, value in zip(parameters, values, strict=True)}
+        output = torch.func.functional_call(network, weights, (kspace, *others))
+        return output if isinstance(output, torch.Tensor) else torch.cat([tensor.flatten() for tensor in output])
 
-    assert torch.autograd.gradcheck(call, (kspace.requires_grad_(), *values), fast_mode=True)
+    inputs = (measurement.masked_kspace.double(), parameters_to_vector(parameters.values()).detach())
+    assert torch.autograd.gradcheck(call, tuple(tensor.requires_grad_() for tensor in inputs), fast_mode=True)
 
 
 @for_all
 def test_every_branch_learns_from_the_first_step(baseline: Baseline) -> None:
     network = baseline.of(baseline.folder)(fft2, ifft2, **baseline.tiny)
-    loss_of(network, measure(2, 2)).backward()
+    loss_of(network, measure(1, 2, 32, 32)).backward()  # several steps of every scan
     for name, gradient in gradients(network).items():
         assert gradient is not None, name
         assert gradient.abs().max() > 1e-7, name
@@ -195,7 +196,7 @@ def _train_rank(rank: int, directory: Path) -> None:
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
         for step in range(3):
             optimizer.zero_grad()
-            loss_of(model, measure(1, 1 + rank, seed=10 * step + rank)).backward()
+            loss_of(model, measure(1, 1 + rank, 32, 32, seed=10 * step + rank)).backward()
             optimizer.step()
         weights.append(network.state_dict())
     torch.save(weights, directory / f"{rank}.pt")

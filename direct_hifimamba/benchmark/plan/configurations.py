@@ -111,11 +111,11 @@ def training_config(
     warm_up: float,
     learning_rate: float | None = None,
     seconds: float | None = None,
+    validations: int = 0,
 ) -> DictConfig:
     """The configuration of a training on the masks of all accelerations in equal shares.
 
-    DIRECT chooses among its data sets by their sizes, which are the same here. There is no validation: it costs time,
-    and nothing is chosen by it.
+    DIRECT chooses among its data sets by their sizes, which are the same here. Nothing is chosen by validation.
 
     Parameters
     ----------
@@ -129,15 +129,18 @@ def training_config(
     seconds : float, optional
         Time of an iteration. There is a checkpoint every five minutes, but at most 20 in a training, which are all
         kept; four if the time is not known.
+    validations : int
+        How often the model is evaluated on the validation split of the first acceleration.
     """
-    config = next(iter(configs.values())).copy()
+    acceleration, config = next((name, config.copy()) for name, config in configs.items())
+    validated = [{**entry, "text_description": acceleration} for entry in config.validation.datasets]
     changes = {
         "training.datasets": [entry for other in configs.values() for entry in other.training.datasets],
         "training.num_iterations": iterations,
         "training.lr_warmup_iter": round(warm_up * iterations),
         "training.checkpointer.checkpoint_steps": checkpoint_steps(iterations, seconds),
-        "training.validation_steps": iterations,
-        "validation.datasets": [],
+        "training.validation_steps": max(1, iterations // max(1, validations)),
+        "validation.datasets": validated if validations else [],
         "logging.log_interval": max(1, iterations // _LOG_ENTRIES),
     }
     if learning_rate is not None:

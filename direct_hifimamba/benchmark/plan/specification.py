@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from direct_hifimamba.benchmark.folder import slug
+from direct_hifimamba.benchmark.score.metrics import METRICS
 from direct_hifimamba.benchmark.validation import CONFIG, first_error, refuse_unknown_keys
 
 MIN_ITERATIONS = 6
@@ -55,9 +56,16 @@ def _check_distinct(values: list[Any]) -> list[Any]:
     return values
 
 
+def _check_metric(name: str) -> str:
+    if name not in METRICS:
+        raise ValueError(f"there is no metric {name!r}; expected one of {', '.join(METRICS)}")
+    return name
+
+
 File = Annotated[Path, AfterValidator(_check_file), BeforeValidator(_resolve)]
 Folder = Annotated[Path, AfterValidator(_check_folder), BeforeValidator(_resolve)]
 Positive = Annotated[float, Field(gt=0)]
+Metric = Annotated[str, AfterValidator(_check_metric)]
 
 
 class _Section(BaseModel):
@@ -111,7 +119,7 @@ class Search(_Section):
 
     learning_rates: Annotated[list[Positive], Field(min_length=1), AfterValidator(_check_distinct)]
     budget: Budget | None = None
-    metric: str = "fastmri_psnr"
+    metric: Metric = "fastmri_psnr"
 
 
 class Specification(_Section):
@@ -142,6 +150,12 @@ class Specification(_Section):
     search : Search, optional
     classical : list of str
         Reconstructions without training beside the zero-filled one: `BART pics`.
+    metrics : list of str
+        Metrics that are computed in addition to the fastMRI ones, such as `hfen`; files in
+        :mod:`direct_hifimamba.benchmark.score.metrics`.
+    validations : int
+        How often the models are evaluated on the validation split of the first acceleration while they train, for the
+        learning curves of the report. The time of these evaluations is not part of a budget.
     seeds : list of ints
     device : str
     """
@@ -159,6 +173,8 @@ class Specification(_Section):
     schedule: Literal["cosine", "steps"] = COSINE
     search: Search | None = None
     classical: list[Literal["BART pics"]] = []
+    metrics: list[Metric] = []
+    validations: Annotated[int, Field(ge=0)] = 0
     seeds: Annotated[
         list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1), AfterValidator(_check_distinct)
     ] = [0]

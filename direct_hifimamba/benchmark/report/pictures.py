@@ -1,4 +1,4 @@
-"""Images of slices and their errors, small enough that a page can hold hundreds of them."""
+"""Images of slices and their errors, compressed without loss."""
 
 import base64
 import io
@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import sobel, uniform_filter
 
-WEBP_QUALITY = 70
 WHITE_QUANTILE = 0.999
 """Of the target's magnitudes: what is shown white."""
 
@@ -34,9 +33,9 @@ class Window:
 
 
 def encode(pixels: NDArray[np.uint8]) -> str:
-    """An array of shape (height, width) as a WebP file in a data URI."""
+    """Return an array of shape (height, width) as a lossless WebP file in a data URI."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="webp", quality=WEBP_QUALITY)
+    Image.fromarray(pixels).save(buffer, format="webp", lossless=True)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
+import pyarrow as pa
 from omegaconf import DictConfig
 
 from direct_hifimamba.benchmark.folder import BenchmarkFolder
@@ -16,9 +17,10 @@ from direct_hifimamba.benchmark.plan.initialisation import Initialisation
 from direct_hifimamba.benchmark.plan.specification import MIN_ITERATIONS, Budget, Specification
 from direct_hifimamba.benchmark.run.cost import Cost
 from direct_hifimamba.benchmark.run.runner import Run, RunError
+from direct_hifimamba.benchmark.score.metrics import METRICS
 from direct_hifimamba.benchmark.score.results import Trial
-from direct_hifimamba.benchmark.score.scores import METRICS
-from direct_hifimamba.benchmark.score.scoring import Volume, score_volumes, volumes_of
+from direct_hifimamba.benchmark.score.scoring import score_runs, volumes_of
+from direct_hifimamba.benchmark.score.table import Scores
 from direct_hifimamba.files import replace_when_complete
 
 _TRIAL_SHARE = 4
@@ -154,6 +156,7 @@ class Benchmark:
                 specification.warm_up,
                 rate,
                 cost.seconds_per_step,
+                specification.validations if planned.kind == "cell" else 0,
             ),
             training_data=specification.data / specification.splits.training,
             prediction_data=self.prediction_data(planned.kind),
@@ -161,6 +164,7 @@ class Benchmark:
             schedule=specification.schedule,
             device=specification.device,
             initialisation=self._initialisation(label),
+            validation_data=next(iter(self.prediction_data("trial").values())),
         )
 
     def _initialisation(self, label: str) -> Initialisation | None:
@@ -198,8 +202,13 @@ def score_trials(benchmark: Benchmark, jobs: int) -> None:
                 continue
             if run.is_finished:
                 runs[planned.model, planned.learning_rate] = run
-    volumes = [volumes_of(run, benchmark.is_centered()) for run in runs.values()]
-    scores = dict(zip(runs, _mean_scores(volumes, search.metric, jobs), strict=True))
+    volumes = {
+        run.folder.scores(name): found
+        for run in runs.values()
+        for name, found in volumes_of(run, benchmark.is_centered()).items()
+    }
+    tables = score_runs(volumes, jobs, "score the search", [search.metric], with_spectrum=False)
+    scores = {key: _mean_score(run, tables, search.metric) for key, run in runs.items()}
     found = {
         label: [[rate, scores.get((label, rate))] for rate in search.learning_rates]
         for label in benchmark.specification.models
@@ -208,15 +217,12 @@ def score_trials(benchmark: Benchmark, jobs: int) -> None:
         partial.write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
-def _mean_scores(groups: Sequence[Sequence[Volume]], metric: str, jobs: int) -> list[float | None]:
-    """For every group of volumes, the mean of a metric; None if it is not defined for one of them."""
-    scored = iter(score_volumes([volume for group in groups for volume in group], jobs, "score the search"))
-    means: list[float | None] = []
-    for group in groups:
-        values = [next(scored).volume[metric] for _ in group]
-        defined = [value for value in values if value is not None]
-        means.append(fmean(defined) if len(defined) == len(values) else None)
-    return means
+def _mean_score(run: Run, tables: Mapping[Path, pa.Table], metric: str) -> float | None:
+    """Return the mean of a metric over volumes and accelerations; None if it is not defined for one of them."""
+    accelerations = list(run.prediction_data)
+    scores = Scores.join({(run.name, None, name): tables[run.folder.scores(name)] for name in accelerations})
+    values = [value for name in accelerations for value in scores.volumes(run.name, name, metric)[None].values()]
+    return fmean(values) if all(map(math.isfinite, values)) else None
 
 
 def choose_learning_rate(trials: Sequence[Trial], metric: str) -> float:

@@ -53,6 +53,8 @@ class Run:
     training_data : Path
     prediction_data : dict
         By acceleration.
+    validation_data : Path, optional
+        With which the model is evaluated while it trains, if the configuration has data sets for that.
     seed : int
     schedule : str
     device : str
@@ -69,6 +71,7 @@ class Run:
     schedule: str
     device: str
     initialisation: Initialisation | None = None
+    validation_data: Path | None = None
 
     @property
     def iterations(self) -> int:
@@ -123,7 +126,8 @@ class Run:
     def training_command(self) -> list[str]:
         """Arguments of `direct-hifimamba`."""
         paths: list[str | Path] = ["train", self.folder.experiment, "--cfg", self.folder.config]
-        paths += ["--training-root", self.training_data, "--validation-root", self.training_data]
+        paths += ["--training-root", self.training_data, "--validation-root"]
+        paths.append(self.validation_data or self.training_data)
         if self.initialisation is not None:
             paths += ["--initialization-checkpoint", self.folder.initialisation]
         if self.schedule == COSINE:
@@ -152,9 +156,9 @@ class Run:
 
 
 def _without_intervals(config: Any) -> DictConfig:
-    """Return a configuration without what depends on the speed of the machine and decides no weights."""
+    """Return a configuration without what decides no weights: checkpoints, validation, and logs."""
     config = config.copy()
-    for key in ("training.checkpointer", "logging"):
+    for key in ("training.checkpointer", "training.validation_steps", "validation", "logging"):
         OmegaConf.update(config, key, None, merge=False, force_add=True)
     return config
 

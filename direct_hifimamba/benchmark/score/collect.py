@@ -17,20 +17,22 @@ from direct_hifimamba.benchmark.run.cost import Cost
 from direct_hifimamba.benchmark.run.matrix import Benchmark
 from direct_hifimamba.benchmark.run.processes import ENVIRONMENT, THREADS
 from direct_hifimamba.benchmark.run.runner import Run
+from direct_hifimamba.benchmark.score.metrics import DEFAULT, metric_definitions
 from direct_hifimamba.benchmark.score.results import (
     Data,
+    Failure,
     Model,
     Protocol,
     Provenance,
     Results,
-    Scores,
     Spread,
     Trial,
     digest,
-    summarise_scores,
 )
-from direct_hifimamba.benchmark.score.scores import SPECTRUM_EDGES, VolumeScores, metric_definitions
-from direct_hifimamba.benchmark.score.scoring import Volume, score_volumes, volumes_of
+from direct_hifimamba.benchmark.score.scores import SPECTRUM_EDGES
+from direct_hifimamba.benchmark.score.scoring import Volume, find_volumes, score_runs, volumes_of
+from direct_hifimamba.benchmark.score.summary import summarise_scores
+from direct_hifimamba.benchmark.score.table import Scores
 
 ZERO_FILLED = "zero-filled"
 
@@ -44,7 +46,7 @@ def collect(
     cells: Mapping[tuple[str, int], Run],
     command: Sequence[str],
     jobs: int,
-) -> Results:
+) -> tuple[Results, Scores]:
     """Score the test split and describe everything.
 
     Parameters
@@ -75,7 +77,7 @@ def collect(
         arguments = [run.training_command(), *map(run.prediction_command, run.prediction_data)]
         commands += [provenance.as_typed(words, ENVIRONMENT) for words in arguments]
     budget = {key: float(value) for key, value in specification.budget.model_dump(exclude_none=True).items()}
-    return Results(
+    results = Results(
         name=specification.name,
         description=specification.description,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -87,7 +89,7 @@ def collect(
             schedule=specification.schedule,
             loss=next(iter(inputs["shared"].values()))["training.loss"],
             seeds=list(specification.seeds),
-            metrics=metric_definitions(),
+            metrics=metric_definitions([*DEFAULT, *specification.metrics]),
             spectrum_edges=list(SPECTRUM_EDGES),
             evaluation=evaluation_settings(benchmark.configs),
         ),
@@ -109,9 +111,19 @@ def collect(
             Model(ZERO_FILLED, slug(ZERO_FILLED), "classical"),
             *([bart] if bart else []),
         ],
-        scores=scores,
+        failures=[
+            Failure(label, seed, _read_failure(benchmark.folder.cell(label, seed)))
+            for label in benchmark.configs
+            for seed in specification.seeds
+            if (label, seed) not in finished
+        ],
         summary=summarise_scores(scores, specification.baseline, inputs["groups"]),
     )
+    return results, scores
+
+
+def _read_failure(folder: RunFolder) -> str:
+    return folder.failure.read_text(encoding="utf-8") if folder.failure.exists() else "It has not been run yet."
 
 
 def _describe_bart(benchmark: Benchmark) -> Model | None:
@@ -130,63 +142,32 @@ def _score(
     shapes: RunFolder | None,
     with_bart: bool,
     jobs: int,
-) -> list[Scores]:
+) -> Scores:
     specification = benchmark.specification
     is_centered = benchmark.is_centered()
-    volumes: dict[tuple[str, int | None], list[Volume]] = {
-        key: volumes_of(run, is_centered) for key, run in finished.items()
+    volumes: dict[tuple[str, int | None, str], list[Volume]] = {
+        (label, seed, name): found
+        for (label, seed), run in finished.items()
+        for name, found in volumes_of(run, is_centered).items()
     }
-    volumes[ZERO_FILLED, None] = [
-        Volume(
-            name,
-            path,
-            None,
-            shapes.predictions(name) / path.name if shapes else None,
-            is_centered,
-        )
-        for name in specification.accelerations
-        for path in list_files(specification.folder(specification.splits.test, name))
-    ]
-    classical = [ZERO_FILLED]
-    if with_bart:
-        classical.append(BART)
-        predictions = benchmark.folder.cell(BART, 0)
-        volumes[BART, None] = [
-            volume._replace(prediction=predictions.predictions(volume.acceleration) / volume.data.name)
-            for volume in volumes[ZERO_FILLED, None]
-        ]
-    scored = iter(score_volumes([volume for group in volumes.values() for volume in group], jobs, "score"))
-    found = {key: [(volume, next(scored)) for volume in group] for key, group in volumes.items()}
-    rows: list[tuple[str, int | None]] = [(label, seed) for label in benchmark.configs for seed in specification.seeds]
-    return [
-        _describe_scores(benchmark, label, seed, acceleration, found.get((label, seed)))
-        for label, seed in [*rows, *((label, None) for label in classical)]
-        for acceleration in specification.accelerations
-    ]
-
-
-def _describe_scores(
-    benchmark: Benchmark,
-    label: str,
-    seed: int | None,
-    acceleration: str,
-    found: Sequence[tuple[Volume, VolumeScores]] | None,
-) -> Scores:
-    if found is None:
-        assert seed is not None
-        failure = benchmark.folder.cell(label, seed).failure
-        error = failure.read_text(encoding="utf-8") if failure.exists() else "It has not been run yet."
-        return Scores(label, acceleration, seed, "failed", error)
-    scores = {volume.data.name: score for volume, score in found if volume.acceleration == acceleration}
-    return Scores(
-        label,
-        acceleration,
-        seed,
-        "finished",
-        volumes={name: score.volume for name, score in scores.items()},
-        slices={name: score.slices for name, score in scores.items()},
-        spectrum={name: score.spectrum for name, score in scores.items()},
-    )
+    folders: dict[tuple[str, int | None], RunFolder] = {key: run.folder for key, run in finished.items()}
+    for label in [ZERO_FILLED, *([BART] if with_bart else [])]:
+        folder = benchmark.folder.cell(label, 0)
+        folders[label, None] = folder
+        for name in specification.accelerations:
+            data = specification.folder(specification.splits.test, name)
+            volumes[label, None, name] = (
+                find_volumes(data, folder.predictions(name), is_centered)
+                if label == BART
+                else [
+                    Volume(path, None, shapes.predictions(name) / path.name if shapes else None, is_centered)
+                    for path in list_files(data)
+                ]
+            )
+    paths = {(label, seed, name): folders[label, seed].scores(name) for label, seed, name in volumes}
+    metrics = [*DEFAULT, *specification.metrics]
+    tables = score_runs({paths[key]: found for key, found in volumes.items()}, jobs, "score", metrics)
+    return Scores.join({key: tables[path] for key, path in paths.items()})
 
 
 def _describe_data(benchmark: Benchmark, inputs: Mapping[str, Any]) -> Data:

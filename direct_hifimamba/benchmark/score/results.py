@@ -1,19 +1,20 @@
-"""What a benchmark has found: the models of `results.json`. Times are in seconds, memory is in bytes."""
+"""What a benchmark has found, except for the scores: the models of `results.json`.
+
+Times are in seconds, memory is in bytes.
+"""
 
 import hashlib
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from direct_hifimamba.benchmark.score.scores import METRICS
-from direct_hifimamba.benchmark.score.statistics import Difference, Groups, Values, compare, group_members, summarise
+from direct_hifimamba.benchmark.score.summary import SummaryRow
 from direct_hifimamba.benchmark.validation import CONFIG, first_error
 from direct_hifimamba.files import replace_when_complete
 
@@ -145,44 +146,17 @@ class Model:
 
 
 @dataclass(frozen=True, config=CONFIG)
-class Scores:
-    """Scores of one model and seed at one acceleration. None stands for a score that is not defined."""
+class Failure:
+    """A run that failed, and why."""
 
     model: str
-    acceleration: str
-    seed: int | None
-    status: Literal["finished", "failed"]
-    error: str | None = None
-    volumes: dict[str, dict[str, float | None]] = field(default_factory=dict)
-    slices: dict[str, list[dict[str, float | None]]] = field(default_factory=dict)
-    spectrum: dict[str, list[float | None]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, config=CONFIG)
-class SummaryRow:
-    """One metric of one model at one acceleration, over all volumes and seeds."""
-
-    model: str
-    acceleration: str
-    metric: str
-    seeds: int
-    unit: Literal["subject", "volume", "slice"]  # only the first one is written today
-    groups: int
-    volumes: int
-    slices: int
-    mean: float
-    std: float | None
-    low: float | None
-    high: float | None
-    seed_std: float | None
-    difference: Difference | None
-    difference_to_best: Difference | None
-    singles: list[float] = field(default_factory=list)
+    seed: int
+    error: str
 
 
 @dataclass(frozen=True, config=CONFIG)
 class Results:
-    """Everything that one benchmark has found."""
+    """Everything that one benchmark has found, except for the table of scores."""
 
     name: str
     description: str
@@ -191,9 +165,9 @@ class Results:
     protocol: Protocol
     provenance: Provenance
     models: list[Model]
-    scores: list[Scores]
+    failures: list[Failure]
     summary: list[SummaryRow]
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
 
     @classmethod
     def load(cls, path: Path) -> "Results":
@@ -230,74 +204,3 @@ class Results:
 
 
 _ADAPTER = TypeAdapter(Results)
-
-
-def summarise_scores(scores: Sequence[Scores], baseline: str, groups: Groups | None = None) -> list[SummaryRow]:
-    """Summarise what was scored: a row per acceleration, metric and model, in the order in which `scores` has them.
-
-    Parameters
-    ----------
-    scores : sequence of Scores
-        Those that failed are left out; of a model, the seeds that finished are averaged.
-    baseline : str
-        Label of the model to which differences are taken.
-    groups : mapping, optional
-        Group by file, see :class:`Data`; by default, every file is a group of its own.
-    """
-    rows: list[SummaryRow] = []
-    for acceleration in dict.fromkeys(score.acceleration for score in scores):
-        finished = [score for score in scores if score.acceleration == acceleration and score.status == "finished"]
-        by_model = {
-            model: [s for s in finished if s.model == model] for model in dict.fromkeys(s.model for s in finished)
-        }
-        for metric in METRICS:
-            rows += _summarise_metric(by_model, acceleration, metric, baseline, groups)
-    return rows
-
-
-def _summarise_metric(
-    scores: Mapping[str, Sequence[Scores]], acceleration: str, name: str, baseline: str, groups: Groups | None
-) -> Iterable[SummaryRow]:
-    metric = METRICS[name]
-    summaries = {model: summarise(_values(seeds, name), groups) for model, seeds in scores.items()}
-    means = {model: summary.mean for model, summary in summaries.items() if summary is not None}
-    if not means:
-        return
-    best = (max if metric.higher_is_better else min)(means, key=means.__getitem__)
-
-    def difference_to(model: str, other: str) -> Difference | None:
-        if model == other or other not in means:
-            return None
-        # Trainings of one seed are a pair; where one of them failed, the other is left out, too.
-        seeds = {score.seed for score in scores[model]} & {score.seed for score in scores[other]}
-        sides = ([score for score in scores[label] if score.seed in seeds] or scores[label] for label in (model, other))
-        one, another = (_values(side, name) for side in sides)
-        return compare(one, another, groups)
-
-    for model, seeds in scores.items():
-        summary = summaries[model]
-        if summary is not None:
-            scored_files = [file for file, scored in seeds[0].volumes.items() if scored[name] is not None]
-            yield SummaryRow(
-                model=model,
-                acceleration=acceleration,
-                metric=name,
-                seeds=len(seeds),
-                unit="subject",
-                groups=len(group_members(scored_files, groups)),
-                volumes=len(scored_files),
-                slices=sum(scored[name] is not None for slices in seeds[0].slices.values() for scored in slices),
-                mean=summary.mean,
-                std=summary.std,
-                low=summary.low,
-                high=summary.high,
-                seed_std=summary.seed_std,
-                difference=difference_to(model, baseline),
-                difference_to_best=difference_to(model, best),
-                singles=summary.singles,
-            )
-
-
-def _values(seeds: Sequence[Scores], metric: str) -> Values:
-    """Scores of a model in one metric, per volume of shape (seeds,)."""
-    return {file: np.array([seed.volumes[file][metric] for seed in seeds], np.float64) for file in seeds[0].volumes}

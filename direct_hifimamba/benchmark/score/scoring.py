@@ -1,17 +1,23 @@
-"""Scores of whole folders of predictions, in several processes."""
+"""Scores of folders of predictions, in several processes; what was scored before is not scored again."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import h5py
+import pyarrow as pa
 
 from direct_hifimamba.benchmark.plan.inputs import list_files
 from direct_hifimamba.benchmark.run.runner import Run
 from direct_hifimamba.benchmark.score.images import load_reconstruction, load_target, load_zero_filled
-from direct_hifimamba.benchmark.score.scores import VolumeScores, score_volume
+from direct_hifimamba.benchmark.score.metric import Array
+from direct_hifimamba.benchmark.score.metrics import DEFAULT, metric_definitions
+from direct_hifimamba.benchmark.score.scores import SPECTRUM_EDGES, error_spectrum, score_volume
+from direct_hifimamba.benchmark.score.table import SPECTRUM, RunTable, spectrum_names
 from direct_hifimamba.data.formats.hdf5 import kspace_shape
 from direct_hifimamba.data.parallel import map_files
+
+BANDS = spectrum_names(len(SPECTRUM_EDGES) - 1)
 
 
 class Volume(NamedTuple):
@@ -19,7 +25,6 @@ class Volume(NamedTuple):
 
     Attributes
     ----------
-    acceleration : str
     data : Path
         The file with the fully sampled k-space.
     prediction : Path, optional
@@ -30,34 +35,131 @@ class Volume(NamedTuple):
         Whether the Fourier transform is.
     """
 
-    acceleration: str
     data: Path
     prediction: Path | None
     reference: Path | None
     is_centered: bool
 
 
-def volumes_of(run: Run, is_centered: bool) -> list[Volume]:
-    """What a finished run has reconstructed."""
-    return [
-        Volume(acceleration, path, run.folder.predictions(acceleration) / path.name, None, is_centered)
-        for acceleration, folder in run.prediction_data.items()
-        for path in list_files(folder)
-    ]
+def volumes_of(run: Run, is_centered: bool) -> dict[str, list[Volume]]:
+    """Return what a finished run has reconstructed, by acceleration.
+
+    Raises
+    ------
+    ValueError
+        If predictions are missing, or are those of other files.
+    """
+    return {
+        name: find_volumes(folder, run.folder.predictions(name), is_centered)
+        for name, folder in run.prediction_data.items()
+    }
 
 
-def score_volumes(volumes: Sequence[Volume], jobs: int, description: str) -> list[VolumeScores]:
-    """Scores in the order of the volumes, with a progress bar."""
-    return list(map_files(_score, volumes, jobs, description)) if volumes else []
+def find_volumes(data: Path, predictions: Path, is_centered: bool) -> list[Volume]:
+    """Return the volumes of a folder with their predictions.
+
+    Raises
+    ------
+    ValueError
+        If a prediction is missing, or is that of another file.
+    """
+    expected = {path.name: path for path in list_files(data)}
+    found = {path.name for path in list_files(predictions)} if predictions.is_dir() else set()
+    for names, problem in (
+        (expected.keys() - found, "lacks the prediction of"),
+        (found - expected.keys(), "holds a prediction of another file,"),
+    ):
+        if names:
+            raise ValueError(
+                f"{predictions} {problem} {min(names)}; expected one prediction of each of the {len(expected)} files "
+                f"in {data}. Remove {predictions.name}/ there, and the same command predicts again."
+            )
+    return [Volume(path, predictions / name, None, is_centered) for name, path in expected.items()]
 
 
-def _score(volume: Volume) -> VolumeScores:
+def score_runs(
+    runs: Mapping[Path, Sequence[Volume]],
+    jobs: int,
+    description: str,
+    metrics: Iterable[str] = DEFAULT,
+    with_spectrum: bool = True,
+) -> dict[Path, pa.Table]:
+    """Score what was not scored yet, with a progress bar; the table of a run is written as soon as it is complete.
+
+    Parameters
+    ----------
+    runs : mapping
+        The volumes of each run by the path of its table.
+    jobs : int
+        Number of processes.
+    description : str
+    metrics : iterable of str
+    with_spectrum : bool
+        Whether the error spectrum is computed as well.
+
+    Returns
+    -------
+    dict
+        By path the table, with these metrics only.
+
+    Raises
+    ------
+    ValueError
+        If a table is damaged, or a prediction does not fit its file.
+    """
+    definitions = _definitions(metrics, with_spectrum)
+    tables = {path: RunTable(path) for path in runs}
+    tasks, owners = [], []
+    for path, volumes in runs.items():
+        for volume in volumes:
+            missing = _missing(tables[path], volume, definitions)
+            if missing:
+                tasks.append((volume, missing))
+                owners.append(path)
+    for index, scores in enumerate(map_files(_score, tasks, jobs, description) if tasks else ()):
+        path = owners[index]
+        tables[path].add(tasks[index][0].data.name, scores)
+        if index + 1 == len(owners) or owners[index + 1] != path:
+            tables[path].save()
+    for table in tables.values():
+        table.save()  # where only times of modification have changed
+    return {
+        path: tables[path].select([volume.data.name for volume in volumes], definitions)
+        for path, volumes in runs.items()
+    }
+
+
+def is_scored(runs: Mapping[Path, Sequence[Volume]], metrics: Iterable[str]) -> bool:
+    """Return whether :func:`score_runs` would find that all of this has been scored; raises what it raises."""
+    definitions = _definitions(metrics, True)
+    tables = {path: RunTable(path) for path in runs}
+    return not any(_missing(tables[path], volume, definitions) for path in runs for volume in runs[path])
+
+
+def _definitions(metrics: Iterable[str], with_spectrum: bool) -> dict[str, str]:
+    bands = dict.fromkeys(BANDS, f"relative error energy between {SPECTRUM_EDGES}")
+    return metric_definitions(metrics) | (bands if with_spectrum else {})
+
+
+def _missing(table: RunTable, volume: Volume, definitions: Mapping[str, str]) -> list[str]:
+    return table.missing(volume.data.name, volume.prediction or volume.data, definitions)
+
+
+def _score(task: tuple[Volume, Sequence[str]]) -> dict[str, Array]:
+    volume, names = task
     if volume.prediction is not None:
         image = load_reconstruction(volume.prediction)
     else:
         image = load_zero_filled(volume.data, _shape(volume), volume.is_centered)
     height, width = image.shape[1:]
-    return score_volume(load_target(volume.data, (height, width), volume.is_centered), image)
+    target = load_target(volume.data, (height, width), volume.is_centered)
+    try:
+        scores = score_volume(target, image, [name for name in names if not name.startswith(SPECTRUM)])
+    except ValueError as error:
+        raise ValueError(f"{volume.prediction or volume.data} cannot be scored: {error}") from error
+    if any(name.startswith(SPECTRUM) for name in names):
+        scores |= dict(zip(BANDS, error_spectrum(target, image)[:, None], strict=True))
+    return scores
 
 
 def _shape(volume: Volume) -> tuple[int, int]:

@@ -54,7 +54,7 @@ class SenseNetwork(nn.Module):
         acquisition : Acquisition
             Samples in the same scale.
         scale : torch.Tensor
-            Factor from this scale to that of the measurement, broadcastable to (batch, H, W, 2).
+            Factor from this scale to that of the measurement, shape (batch or 1, 1, 1, 1).
 
         Raises
         ------
@@ -69,4 +69,4 @@ class SenseNetwork(nn.Module):
         image = acquisition.zero_filled()
         if self.config.image_normalisation:
             return acquisition.normalise(image)
-        return image, acquisition, image.new_ones(())
+        return image, acquisition, image.new_ones(1, 1, 1, 1)

@@ -32,6 +32,9 @@ def test_every_acceleration_has_its_equal_share_of_the_training(tmp_path: Path) 
     assert (config.training.num_iterations, config.training.lr_warmup_iter, config.training.lr) == (600, 30, 0.004)
     assert 0 < config.training.checkpointer.checkpoint_steps < 600
     assert len(config.validation.datasets) == 0
+    validated = training_config(configs, 600, 0.05, validations=4)
+    assert [entry.text_description for entry in validated.validation.datasets] == [next(iter(MASKS))]
+    assert validated.training.validation_steps == 150
     assert training_config(configs, 600, 0.05).training.lr == CONFIGS["common"]["training"]["lr"]
     assert len(next(iter(configs.values())).training.datasets) == 1  # left as it was
 

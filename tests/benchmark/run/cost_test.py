@@ -42,9 +42,11 @@ EXPERT = 8 * 16 + 16 + 16 * 8 + 8  # numbers in one expert of `TINY`
 #: Small settings: file of projects/hifimamba/models -> overrides.
 SMALL: dict[str, list[str]] = {
     "hifimamba": [f"model.{key}={json.dumps(value)}" for key, value in TINY.items()],
+    "hifimamba_v1": ["model.hidden_channels=8", "model.blocks_per_stage=[1]", "model.state_size=4"],
     "unet": ["model.num_filters=4", "model.num_pool_layers=2"],
     "varnet": ["model.num_layers=2", "model.regularizer_num_filters=4", "model.regularizer_num_pull_layers=2"],
     "mambarecon": ["model.hidden_channels=8", "model.blocks_per_stage=[1]", "model.state_size=4"],
+    "mambaroll": ["model.num_rolls=1", "model.channels_per_scale=[3,2,2]", "model.state_size=4"],
     "recurrentvarnet": [
         "model.num_steps=2",
         "model.recurrent_hidden_channels=8",

@@ -1,0 +1,63 @@
+"""What a chart is, and what it is drawn from."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from direct_hifimamba.benchmark.report.charts.style import Style
+from direct_hifimamba.benchmark.report.curves import Curve
+from direct_hifimamba.benchmark.report.tables import Table
+from direct_hifimamba.benchmark.score.results import Results
+from direct_hifimamba.benchmark.score.summary import SummaryRow
+from direct_hifimamba.benchmark.score.table import Scores
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything that charts show: results, scores, learning curves by model and seed, and styles by model."""
+
+    results: Results
+    scores: Scores
+    curves: Mapping[tuple[str, int], Curve]
+    styles: Mapping[str, Style]
+
+    def rows(self, acceleration: str, metric: str) -> dict[str, SummaryRow]:
+        """Return the summary of every model that has one."""
+        key = (acceleration, metric)
+        return {row.model: row for row in self.results.summary if (row.acceleration, row.metric) == key}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A drawing as a data URI, the models in it, what it shows in words, and its numbers if words do not have them."""
+
+    uri: str
+    labels: list[str]
+    title: str
+    description: str
+    table: Table | None = None
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A kind of chart: a section of the page. `has_legend` says whether it needs one."""
+
+    function: Callable[[ReportData], list[Drawing]]
+    title: str
+    text: str
+    has_legend: bool = True
+
+    def __call__(self, data: ReportData) -> list[Drawing]:
+        """Return the drawings, none if there is nothing to show."""
+        return self.function(data)
+
+
+def chart(**fields: Any) -> Callable[[Callable[[ReportData], list[Drawing]]], Chart]:
+    """Return a decorator that makes a :class:`Chart` of a function."""
+    return partial(Chart, **fields)
+
+
+def mean_and_interval(row: SummaryRow) -> tuple[float, float, float]:
+    """Return the mean and both ends of its interval; the mean three times if there is none."""
+    return row.mean, row.mean if row.low is None else row.low, row.mean if row.high is None else row.high

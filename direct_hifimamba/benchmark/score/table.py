@@ -1,0 +1,242 @@
+"""Scores as long tables in Parquet files.
+
+The table of a run has the columns `file`, `slice`, `metric` and `value`, and lies beside its predictions. The bands of
+the error spectrum are the metrics `spectrum_0`, `spectrum_1` ...; they belong to whole volumes, so their slice is null.
+A score that is not defined is null. The table of a benchmark has the columns `model`, `seed` and `acceleration` too;
+the seed of a reconstruction without training is null.
+"""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from direct_hifimamba.benchmark.score.metric import Array
+from direct_hifimamba.benchmark.score.metrics import METRICS
+from direct_hifimamba.files import replace_when_complete
+
+RUN_SCHEMA = pa.schema([("file", pa.string()), ("slice", pa.int32()), ("metric", pa.string()), ("value", pa.float64())])
+SCHEMA = pa.schema([("model", pa.string()), ("seed", pa.int64()), ("acceleration", pa.string()), *RUN_SCHEMA])
+SPECTRUM = "spectrum_"
+_METADATA = b"scored"
+
+
+def spectrum_names(bands: int) -> list[str]:
+    """Return the names of the bands of the error spectrum in the column `metric`."""
+    return [f"{SPECTRUM}{band}" for band in range(bands)]
+
+
+def read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    """Read a table of scores.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    ValueError
+        If it is damaged, or no such table.
+    """
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} is damaged ({error}). Remove it; the benchmark's command writes it again.") from error
+    if not table.schema.equals(schema):
+        columns = [f"{field.name} ({field.type})" for field in table.schema]
+        expected = ", ".join(f"{field.name} ({field.type})" for field in schema)
+        raise ValueError(f"{path} has the columns {', '.join(columns)}; expected a table of scores with {expected}.")
+    return table
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a table of scores completely or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replace_when_complete(path) as partial:
+        pq.write_table(table, partial, compression="zstd")
+
+
+def fingerprint(path: Path, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return size, time of modification and SHA-256 of a file, which is read only if `known` has others of these."""
+    status = path.stat()
+    found: dict[str, Any] = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    if known is not None and all(known.get(key) == value for key, value in found.items()):
+        return dict(known)
+    with path.open("rb") as file:
+        return found | {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+class RunTable:
+    """The table of one run at one acceleration, and what its scores were computed from.
+
+    Parameters
+    ----------
+    path : Path
+        Read if it exists.
+
+    Attributes
+    ----------
+    is_changed : bool
+        Whether it has to be saved.
+
+    Raises
+    ------
+    ValueError
+        If the table is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.is_changed = False
+        self._scores: dict[str, dict[str, Array]] = defaultdict(dict)
+        self._scored: dict[str, Any] = {"files": {}, "metrics": {}}
+        if path.exists():
+            table = read_table(path, RUN_SCHEMA)
+            if _METADATA not in (table.schema.metadata or {}):
+                raise ValueError(
+                    f"{path} does not say what it was computed from. Remove it; the same command scores again."
+                )
+            self._scored = json.loads(table.schema.metadata[_METADATA])
+            values: dict[tuple[str, str], list[float]] = defaultdict(list)
+            for row in table.to_pylist():
+                values[row["file"], row["metric"]].append(np.nan if row["value"] is None else row["value"])
+            for (file, metric), scores in values.items():
+                self._scores[file][metric] = np.array(scores)
+
+    def missing(self, file: str, content: Path, metrics: Mapping[str, str]) -> list[str]:
+        """Return the metrics that have to be computed for a file: all if its content has changed.
+
+        Parameters
+        ----------
+        file : str
+        content : Path
+            What is scored.
+        metrics : mapping
+            Definitions by name.
+        """
+        known = self._scored["files"].get(file)
+        found = fingerprint(content, known)
+        self.is_changed |= found != known
+        if known is None or known["sha256"] != found["sha256"]:
+            self._scores.pop(file, None)
+        self._scored["files"][file] = found
+        for name, definition in metrics.items():
+            if self._scored["metrics"].setdefault(name, definition) != definition:
+                self._scored["metrics"][name] = definition
+                for scores in self._scores.values():
+                    scores.pop(name, None)
+        return [name for name in metrics if name not in self._scores.get(file, {})]
+
+    def add(self, file: str, scores: Mapping[str, Array]) -> None:
+        """Add scores of a file: arrays of shape (slices,), of shape (1,) for a band of the spectrum."""
+        self._scores[file] |= scores
+        self.is_changed = True
+
+    def select(self, files: Sequence[str], metrics: Iterable[str]) -> pa.Table:
+        """Return the rows of these files and metrics."""
+        names = list(metrics)
+        return make_table({file: {name: self._scores[file][name] for name in names} for file in files})
+
+    def save(self) -> None:
+        """Write the table if it has changed."""
+        if not self.is_changed:
+            return
+        table = make_table(self._scores)
+        write_table(self.path, table.replace_schema_metadata({_METADATA: json.dumps(self._scored)}))
+        self.is_changed = False
+
+
+def make_table(scores: Mapping[str, Mapping[str, Array]]) -> pa.Table:
+    """Return the table of a run with scores by file and metric, arrays of shape (slices,)."""
+    columns: dict[str, list[Any]] = {name: [] for name in RUN_SCHEMA.names}
+    for file, by_metric in scores.items():
+        for metric, values in by_metric.items():
+            columns["file"] += [file] * len(values)
+            columns["slice"] += [None] if metric.startswith(SPECTRUM) else range(len(values))
+            columns["metric"] += [metric] * len(values)
+            columns["value"] += [value if np.isfinite(value) else None for value in values.tolist()]
+    return pa.table(columns, RUN_SCHEMA)
+
+
+class Scores:
+    """Scores of all runs of a benchmark, or of several.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        With the columns of `SCHEMA`. A run has its slices in order.
+
+    Attributes
+    ----------
+    models, accelerations, metrics : list of str
+        That have a score.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+        keys = [table[name].combine_chunks().dictionary_encode() for name in ("model", "acceleration", "metric")]
+        self.models, self.accelerations, metrics = (key.dictionary.to_pylist() for key in keys)
+        self.metrics = [name for name in METRICS if name in metrics]
+        self._parts: dict[tuple[str, str, str], pa.Table] = {}
+        shape = [len(key.dictionary) for key in keys]
+        if len(table):
+            codes = np.ravel_multi_index([key.indices.to_numpy() for key in keys], shape)
+            order = np.argsort(codes, kind="stable")
+            starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
+            ordered = table.take(order)
+            for start, stop in zip(starts, [*starts[1:], len(table)], strict=True):
+                model, acceleration, metric = np.unravel_index(codes[order[start]], shape)
+                part = self.models[model], self.accelerations[acceleration], metrics[metric]
+                self._parts[part] = ordered.slice(start, stop - start)
+
+    @classmethod
+    def join(cls, tables: Mapping[tuple[str, int | None, str], pa.Table]) -> Self:
+        """Put the tables of runs together, by model, seed and acceleration."""
+        parts = []
+        for (model, seed, acceleration), table in tables.items():
+            count = len(table)
+            added = [pa.array([model] * count), pa.array([seed] * count, pa.int64()), pa.array([acceleration] * count)]
+            parts.append(pa.Table.from_arrays([*added, *table.columns], schema=SCHEMA))
+        return cls(pa.concat_tables(parts) if parts else SCHEMA.empty_table())
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what :meth:`save` has written; raises OSError or ValueError, see :func:`read_table`."""
+        return cls(read_table(path, SCHEMA))
+
+    def save(self, path: Path) -> None:
+        """Write the table to a Parquet file."""
+        write_table(path, self.table)
+
+    def of_model(self, model: str, label: str) -> pa.Table:
+        """Return the rows of a model, under another label."""
+        rows = self.table.filter(pc.equal(self.table["model"], model))
+        return rows.set_column(0, SCHEMA.field("model"), pa.array([label] * len(rows), pa.string()))
+
+    def seeds(self, model: str, acceleration: str) -> list[int | None]:
+        """Return the seeds of the runs that were scored; [None] without training, [] if there is no run."""
+        parts = (part for key, part in self._parts.items() if key[:2] == (model, acceleration))
+        return list(dict.fromkeys(seed for part in parts for seed in part["seed"].unique().to_pylist()))
+
+    def slices(self, model: str, acceleration: str, metric: str) -> dict[int | None, dict[str, Array]]:
+        """Return the scores of slices by seed and file, arrays of shape (slices,), NaN where one is not defined."""
+        found: dict[int | None, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        part = self._parts.get((model, acceleration, metric))
+        if part is not None:
+            columns = (part[name].to_pylist() for name in ("seed", "file", "value"))
+            for seed, file, value in zip(*columns, strict=True):
+                found[seed][file].append(np.nan if value is None else value)
+        return {seed: {file: np.array(values) for file, values in files.items()} for seed, files in found.items()}
+
+    def volumes(self, model: str, acceleration: str, metric: str) -> dict[int | None, dict[str, float]]:
+        """Return the scores of volumes by seed and file, NaN where one is not defined."""
+        combine = METRICS[metric].of_volume if metric in METRICS else lambda values: float(values[0])
+        return {
+            seed: {file: combine(values) for file, values in files.items()}
+            for seed, files in self.slices(model, acceleration, metric).items()
+        }

@@ -1,0 +1,1 @@
+"""MambaRoll: its configuration, network, engine and selective scan."""
