@@ -29,10 +29,10 @@ from direct_hifimamba.benchmark.run.cost import Cost, measure_costs
 from direct_hifimamba.benchmark.run.matrix import Benchmark, score_trials
 from direct_hifimamba.benchmark.run.processes import THREADS
 from direct_hifimamba.benchmark.run.runner import Run, RunError, do_run, write_failure
-from direct_hifimamba.benchmark.score.collect import collect
+from direct_hifimamba.benchmark.score.collect import collect, find_predictions
 from direct_hifimamba.benchmark.score.metrics import DEFAULT
 from direct_hifimamba.benchmark.score.results import Results
-from direct_hifimamba.benchmark.score.scoring import Volume, find_volumes, is_scored, score_runs
+from direct_hifimamba.benchmark.score.scoring import Volume, is_scored, score_runs
 
 STAGES = ("plan", "run", "score", "report")
 COST = "cost"
@@ -225,28 +225,20 @@ def score_one(benchmark: Benchmark, name: str) -> None:
         If there is no such run, or its predictions are not those of all files.
     """
     predicted = _predicted(benchmark)
-    if not predicted.get(name):
-        finished = ", ".join(name for name, volumes in predicted.items() if volumes)
-        raise ValueError(f"There are no predictions of a run {name!r} to score; expected one of: {finished}.")
+    if name not in predicted:
+        raise ValueError(
+            f"There are no predictions of a run {name!r} to score; expected one of: {', '.join(predicted)}."
+        )
     metrics = [*DEFAULT, *benchmark.specification.metrics]
     score_runs(predicted[name], available_cores(), "score", metrics)
 
 
 def _predicted(benchmark: Benchmark) -> dict[str, dict[Path, list[Volume]]]:
-    """Return what there is to score of the final runs, by run and table; nothing of those that are not finished."""
-    specification, is_centered = benchmark.specification, benchmark.is_centered()
-    predicted = {}
-    for name in (entry.name for entry in benchmark.plan() if entry.kind != "trial"):
-        folder = benchmark.folder.run(name)
-        is_finished = all(folder.predictions(acceleration).is_dir() for acceleration in specification.accelerations)
-        predicted[name] = {
-            folder.scores(acceleration): find_volumes(
-                specification.folder(specification.splits.test, acceleration),
-                folder.predictions(acceleration),
-                is_centered,
-            )
-            for acceleration in (specification.accelerations if is_finished else ())
-        }
+    """Return what there is to score of the finished runs, by run and table."""
+    predicted: dict[str, dict[Path, list[Volume]]] = {}
+    for path, volumes in find_predictions(benchmark).values():
+        run = str(path.parent.parent.relative_to(benchmark.folder.path))
+        predicted.setdefault(run, {})[path] = volumes
     return predicted
 
 

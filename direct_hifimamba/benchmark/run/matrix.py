@@ -19,7 +19,7 @@ from direct_hifimamba.benchmark.run.cost import Cost
 from direct_hifimamba.benchmark.run.runner import Run, RunError
 from direct_hifimamba.benchmark.score.metrics import METRICS
 from direct_hifimamba.benchmark.score.results import Trial
-from direct_hifimamba.benchmark.score.scoring import score_runs, volumes_of
+from direct_hifimamba.benchmark.score.scoring import find_volumes, score_runs
 from direct_hifimamba.benchmark.score.table import Scores
 from direct_hifimamba.files import replace_when_complete
 
@@ -203,9 +203,9 @@ def score_trials(benchmark: Benchmark, jobs: int) -> None:
             if run.is_finished:
                 runs[planned.model, planned.learning_rate] = run
     volumes = {
-        run.folder.scores(name): found
+        run.folder.scores(name): find_volumes(data, run.folder.predictions(name), benchmark.is_centered())
         for run in runs.values()
-        for name, found in volumes_of(run, benchmark.is_centered()).items()
+        for name, data in run.prediction_data.items()
     }
     tables = score_runs(volumes, jobs, "score the search", [search.metric], with_spectrum=False)
     scores = {key: _mean_score(run, tables, search.metric) for key, run in runs.items()}

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -30,7 +31,7 @@ from direct_hifimamba.benchmark.score.results import (
     digest,
 )
 from direct_hifimamba.benchmark.score.scores import SPECTRUM_EDGES
-from direct_hifimamba.benchmark.score.scoring import Volume, find_volumes, score_runs, volumes_of
+from direct_hifimamba.benchmark.score.scoring import Volume, find_volumes, score_runs
 from direct_hifimamba.benchmark.score.summary import summarise_scores
 from direct_hifimamba.benchmark.score.table import Scores
 
@@ -69,9 +70,11 @@ def collect(
     """
     specification = benchmark.specification
     finished = {key: run for key, run in cells.items() if run.is_finished}
-    shapes = next((run.folder for run in finished.values()), None)
     bart = _describe_bart(benchmark)
-    scores = _score(benchmark, finished, shapes, bart is not None, jobs)
+    predictions = find_predictions(benchmark)
+    metrics = [*DEFAULT, *specification.metrics]
+    tables = score_runs(dict(predictions.values()), jobs, "score", metrics)
+    scores = Scores.join({key: tables[path] for key, (path, _) in predictions.items()})
     commands = [provenance.as_typed(command)]
     for run in (*searched, *cells.values()):
         arguments = [run.training_command(), *map(run.prediction_command, run.prediction_data)]
@@ -89,7 +92,7 @@ def collect(
             schedule=specification.schedule,
             loss=next(iter(inputs["shared"].values()))["training.loss"],
             seeds=list(specification.seeds),
-            metrics=metric_definitions([*DEFAULT, *specification.metrics]),
+            metrics=metric_definitions(metrics),
             spectrum_edges=list(SPECTRUM_EDGES),
             evaluation=evaluation_settings(benchmark.configs),
         ),
@@ -136,38 +139,36 @@ def _describe_bart(benchmark: Benchmark) -> Model | None:
     return Model(BART, slug(BART), "classical", config=yaml.safe_dump(settings, sort_keys=False))
 
 
-def _score(
-    benchmark: Benchmark,
-    finished: Mapping[tuple[str, int], Run],
-    shapes: RunFolder | None,
-    with_bart: bool,
-    jobs: int,
-) -> Scores:
-    specification = benchmark.specification
-    is_centered = benchmark.is_centered()
-    volumes: dict[tuple[str, int | None, str], list[Volume]] = {
-        (label, seed, name): found
-        for (label, seed), run in finished.items()
-        for name, found in volumes_of(run, is_centered).items()
+def find_predictions(benchmark: Benchmark) -> dict[tuple[str, int | None, str], tuple[Path, list[Volume]]]:
+    """Return by model, seed and acceleration what there is to score, and the path of the table.
+
+    Raises
+    ------
+    ValueError
+        If the predictions of a run are not those of all files.
+    """
+    specification, is_centered = benchmark.specification, benchmark.is_centered()
+    cells: list[tuple[str, int | None]] = [(label, s) for label in benchmark.configs for s in specification.seeds]
+    folders = {cell: benchmark.folder.cell(cell[0], cell[1] or 0) for cell in cells}
+    folders |= {(label, None): benchmark.folder.cell(label, 0) for label in (ZERO_FILLED, *specification.classical)}
+    names = list(specification.accelerations)
+    finished = {
+        cell: folder
+        for cell, folder in folders.items()
+        if not folder.failure.exists() and all(folder.predictions(name).is_dir() for name in names)
     }
-    folders: dict[tuple[str, int | None], RunFolder] = {key: run.folder for key, run in finished.items()}
-    for label in [ZERO_FILLED, *([BART] if with_bart else [])]:
-        folder = benchmark.folder.cell(label, 0)
-        folders[label, None] = folder
-        for name in specification.accelerations:
+    found = {}
+    for (label, seed), folder in folders.items():
+        for name in names if (label, seed) in finished or label == ZERO_FILLED else ():
             data = specification.folder(specification.splits.test, name)
-            volumes[label, None, name] = (
-                find_volumes(data, folder.predictions(name), is_centered)
-                if label == BART
-                else [
-                    Volume(path, None, shapes.predictions(name) / path.name if shapes else None, is_centered)
-                    for path in list_files(data)
-                ]
-            )
-    paths = {(label, seed, name): folders[label, seed].scores(name) for label, seed, name in volumes}
-    metrics = [*DEFAULT, *specification.metrics]
-    tables = score_runs({paths[key]: found for key, found in volumes.items()}, jobs, "score", metrics)
-    return Scores.join({key: tables[path] for key, path in paths.items()})
+            if label == ZERO_FILLED:
+                shape = next((other.predictions(name) for other in finished.values()), None)
+                references = ((path, shape and shape / path.name) for path in list_files(data))
+                volumes = [Volume(path, None, reference, is_centered) for path, reference in references]
+            else:
+                volumes = find_volumes(data, folder.predictions(name), is_centered)
+            found[label, seed, name] = folder.scores(name), volumes
+    return found
 
 
 def _describe_data(benchmark: Benchmark, inputs: Mapping[str, Any]) -> Data:

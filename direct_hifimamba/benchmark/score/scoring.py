@@ -8,7 +8,6 @@ import h5py
 import pyarrow as pa
 
 from direct_hifimamba.benchmark.plan.inputs import list_files
-from direct_hifimamba.benchmark.run.runner import Run
 from direct_hifimamba.benchmark.score.images import load_reconstruction, load_target, load_zero_filled
 from direct_hifimamba.benchmark.score.metric import Array
 from direct_hifimamba.benchmark.score.metrics import DEFAULT, metric_definitions
@@ -39,20 +38,6 @@ class Volume(NamedTuple):
     prediction: Path | None
     reference: Path | None
     is_centered: bool
-
-
-def volumes_of(run: Run, is_centered: bool) -> dict[str, list[Volume]]:
-    """Return what a finished run has reconstructed, by acceleration.
-
-    Raises
-    ------
-    ValueError
-        If predictions are missing, or are those of other files.
-    """
-    return {
-        name: find_volumes(folder, run.folder.predictions(name), is_centered)
-        for name, folder in run.prediction_data.items()
-    }
 
 
 def find_volumes(data: Path, predictions: Path, is_centered: bool) -> list[Volume]:
@@ -108,32 +93,23 @@ def score_runs(
         If a table is damaged, or a prediction does not fit its file.
     """
     definitions = _definitions(metrics, with_spectrum)
-    tables = {path: RunTable(path) for path in runs}
-    tasks, owners = [], []
-    for path, volumes in runs.items():
-        for volume in volumes:
-            missing = _missing(tables[path], volume, definitions)
-            if missing:
-                tasks.append((volume, missing))
-                owners.append(path)
-    for index, scores in enumerate(map_files(_score, tasks, jobs, description) if tasks else ()):
-        path = owners[index]
-        tables[path].add(tasks[index][0].data.name, scores)
-        if index + 1 == len(owners) or owners[index + 1] != path:
-            tables[path].save()
-    for table in tables.values():
-        table.save()  # where only times of modification have changed
-    return {
-        path: tables[path].select([volume.data.name for volume in volumes], definitions)
-        for path, volumes in runs.items()
-    }
+    tables = {path: _update(path, volumes, definitions) for path, volumes in runs.items()}
+    tasks = [(volume, names) for path, (_, names) in tables.items() if names for volume in runs[path]]
+    scored = iter(map_files(_score, tasks, jobs, description) if tasks else ())
+    found = {}
+    for path, (table, names) in tables.items():
+        if names:
+            scores = {volume.data.name: next(scored) for volume in runs[path]}
+            table = table.extend(scores, {name: definitions[name] for name in names})
+        table.write(path)
+        found[path] = table.select(definitions)
+    return found
 
 
 def is_scored(runs: Mapping[Path, Sequence[Volume]], metrics: Iterable[str]) -> bool:
     """Return whether :func:`score_runs` would find that all of this has been scored; raises what it raises."""
     definitions = _definitions(metrics, True)
-    tables = {path: RunTable(path) for path in runs}
-    return not any(_missing(tables[path], volume, definitions) for path in runs for volume in runs[path])
+    return not any(_update(path, volumes, definitions)[1] for path, volumes in runs.items())
 
 
 def _definitions(metrics: Iterable[str], with_spectrum: bool) -> dict[str, str]:
@@ -141,8 +117,9 @@ def _definitions(metrics: Iterable[str], with_spectrum: bool) -> dict[str, str]:
     return metric_definitions(metrics) | (bands if with_spectrum else {})
 
 
-def _missing(table: RunTable, volume: Volume, definitions: Mapping[str, str]) -> list[str]:
-    return table.missing(volume.data.name, volume.prediction or volume.data, definitions)
+def _update(path: Path, volumes: Sequence[Volume], definitions: Mapping[str, str]) -> tuple[RunTable, list[str]]:
+    contents = {volume.data.name: volume.prediction or volume.data for volume in volumes}
+    return RunTable.read(path).update(contents, definitions)
 
 
 def _score(task: tuple[Volume, Sequence[str]]) -> dict[str, Array]:

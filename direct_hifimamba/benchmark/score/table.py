@@ -9,7 +9,8 @@ the seed of a reconstruction without training is null.
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -71,84 +72,72 @@ def fingerprint(path: Path, known: Mapping[str, Any] | None = None) -> dict[str,
         return found | {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
+@dataclass(frozen=True)
 class RunTable:
     """The table of one run at one acceleration, and what its scores were computed from.
 
-    Parameters
-    ----------
-    path : Path
-        Read if it exists.
-
     Attributes
     ----------
-    is_changed : bool
-        Whether it has to be saved.
-
-    Raises
-    ------
-    ValueError
-        If the table is damaged.
+    table : pyarrow.Table
+    files : mapping
+        Fingerprints of what was scored.
+    metrics : mapping
+        Definitions of the metrics.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.is_changed = False
-        self._scores: dict[str, dict[str, Array]] = defaultdict(dict)
-        self._scored: dict[str, Any] = {"files": {}, "metrics": {}}
-        if path.exists():
-            table = read_table(path, RUN_SCHEMA)
-            if _METADATA not in (table.schema.metadata or {}):
-                raise ValueError(
-                    f"{path} does not say what it was computed from. Remove it; the same command scores again."
-                )
-            self._scored = json.loads(table.schema.metadata[_METADATA])
-            values: dict[tuple[str, str], list[float]] = defaultdict(list)
-            for row in table.to_pylist():
-                values[row["file"], row["metric"]].append(np.nan if row["value"] is None else row["value"])
-            for (file, metric), scores in values.items():
-                self._scores[file][metric] = np.array(scores)
+    table: pa.Table
+    files: Mapping[str, dict[str, Any]]
+    metrics: Mapping[str, str]
 
-    def missing(self, file: str, content: Path, metrics: Mapping[str, str]) -> list[str]:
-        """Return the metrics that have to be computed for a file: all if its content has changed.
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a table, an empty one if there is no file.
+
+        Raises
+        ------
+        ValueError
+            If it is damaged.
+        """
+        if not path.exists():
+            return cls(RUN_SCHEMA.empty_table(), {}, {})
+        table = read_table(path, RUN_SCHEMA)
+        if _METADATA not in (table.schema.metadata or {}):
+            raise ValueError(
+                f"{path} does not say what it was computed from. Remove it; the same command scores again."
+            )
+        return cls(table, **json.loads(table.schema.metadata[_METADATA]))
+
+    def write(self, path: Path) -> None:
+        """Write the table."""
+        record = json.dumps({"files": self.files, "metrics": self.metrics})
+        write_table(path, self.table.replace_schema_metadata({_METADATA: record}))
+
+    def update(self, contents: Mapping[str, Path], metrics: Mapping[str, str]) -> tuple[Self, list[str]]:
+        """Return the part of the table that still holds, and the metrics that have to be computed.
 
         Parameters
         ----------
-        file : str
-        content : Path
-            What is scored.
+        contents : mapping
+            What is scored, by file. If any of it has changed, nothing holds.
         metrics : mapping
-            Definitions by name.
+            Definitions by name. Metrics that are not asked for are kept.
         """
-        known = self._scored["files"].get(file)
-        found = fingerprint(content, known)
-        self.is_changed |= found != known
-        if known is None or known["sha256"] != found["sha256"]:
-            self._scores.pop(file, None)
-        self._scored["files"][file] = found
-        for name, definition in metrics.items():
-            if self._scored["metrics"].setdefault(name, definition) != definition:
-                self._scored["metrics"][name] = definition
-                for scores in self._scores.values():
-                    scores.pop(name, None)
-        return [name for name in metrics if name not in self._scores.get(file, {})]
+        files = {file: fingerprint(path, self.files.get(file)) for file, path in contents.items()}
+        is_same = [found["sha256"] for found in files.values()] == [
+            self.files.get(file, {}).get("sha256") for file in files
+        ]
+        kept = {name: old for name, old in self.metrics.items() if is_same and metrics.get(name, old) == old}
+        return type(self)(self.select(kept), files, kept), [name for name in metrics if name not in kept]
 
-    def add(self, file: str, scores: Mapping[str, Array]) -> None:
-        """Add scores of a file: arrays of shape (slices,), of shape (1,) for a band of the spectrum."""
-        self._scores[file] |= scores
-        self.is_changed = True
+    def extend(self, scores: Mapping[str, Mapping[str, Array]], metrics: Mapping[str, str]) -> Self:
+        """Return the table with more scores, by file and metric."""
+        table = pa.concat_tables([self.table, make_table(scores)])
+        return type(self)(table, self.files, {**self.metrics, **metrics})
 
-    def select(self, files: Sequence[str], metrics: Iterable[str]) -> pa.Table:
-        """Return the rows of these files and metrics."""
-        names = list(metrics)
-        return make_table({file: {name: self._scores[file][name] for name in names} for file in files})
-
-    def save(self) -> None:
-        """Write the table if it has changed."""
-        if not self.is_changed:
-            return
-        table = make_table(self._scores)
-        write_table(self.path, table.replace_schema_metadata({_METADATA: json.dumps(self._scored)}))
-        self.is_changed = False
+    def select(self, metrics: Iterable[str]) -> pa.Table:
+        """Return the rows of these metrics."""
+        rows = pc.is_in(self.table["metric"], pa.array(list(metrics), pa.string()))
+        return self.table.filter(rows).replace_schema_metadata(None)
 
 
 def make_table(scores: Mapping[str, Mapping[str, Array]]) -> pa.Table:

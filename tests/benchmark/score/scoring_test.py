@@ -97,7 +97,7 @@ def test_what_has_changed_is_scored_again(
     assert score(folder, ["fastmri_nmse"], with_spectrum=False).equals(first) and computed == []
     write_prediction(folder, "b.h5", np.ones((2, 48, 64)))
     changed = score(folder, ["fastmri_nmse"], with_spectrum=False)
-    assert computed == [("b.h5", ["fastmri_nmse"])]
+    assert computed == [(name, ["fastmri_nmse"]) for name in NAMES]
     assert changed["value"][:2].equals(first["value"][:2]) and not changed["value"][2:].equals(first["value"][2:])
     computed.clear()
     monkeypatch.setattr(scoring, "metric_definitions", lambda names: dict.fromkeys(names, "another version"))
@@ -110,7 +110,11 @@ def test_files_are_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (folder / "predictions" / "a.h5").touch()
     score(folder)
     read: list[int] = []
-    monkeypatch.setattr(scoring.RunTable.missing.__globals__["hashlib"], "file_digest", lambda *_: read.append(1))
+    monkeypatch.setattr(
+        scoring.RunTable.update.__globals__["fingerprint"].__globals__["hashlib"],
+        "file_digest",
+        lambda *_: read.append(1),
+    )
     score(folder)
     assert read == []
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -57,8 +58,8 @@ def test_no_run_at_all() -> None:
     assert (scores.models, scores.metrics, scores.table.schema) == ([], [], SCHEMA)
 
 
-@pytest.mark.parametrize("load", [Scores.load, RunTable])
-def test_damaged_and_other_tables_are_refused(load: type, tmp_path: Path) -> None:
+@pytest.mark.parametrize("load", [Scores.load, RunTable.read])
+def test_damaged_and_other_tables_are_refused(load: Callable[[Path], object], tmp_path: Path) -> None:
     path = tmp_path / "scores.parquet"
     path.write_bytes(b"PAR1 and nothing else")
     with pytest.raises(ValueError, match=r"scores.parquet is damaged .* Remove it"):
@@ -71,4 +72,4 @@ def test_damaged_and_other_tables_are_refused(load: type, tmp_path: Path) -> Non
 def test_a_table_without_its_record_is_refused(tmp_path: Path) -> None:
     pq.write_table(RUN_SCHEMA.empty_table(), tmp_path / "4x.parquet")
     with pytest.raises(ValueError, match=r"4x.parquet does not say what it was computed from"):
-        RunTable(tmp_path / "4x.parquet")
+        RunTable.read(tmp_path / "4x.parquet")
