@@ -94,7 +94,12 @@ def test_numbers_may_be_written_with_exponents(folder: Path) -> None:
             "learning_rates: expected values that",
         ),
         ({"search": {"learning_rates": [0], "budget": {"iterations": 6}}}, "search.learning_rates.0 is 0"),
-        ({"search": {"learning_rates": [1]}}, "search.budget is missing"),
+        (
+            {"search": {"learning_rates": [1], "metric": "psnr"}},
+            "search.metric: there is no metric 'psnr'; expected one",
+        ),
+        ({"metrics": ["ssim"]}, "metrics.0: there is no metric 'ssim'; expected one of fastmri_nmse"),
+        ({"validations": -1}, "validations is -1"),
         ({"splits": {"tset": "test"}}, "splits: the key 'tset' is unknown; expected training"),
     ],
 )
