@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from direct_hifimamba.benchmark.folder import BenchmarkFolder, slug
+from direct_hifimamba.benchmark.folder import BenchmarkFolder
 from direct_hifimamba.benchmark.plan.specification import Specification
 from direct_hifimamba.benchmark.report.charts import CHARTS
 from direct_hifimamba.benchmark.report.charts.chart import ReportData
@@ -116,7 +116,6 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["slug"] = slug
     environment.globals["anchor"] = anchor
     return environment
 

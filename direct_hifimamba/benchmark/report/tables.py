@@ -2,12 +2,12 @@
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
+from matplotlib.ticker import EngFormatter
 
 from direct_hifimamba.benchmark.score.metric import GROUPS, Metric
 from direct_hifimamba.benchmark.score.metrics import METRICS
@@ -108,8 +108,8 @@ def score_tables(
             others = [label for label in labels if label != baseline and (label, chosen) in rows]
             title = f"{TITLES[group]} at {acceleration}"
             tables[group] = [
-                _metric_table(f"{title}: mean over subjects and seeds", labels, names, rows, _score, chosen),
-                _metric_table(f"{title}: difference to {baseline}", others, names, rows, _difference, chosen),
+                _metric_table(f"{title}: mean over subjects and seeds", labels, names, rows, score_cell, chosen),
+                _metric_table(f"{title}: difference to {baseline}", others, names, rows, _difference_cell, chosen),
             ]
     return tables
 
@@ -126,7 +126,7 @@ def _metric_table(
     labels: Sequence[str],
     names: Sequence[str],
     rows: dict[tuple[str, str], SummaryRow],
-    make_cell: Any,
+    make_cell: Callable[[SummaryRow | None], Cell],
     sorted_by: str,
 ) -> Table:
     metrics = [METRICS[name] for name in names]
@@ -137,12 +137,15 @@ def _metric_table(
     lines = []
     for label in labels:
         seeds = max((rows[label, name].seeds for name in names if (label, name) in rows), default=0)
-        cells = [make_cell(rows[label, name]) if (label, name) in rows else Cell() for name in names]
+        cells = [make_cell(rows.get((label, name))) for name in names]
         lines.append([Cell(label, label), *cells, Cell(str(seeds), seeds)])
     return Table(caption, [MODEL, *columns, Column("seeds", True)], lines, 1 + names.index(sorted_by))
 
 
-def _score(row: SummaryRow) -> Cell:
+def score_cell(row: SummaryRow | None) -> Cell:
+    """Return a mean with its interval and mark; an empty cell without one."""
+    if row is None:
+        return Cell()
     metric, best = METRICS[row.metric], row.difference_to_best
     details = [
         f"standard deviation over subjects {_format(metric, row.std)}",
@@ -153,15 +156,10 @@ def _score(row: SummaryRow) -> Cell:
     return Cell(metric.format(row.mean), row.mean, _interval(row, metric), tuple(details), mark)
 
 
-def score_cell(row: SummaryRow | None) -> Cell:
-    """Return a mean with its interval and mark; an empty cell without one."""
-    return Cell() if row is None else _score(row)
-
-
-def _difference(row: SummaryRow) -> Cell:
-    difference, metric = row.difference, METRICS[row.metric]
-    if difference is None:
+def _difference_cell(row: SummaryRow | None) -> Cell:
+    if row is None or row.difference is None:
         return Cell()
+    difference, metric = row.difference, METRICS[row.metric]
     p = difference.p_value
     details = [
         f"standard deviation over seeds {_format(metric, difference.seed_std)}",
@@ -275,17 +273,12 @@ def failure_table(failures: Iterable[Failure]) -> Table:
 
 
 def format_engineering(value: float, unit: str = "") -> str:
-    """Return three digits and a prefix.
+    """Return up to three digits and a prefix.
 
     >>> format_engineering(164320), format_engineering(0.0213, "s")
     ('164 k', '21.3 ms')
     """
-    if value == 0 or (not unit and abs(value) < 1000):
-        return f"{value:.3g} {unit}".strip()
-    exponent = min(max(int(np.floor(np.log10(abs(value) * 1.0005) / 3)), -3), 4)
-    scaled = value / 1000.0**exponent
-    decimals = max(0, 2 - int(np.floor(np.log10(abs(scaled) * 1.0005))))
-    return f"{scaled:.{decimals}f} {'nµm kMGT'[exponent + 3].strip()}{unit}".strip()
+    return EngFormatter(unit)(float(f"{value:.3g}")).strip()
 
 
 def format_budget(protocol: Protocol) -> str:
