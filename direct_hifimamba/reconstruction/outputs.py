@@ -5,15 +5,18 @@ from pathlib import Path
 
 from direct_hifimamba.data.formats.images import SUFFIXES, check_package, find_format
 from direct_hifimamba.files import PARTIAL_SUFFIX
+from direct_hifimamba.reconstruction.volume import NOISE, RESIDUAL, SPREAD
 
 DEFAULT_FORMATS = ("hdf5", "nifti", "png")
 COMPLEX_FORMATS = ("hdf5", "cfl")
+MAP_FORMATS = {NOISE: ("hdf5", "nifti", "cfl"), SPREAD: ("hdf5", "nifti", "cfl"), RESIDUAL: ("hdf5", "cfl")}
+"""Formats of maps; the residual is no image. The contact sheet shows all of them."""
 PHASE = "phase"
 PARTIAL = "partial"
 
 
 def output_paths(
-    output: Path, source: Path, formats: Sequence[str] | None = None, phase: bool = False
+    output: Path, source: Path, formats: Sequence[str] | None = None, phase: bool = False, maps: Sequence[str] = ()
 ) -> dict[str, Path]:
     """Return the files to write by their formats, and the folder of an interrupted run. Without it, no file exists.
 
@@ -27,11 +30,13 @@ def output_paths(
         Names in `images.SUFFIXES`. Default: the one of which `output` has the suffix, or `DEFAULT_FORMATS`.
     phase : bool
         Whether the phase is written as well, in NIfTI.
+    maps : sequence of str
+        Names of maps that are written as well, in those of the formats that are in `MAP_FORMATS`.
 
     Returns
     -------
     dict
-        Keys are the formats, `PHASE` if it is asked for, and `PARTIAL`.
+        Keys are the formats, `PHASE` if it is asked for, `<format>:<map>`, and `PARTIAL`.
 
     Raises
     ------
@@ -56,6 +61,9 @@ def output_paths(
     paths = {name: stem.with_name(stem.name + SUFFIXES[name]) for name in chosen}
     if phase:
         paths = {PHASE: stem.with_name(f"{stem.name}_phase{SUFFIXES['nifti']}")} | paths
+    for name in maps:
+        suffixes = {form: SUFFIXES[form] for form in chosen if form in MAP_FORMATS[name]} or {"hdf5": SUFFIXES["hdf5"]}
+        paths |= {f"{form}:{name}": stem.with_name(f"{stem.name}_{name}{suffix}") for form, suffix in suffixes.items()}
     partial = stem.with_name(f".{stem.name}{PARTIAL_SUFFIX}")
     for path in (*paths.values(), *([paths["cfl"].with_suffix(".hdr")] if "cfl" in paths else [])):
         if path.exists() and source.exists() and path.samefile(source):

@@ -104,6 +104,11 @@ def is_pretrained(checkpoint: Path | str) -> bool:
     )
 
 
+def count_networks(checkpoint: Path | str) -> int:
+    """Return the number of networks of a checkpoint, 1, or of weights in the package."""
+    return len(find_pretrained(str(checkpoint)).checkpoints) if is_pretrained(checkpoint) else 1
+
+
 def format_card(pretrained: Pretrained) -> str:
     """Return a model card as Markdown."""
     card, domain = pretrained.card, pretrained.domain

@@ -33,7 +33,7 @@ from tqdm import tqdm
 # isort: split
 from direct.data.datasets import CMRxReconDataset  # which cannot be imported before direct.environment
 from direct.data.mri_transforms import SensitivityMapType, TransformsType
-from direct.data.transforms import modulus
+from direct.data.transforms import expand_operator, modulus
 from direct.inference import build_inference_transforms
 
 from direct_hifimamba.data.acquisition import (
@@ -54,6 +54,15 @@ from direct_hifimamba.training.compose import compose
 
 SCALING_KEYS = ("masked_kspace", "acs_kspace", "kspace")
 """What k-space may be scaled by."""
+
+
+class SliceAnalysis(NamedTuple):
+    """What each network makes of a slice, and what their mean leaves unexplained."""
+
+    images: NDArray[np.complex64]  #: (networks, height, width), in the units of the image
+    #: (coils, height, width), samples less those of the networks' mean, in the units of k-space; 0 where nothing was
+    #: sampled
+    residual: NDArray[np.complex64]
 
 
 class Reconstructor:
@@ -118,15 +127,18 @@ class Reconstructor:
         self.centered = find_fourier_convention(engine.forward_operator, engine.backward_operator).centered
 
     @classmethod
-    def from_checkpoint(cls, path: Path | str, config_path: Path | str | None = None, device: str = "auto") -> Self:
+    def from_checkpoint(
+        cls, path: Path | str | Sequence[Path], config_path: Path | str | None = None, device: str = "auto"
+    ) -> Self:
         """Build the model of a checkpoint and load its weights.
 
         Parameters
         ----------
-        path : Path or str
-            A checkpoint that `direct train` has written, `model_<iteration>.pt`.
+        path : Path or str, or sequence of Path
+            A checkpoint that `direct train` has written, `model_<iteration>.pt`. Several make an ensemble, whose mean
+            image is returned.
         config_path : Path or str, optional
-            Configuration. Default: `config.yaml` beside the checkpoint.
+            Configuration. Default: `config.yaml` beside the checkpoint; of several, they have to be the same.
         device : str
             `cpu`, `cuda` or `mps`; `auto` takes a GPU where PyTorch finds one.
 
@@ -142,16 +154,22 @@ class Reconstructor:
             If the configuration is incomplete or wrong, if the checkpoint does not fit it, or if weights are not
             finite.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is no file; expected a checkpoint such as model_99999.pt of direct train.")
-        config_path = path.parent / CONFIG_NAME if config_path is None else Path(config_path)
-        if not config_path.is_file():
-            raise FileNotFoundError(
-                f"The configuration {config_path} is missing; direct train leaves it beside its checkpoints. Name the "
-                "one that the model was trained with (--cfg)."
-            )
-        return cls._load([path], config_path, device)
+        paths = [Path(path)] if isinstance(path, str | Path) else list(path)
+        for checkpoint in paths:
+            if not checkpoint.is_file():
+                raise FileNotFoundError(
+                    f"{checkpoint} is no file; expected a checkpoint such as model_99999.pt of direct train."
+                )
+        beside = [checkpoint.parent / CONFIG_NAME for checkpoint in paths]
+        config_paths = list(dict.fromkeys(beside)) if config_path is None else [Path(config_path)]
+        for each in config_paths:
+            if not each.is_file():
+                raise FileNotFoundError(
+                    f"The configuration {each} is missing; direct train leaves it beside its checkpoints. Name the one "
+                    "that the model was trained with (--cfg)."
+                )
+        _check_same_configuration(config_paths)
+        return cls._load(paths, config_paths[0], device)
 
     @classmethod
     def from_pretrained(cls, name: str, config_path: Path | str | None = None, device: str = "auto") -> Self:
@@ -338,6 +356,63 @@ class Reconstructor:
         ValueError
             As :meth:`__call__`.
         """
+        if not (kspace[..., sampled] != 0).any():  # DIRECT cannot scale a slice without signal
+            image = np.zeros(sampled.shape, np.complex64 if complex_images else np.float32)
+        else:
+            batch = self._transform_slice(kspace, sampled, sensitivity_map, index, calibration)
+            image = self._reconstruct(batch, complex_images)
+        _check_finite(image, index)
+        return self._crop_images(image, image_size)
+
+    @torch.no_grad()
+    def analyse_slice(
+        self,
+        kspace: NDArray[Any],
+        sampled: NDArray[np.bool_],
+        sensitivity_map: NDArray[Any] | None = None,
+        image_size: tuple[int, int] | None = None,
+        index: int = 0,
+        calibration: NDArray[Any] | None = None,
+    ) -> SliceAnalysis:
+        """Reconstruct one slice with each network, and compare their mean with the samples.
+
+        Parameters are those of :meth:`reconstruct_slice`.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`__call__`; or if the networks make no complex images, or the configuration compresses coils.
+        """
+        acquired = sampled & (kspace != 0).any(axis=0)
+        if not acquired.any():
+            images = np.zeros((len(self._engines), *sampled.shape), np.complex64)
+            return SliceAnalysis(self._crop_images(images, image_size), np.zeros_like(kspace))
+        batch = self._transform_slice(kspace, sampled, sensitivity_map, index, calibration)
+        measured = torch.view_as_complex(batch["masked_kspace"].contiguous())[0].numpy()
+        outputs = [_run_engine(engine, batch, complex_images=True) for engine in self._engines]
+        if len(measured) < len(kspace):
+            raise ValueError(
+                "The configuration has compress_coils, which mixes the noise of coils: no residual is known."
+            )
+        predicted = np.mean([output.kspace for output in outputs], axis=0)
+        scale = batch["scaling_factor"].cpu().numpy()[0]
+        images = np.stack([output.image for output in outputs]) * scale
+        _check_finite(images, index)
+        residual = ((measured - predicted) * acquired * scale)[: len(kspace)]
+        return SliceAnalysis(self._crop_images(images, image_size), residual)
+
+    def _crop_images(self, images: NDArray[Any], size: tuple[int, int] | None) -> NDArray[Any]:
+        return images if self._crop is None or size is None else _crop(images, size)
+
+    def _transform_slice(
+        self,
+        kspace: NDArray[Any],
+        sampled: NDArray[np.bool_],
+        sensitivity_map: NDArray[Any] | None,
+        index: int,
+        calibration: NDArray[Any] | None,
+    ) -> dict[str, Any]:
+        """Return the batch of one slice for an engine."""
         sample = _make_sample(kspace, sampled, self._center(sampled, calibration is not None), index)
         if sensitivity_map is not None:
             if not np.iscomplexobj(sensitivity_map):
@@ -347,17 +422,14 @@ class Reconstructor:
             if not np.isfinite(sensitivity_map).all():
                 raise ValueError("The coil sensitivities have values that are NaN or infinite; expected finite ones.")
             sample["sensitivity_map"] = np.array(sensitivity_map, np.complex64)
-        if (kspace[..., sampled] != 0).any():
-            maps = None if calibration is None else self._estimate_sensitivity_map(calibration, index)
-            image = self._reconstruct(sample, complex_images, maps)
-        else:  # DIRECT cannot scale a slice without signal
-            image = np.zeros(sampled.shape, np.complex64 if complex_images else np.float32)
-        if not np.isfinite(image).all():
-            raise ValueError(
-                f"The model's image of slice {index} has values that are NaN or infinite; expected finite ones. Is "
-                "the checkpoint one of a training that diverged?"
-            )
-        return image if self._crop is None or image_size is None else _crop(image, image_size)
+        estimated = None if calibration is None else self._estimate_sensitivity_map(calibration, index)
+        transform = self._transform
+        if estimated is not None and isinstance(transform, EstimatedMapsTransform):
+            transform = transform.transform
+        transformed = transform(sample)
+        if estimated is not None:
+            transformed["sensitivity_map"] = estimated
+        return default_collate([transformed])
 
     def find_departures(self, kspace: NDArray[Any], sampled: NDArray[np.bool_]) -> list[str]:
         """Say in what k-space differs from that of the training, if it is known: see :meth:`Domain.find_departures`."""
@@ -408,39 +480,58 @@ class Reconstructor:
                 f"The coil sensitivities have the shape {shape}; expected that of k-space, {kspace_shape}."
             )
 
-    def _reconstruct(
-        self, sample: dict[str, Any], complex_images: bool, sensitivity_map: torch.Tensor | None = None
-    ) -> NDArray[Any]:
-        transform = self._transform
-        if sensitivity_map is not None and isinstance(transform, EstimatedMapsTransform):
-            transform = transform.transform
-        transformed = transform(sample)
-        if sensitivity_map is not None:
-            transformed["sensitivity_map"] = sensitivity_map
-        batch = default_collate([transformed])
+    def _reconstruct(self, batch: dict[str, Any], complex_images: bool) -> NDArray[Any]:
         scaling_factor = batch["scaling_factor"].cpu().numpy()[0]
-        if len(self._engines) == 1:
-            return _run_engine(self._engines[0], batch, complex_images) * scaling_factor
-        mean = np.mean([_run_engine(engine, batch, complex_images=True) for engine in self._engines], axis=0)
-        return (mean if complex_images else np.abs(mean)) * scaling_factor
+        outputs = [
+            _run_engine(engine, batch, complex_images or len(self._engines) > 1).image for engine in self._engines
+        ]
+        image = outputs[0] if len(outputs) == 1 else np.mean(outputs, axis=0)
+        return (image if complex_images else np.abs(image)) * scaling_factor
 
 
-def _run_engine(engine: Engine, batch: dict[str, Any], complex_images: bool) -> NDArray[Any]:
-    """Return the image of one slice, complex or its magnitude, of shape (height, width)."""
+class _Output(NamedTuple):
+    image: NDArray[Any]  #: (height, width), complex or its magnitude
+    kspace: NDArray[np.complex64] | None  #: (coils, height, width), that of a complex image in all coils
+
+
+def _run_engine(engine: Engine, batch: dict[str, Any], complex_images: bool) -> _Output:
+    """Reconstruct one slice."""
     outputs: list[Any] = []
-    image = _observe(engine, outputs.append)._do_iteration(dict(batch)).output_image  # DIRECT changes the dictionary
+    result = _observe(engine, outputs.append)._do_iteration(dict(batch))  # DIRECT changes the dictionary
+    image = result.output_image
     magnitude = modulus(image) if image.ndim == 4 else image
     if not complex_images:
-        return magnitude[0].cpu().numpy()
+        return _Output(magnitude[0].cpu().numpy(), None)
     # Most engines take the magnitude of what `forward_function` gives; of several images the last counts.
     candidates = [image, *(output[0][-1] if isinstance(output[0], list) else output[0] for output in outputs)]
     image = next((candidate for candidate in candidates if _has_magnitude(candidate, magnitude)), None)
     if image is None:
         raise ValueError(
-            f"{type(engine).__name__} gives no complex images; ask for magnitudes alone (neither --complex nor "
-            "--phase)."
+            f"{type(engine).__name__} gives no complex images; ask for magnitudes alone (without --complex, --phase "
+            "and --uncertainty)."
         )
-    return torch.view_as_complex(image.contiguous())[0].cpu().numpy()
+    kspace = engine.forward_operator(expand_operator(image, result.sensitivity_map, 1), dim=(2, 3))
+    return _Output(*(torch.view_as_complex(values.contiguous())[0].cpu().numpy() for values in (image, kspace)))
+
+
+def _check_finite(images: NDArray[Any], index: int) -> None:
+    if not np.isfinite(images).all():
+        raise ValueError(
+            f"The model's image of slice {index} has values that are NaN or infinite; expected finite ones. Is the "
+            "checkpoint one of a training that diverged?"
+        )
+
+
+def _check_same_configuration(paths: Sequence[Path]) -> None:
+    """Make sure that the networks of an ensemble, and what is done with k-space, are the same."""
+    first, *others = map(_load_config, paths)
+    for path, other in zip(paths[1:], others, strict=True):
+        for section in ("model", "additional_models", "physics", "inference"):
+            if first.get(section) != other.get(section):
+                raise ValueError(
+                    f"{path} differs from {paths[0]} in the section {section}; the networks of an ensemble need the "
+                    "same configuration. Name it with --cfg if it is the same."
+                )
 
 
 def resolve_device(device: str) -> str:

@@ -8,10 +8,10 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,11 +32,29 @@ from direct_hifimamba.data.acquisition import (
 )
 from direct_hifimamba.data.formats.raw_data import RawData
 from direct_hifimamba.data.parallel import map_files
-from direct_hifimamba.files import lock_folder, replace_when_complete
+from direct_hifimamba.files import first_and_count, lock_folder, replace_when_complete
+from direct_hifimamba.reconstruction.noise import (
+    check_replicas,
+    estimate_noise_covariance,
+    noise_map,
+    whitening_matrix,
+)
 from direct_hifimamba.reconstruction.pretrained import CONFIG_NAME, find_pretrained, hash_file, is_pretrained
 from direct_hifimamba.reconstruction.reconstructor import Reconstructor
+from direct_hifimamba.reconstruction.uncertainty import MAX_RESIDUAL, Calibration, residual_map, spread
 
-_RUN, _MASK = "run.json", "mask.npy"
+IMAGE, NOISE, SPREAD, RESIDUAL = "reconstruction", "noise", "spread", "residual"
+"""Names of the image of a slice and of its maps, from :func:`noise_map`, :func:`spread` and :func:`residual_map`."""
+
+_RUN, _MASK, _COVARIANCE = "run.json", "mask.npy", "noise_covariance.npy"
+
+_RESIDUAL_OF_SLICE = "residual_of_slice"
+
+_NOISE_SLICES = 16
+"""Number of slices, evenly spread, from which the noise is estimated at most."""
+
+_WHITE = 0.999
+"""Quantile of the values of an image or map that is shown white."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +63,8 @@ class Request:
 
     Attributes
     ----------
-    checkpoint : Path
-        As in :meth:`Reconstructor.from_checkpoint`, and so are `config_path` and `device`; or a name as in
+    checkpoints : tuple of Path
+        As in :meth:`Reconstructor.from_checkpoint`, and so are `config_path` and `device`; or one name as in
         :meth:`Reconstructor.from_pretrained`.
     source : Path
         File of raw data, see :func:`direct_hifimamba.data.acquisition.read_acquisition`, and so are `mask_path`,
@@ -59,9 +77,15 @@ class Request:
     complex_images : bool
         As in :class:`Reconstructor`, and so is `check`.
     check : bool
+    replicas : int, optional
+        Number of pseudo-replicas for maps of the noise.
+    uncertainty : bool
+        Whether the spread of an ensemble and the residual at the samples are computed.
+    calibration : Path, optional
+        File of :class:`Calibration`.
     """
 
-    checkpoint: Path
+    checkpoints: tuple[Path, ...]
     source: Path
     config_path: Path | None = None
     device: str = "auto"
@@ -70,6 +94,9 @@ class Request:
     variable: str | None = None
     complex_images: bool = False
     check: bool = True
+    replicas: int | None = None
+    uncertainty: bool = False
+    calibration: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -82,21 +109,43 @@ class Slices:
     raw : RawData
         What the file of the input says.
     warnings : tuple of str
-        In what k-space differs from that of the training, see :meth:`Reconstructor.find_departures`.
+        In what k-space differs from that of the training, see :meth:`Reconstructor.find_departures`, and which slices
+        do not fit their samples.
+    maps : tuple of str
+        Names of the maps that were computed, of `NOISE`, `SPREAD` and `RESIDUAL`.
+    residuals : tuple of floats
+        Of each slice, see :func:`residual_map`, if there is this map.
+    factor : float, optional
+        With which the spread was calibrated.
     """
 
     folder: Path
     raw: RawData
     warnings: tuple[str, ...]
+    maps: tuple[str, ...] = ()
+    residuals: tuple[float, ...] = ()
+    factor: float | None = None
 
     def __len__(self) -> int:
         return self.raw.shape[0]
 
     def read(self, name: str) -> Iterator[NDArray[Any]]:
-        """Yield what is stored under a name of every slice, such as the image, `reconstruction`."""
+        """Yield the image (`IMAGE`) or a map of every slice."""
         for index in range(len(self)):
             with np.load(_slice_path(self.folder, index)) as stored:
                 yield stored[name]
+
+    def read_side_by_side(self) -> Iterator[NDArray[np.float32]]:
+        """Yield the magnitude of every slice with its maps on the right, each scaled so that the brightest are 1.
+
+        The residual is left out where images are cropped, as it has the size of k-space.
+        """
+        shape = next(self.read(IMAGE)).shape
+        names = [IMAGE, *(name for name in self.maps if next(self.read(name)).shape == shape)]
+        whites = [max(np.quantile(np.abs(image), _WHITE) for image in self.read(name)) or 1.0 for name in names]
+        for images in zip(*map(self.read, names), strict=True):
+            scaled = [np.abs(image) / white for image, white in zip(images, whites, strict=True)]
+            yield np.concatenate(scaled, axis=1).clip(0, 1).astype(np.float32)
 
 
 class _Scan(NamedTuple):
@@ -107,18 +156,30 @@ class _Scan(NamedTuple):
     sensitivity_map: RawData | None
 
 
+def load(
+    checkpoints: Sequence[Path], config_path: Path | None = None, device: str = "auto"
+) -> tuple[tuple[Path, ...], Reconstructor]:
+    """Load checkpoints, or weights in the package, and return their files, configuration first, and the model.
+
+    Raises
+    ------
+    ValueError
+        As :meth:`Reconstructor.from_checkpoint`, or if a name in the package is one of several.
+    """
+    if len(checkpoints) > 1 or not is_pretrained(checkpoints[0]):
+        reconstructor = Reconstructor.from_checkpoint(checkpoints, config_path, device)
+        return (config_path or checkpoints[0].parent / CONFIG_NAME, *checkpoints), reconstructor
+    name = str(checkpoints[0])
+    pretrained = find_pretrained(name)
+    reconstructor = Reconstructor.from_pretrained(name, config_path, device)
+    return (config_path or pretrained.config_path, *pretrained.checkpoints), reconstructor
+
+
 @lru_cache(maxsize=1)
 def _open(request: Request, call: str) -> _Scan:
     """Open the files of a request, once in each process and for each call of :func:`reconstruct_volume`."""
     raw, mask = open_acquisition(request.source, request.mask_path, request.axes, request.variable)
-    if is_pretrained(request.checkpoint):
-        name = str(request.checkpoint)
-        pretrained = find_pretrained(name)
-        weights = (request.config_path or pretrained.config_path, *pretrained.checkpoints)
-        reconstructor = Reconstructor.from_pretrained(name, request.config_path, request.device)
-    else:
-        weights = (request.config_path or request.checkpoint.parent / CONFIG_NAME, request.checkpoint)
-        reconstructor = Reconstructor.from_checkpoint(request.checkpoint, request.config_path, request.device)
+    weights, reconstructor = load(request.checkpoints, request.config_path, request.device)
     maps = open_sensitivity_map(request.source, request.axes) if reconstructor.needs_sensitivity_map else None
     return _Scan(weights, reconstructor, raw, mask, maps)
 
@@ -153,6 +214,8 @@ def reconstruct_volume(
     """
     if jobs < 1:
         raise ValueError(f"The number of jobs is {jobs}; expected at least 1.")
+    if request.replicas is not None:
+        check_replicas(request.replicas)
     call = uuid4().hex
     weights, reconstructor, raw, mask, maps = _open(request, call)
     before(raw)
@@ -170,15 +233,25 @@ def reconstruct_volume(
     departures = reconstructor.find_departures(middle[None], middle_mask) if request.check else []
     for departure in departures:
         print(f"direct-hifimamba: warning: {departure}", file=sys.stderr)
+    hashes = [hash_file(path) for path in weights]
+    factor = None
+    if request.calibration is not None:
+        factor = Calibration.read(request.calibration, hashes).factor(sampled)
+    covariance = _find_covariance(raw, sampled) if request.replicas is not None or request.uncertainty else None
     identity = {
         "input": [
             summary.sha256,
             hashlib.sha256(sampled.tobytes()).hexdigest(),
             None if maps is None else summarise(maps.slices(), maps.shape).sha256,
-            is_calibrated,
+            None
+            if raw.read_calibration is None
+            else summarise(map(raw.read_calibration, range(raw.shape[0])), raw.shape).sha256,
         ],
-        "weights": [hash_file(path) for path in weights],
-        "options": [request.device, request.complex_images, raw.image_size],
+        "weights": hashes,
+        "options": [
+            *(request.device, request.complex_images, raw.image_size),
+            *(request.replicas, request.uncertainty, factor),
+        ],
         "version": direct_hifimamba.__version__,
     }
     folder.mkdir(exist_ok=True)
@@ -186,13 +259,14 @@ def reconstruct_volume(
         if not folder.exists():
             raise FileExistsError("Another process has written the same output; choose another one.")
         _claim(folder, json.loads(json.dumps(identity)))
-        with replace_when_complete(folder / _MASK) as path, path.open("wb") as file:
-            np.save(file, sampled)
+        _save(folder / _MASK, sampled)
+        if covariance is not None:
+            _save(folder / _COVARIANCE, covariance)
         missing = [index for index in range(raw.shape[0]) if not _is_complete(_slice_path(folder, index))]
         if len(missing) < raw.shape[0]:
             print(f"Resuming: {raw.shape[0] - len(missing)} of {raw.shape[0]} slices are finished.")
         threads = max(1, torch.get_num_threads() // jobs)
-        function = partial(_reconstruct, request, call, folder)
+        function = partial(_reconstruct, request, call, folder, factor)
         try:
             for _ in map_files(function, missing, jobs, "reconstruct", "slice", threads):
                 pass
@@ -201,24 +275,82 @@ def reconstruct_volume(
                 "A process was ended from outside, perhaps because memory was exhausted. Finished slices are kept: the "
                 "same command resumes; take fewer --jobs if it happens again."
             ) from error
-        yield Slices(folder, raw, tuple(departures))
+        yield _summarise_slices(Slices(folder, raw, tuple(departures), factor=factor))
         shutil.rmtree(folder)
 
 
-def _reconstruct(request: Request, call: str, folder: Path, index: int) -> None:
+def _reconstruct(request: Request, call: str, folder: Path, factor: float | None, index: int) -> None:
     _, reconstructor, raw, _, maps = _open(request, call)
-    sampled = np.load(folder / _MASK)
-    image = reconstructor.reconstruct_slice(
-        raw.read_slice(index),
-        sampled[index] if sampled.ndim == 3 else sampled,
-        request.complex_images,
-        None if maps is None else maps.read_slice(index),
-        raw.image_size,
-        index=index,
-        calibration=None if raw.read_calibration is None else raw.read_calibration(index),
-    )
+    kspace, sampled = raw.read_slice(index), np.load(folder / _MASK)
+    sampled = sampled[index] if sampled.ndim == 3 else sampled
+    options: dict[str, Any] = {
+        "sensitivity_map": None if maps is None else maps.read_slice(index),
+        "image_size": raw.image_size,
+        "index": index,
+        "calibration": None if raw.read_calibration is None else raw.read_calibration(index),
+    }
+    arrays: dict[str, Any] = {}
+    if request.uncertainty:
+        analysis = reconstructor.analyse_slice(kspace, sampled, **options)
+        image = analysis.images.mean(axis=0)
+        arrays[IMAGE] = image if request.complex_images else np.abs(image)
+        arrays[RESIDUAL], arrays[_RESIDUAL_OF_SLICE] = residual_map(analysis.residual, np.load(folder / _COVARIANCE))
+        if len(analysis.images) > 1:
+            arrays[SPREAD] = spread(analysis.images) * np.float32(factor or 1)
+    else:
+        arrays[IMAGE] = reconstructor.reconstruct_slice(kspace, sampled, request.complex_images, **options)
+    if request.replicas is not None:
+        arrays[NOISE] = noise_map(
+            lambda noisy: reconstructor.reconstruct_slice(noisy, sampled, **options),
+            kspace,
+            sampled,
+            np.load(folder / _COVARIANCE),
+            request.replicas,
+            seed=index,
+        )
     with replace_when_complete(_slice_path(folder, index)) as path, path.open("wb") as file:
-        np.savez(file, reconstruction=image)
+        np.savez(file, **arrays)
+
+
+def _summarise_slices(slices: Slices) -> Slices:
+    """Add which maps there are and, with a warning, whether the images fit their samples."""
+    with np.load(_slice_path(slices.folder, 0)) as stored:
+        maps = tuple(name for name in (NOISE, SPREAD, RESIDUAL) if name in stored)
+    if RESIDUAL not in maps:
+        return replace(slices, maps=maps)
+    residuals = tuple(map(float, slices.read(_RESIDUAL_OF_SLICE)))
+    numbers = " ".join(f"{residual:.2f}" for residual in residuals)
+    print(f"Residual of each slice at its samples, in standard deviations of the noise: {numbers}")
+    outside = [index for index, residual in enumerate(residuals) if residual > MAX_RESIDUAL]
+    warnings = slices.warnings
+    if outside:
+        warning = (
+            f"The residual of slice {first_and_count([str(index) for index in outside])} is above {MAX_RESIDUAL:g} "
+            "standard deviations of the noise: the image does not fit its samples (docs/uncertainty.md)."
+        )
+        print(f"direct-hifimamba: warning: {warning}", file=sys.stderr)
+        warnings = (*warnings, warning)
+    return replace(slices, maps=maps, residuals=residuals, warnings=warnings)
+
+
+def _find_covariance(raw: RawData, sampled: NDArray[np.bool_]) -> NDArray[np.complex128]:
+    """Return the covariance of the noise, from the file if it was measured, and say where it is from."""
+    if raw.noise_covariance is not None:
+        print("The noise is that of the noise scan.")
+        covariance = raw.noise_covariance
+    else:
+        print("The noise is estimated at the edge of k-space, as the file has no noise scan.")
+        count = raw.shape[0]
+        chosen = np.linspace(0, count - 1, min(count, _NOISE_SLICES)).round().astype(int).tolist()
+        masks = np.broadcast_to(sampled, (count, *raw.shape[2:]))[chosen]
+        covariance = estimate_noise_covariance(map(raw.read_slice, chosen), masks)
+    whitening_matrix(covariance)
+    return covariance
+
+
+def _save(path: Path, array: NDArray[Any]) -> None:
+    with replace_when_complete(path) as partial_path, partial_path.open("wb") as file:
+        np.save(file, array)
 
 
 def _claim(folder: Path, identity: dict[str, Any]) -> None:

@@ -129,6 +129,7 @@ def test_slices_of_another_run_are_not_used(
         ((checkpoint, source, output, "--complex"), "with different options"),
         ((checkpoint, other, output), "with different input"),
         ((checkpoint, source, output, "--mask", tmp_path / "mask.npy"), "with different input"),
+        ((checkpoint, source, output, "--uncertainty"), "with different options"),
         ((checkpoint, source, output, "--jobs", 0), "expected at least 1"),
     ):
         with pytest.raises(SystemExit, match="2"):
@@ -142,7 +143,7 @@ def test_memory_is_that_of_a_slice(checkpoint: Path, tmp_path: Path) -> None:
     write_volume(tmp_path / "volume.h5", kspace, {}, line_mask(64, center=9))
     size = kspace.nbytes
     del kspace
-    request = volume.Request(checkpoint, tmp_path / "volume.h5")
+    request = volume.Request((checkpoint,), tmp_path / "volume.h5")
     tracemalloc.start()
     try:
         with volume.reconstruct_volume(request, tmp_path / "partial") as slices:

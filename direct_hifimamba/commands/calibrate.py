@@ -1,0 +1,45 @@
+"""`direct-hifimamba calibrate`: what the spread of an ensemble says of its error, on simulated slices."""
+
+import argparse
+from pathlib import Path
+
+from direct_hifimamba.data.simulation.heads import find_heads
+from direct_hifimamba.reconstruction.pretrained import CONFIG_NAME, hash_file
+from direct_hifimamba.reconstruction.uncertainty import NOMINAL, calibrate
+from direct_hifimamba.reconstruction.volume import load
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `direct-hifimamba calibrate`."""
+    parser.add_argument(
+        "checkpoint", type=Path, nargs="+", help="checkpoints of an ensemble, or the name of weights in the package"
+    )
+    parser.add_argument("heads", type=Path, help="folder of NIfTI files that the training did not use")
+    parser.add_argument("output", type=Path, help="JSON file, for `reconstruct --uncertainty --calibration`")
+    parser.add_argument(
+        "--cfg", type=Path, metavar="FILE", help=f"configuration (default: {CONFIG_NAME} beside the checkpoints)"
+    )
+    parser.add_argument(
+        "--accelerations", type=float, nargs="+", default=[4.0, 8.0], help="default: 4 8", metavar="NUMBER"
+    )
+    parser.add_argument("--number", type=int, default=24, help="slices for each acceleration (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=128, help="height and width (default: %(default)s)")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run `direct-hifimamba calibrate`."""
+    if args.output.exists():
+        raise FileExistsError(f"{args.output} exists already; remove it or choose another output.")
+    files, reconstructor = load(args.checkpoint, args.cfg)
+    calibration = calibrate(
+        reconstructor, find_heads(args.heads), list(map(hash_file, files)), args.accelerations, args.number, args.size
+    )
+    calibration.write(args.output)
+    print(f"| acceleration | factor | coverage without ({NOMINAL:.0%} expected) | with it | in the worst slice |")
+    print("|---|---|---|---|---|")
+    for row in zip(
+        *(calibration.accelerations, calibration.factors),
+        *(calibration.coverage_before, calibration.coverage_after, calibration.worst_after),
+        strict=True,
+    ):
+        print("| {:g} | {:.2f} | {:.0%} | {:.0%} | {:.0%} |".format(*row))
