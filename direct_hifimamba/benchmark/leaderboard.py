@@ -143,7 +143,7 @@ def _is_close(seeds: dict[int | None, dict[str, float]], others: dict[int | None
 
 
 def rank(entries: Sequence[Entry], summary: Sequence[SummaryRow]) -> list[Entry]:
-    """Best first, by the mean of `RANKED_BY` over accelerations; last the models without scores at one of them."""
+    """Return the best first, by the mean of `RANKED_BY` over accelerations; models without a score at one come last."""
     accelerations = {row.acceleration for row in summary}
 
     def key(entry: Entry) -> tuple[bool, float]:

@@ -12,11 +12,11 @@ from PIL import Image
 from scipy.ndimage import sobel, uniform_filter
 
 WHITE_QUANTILE = 0.999
-"""Of the target's magnitudes: what is shown white."""
+"""Quantile of the magnitudes of the target that is shown white."""
 
 ERROR_QUANTILE = 0.98
 ERROR_COLOURS = tuple(mpl.colormaps["inferno"](np.linspace(0, 1, 17))[:, :3].tolist())
-"""From no error to the largest that is told apart, in equal steps."""
+"""Colours of errors from 0 to the limit, in equal steps."""
 
 ZOOM = 3
 """Magnification of the window."""
@@ -40,7 +40,7 @@ def encode(pixels: NDArray[np.uint8]) -> str:
 
 
 def encode_palette(indices: NDArray[np.integer], colours: Sequence[str]) -> str:
-    """An array of indices of `colours` (#rrggbb), of shape (height, width), as a PNG file in a data URI."""
+    """Return an array (height, width) of indices of `colours` (#rrggbb) as a PNG file in a data URI."""
     image = Image.fromarray(indices.astype(np.uint8))
     image.putpalette(b"".join(bytes.fromhex(colour[1:]) for colour in colours))
     buffer = io.BytesIO()
@@ -49,22 +49,22 @@ def encode_palette(indices: NDArray[np.integer], colours: Sequence[str]) -> str:
 
 
 def white_level(target: NDArray[np.float32]) -> float:
-    """The magnitude that is shown white in a slice, and that its errors are relative to."""
+    """Return the magnitude that is shown white in a slice, and to which its errors are relative."""
     return max(float(np.quantile(target, WHITE_QUANTILE)), float(np.finfo(np.float32).tiny))
 
 
 def relative_error(target: NDArray[np.float32], image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Magnitude of the error, in units of the target's white."""
+    """Return the magnitude of the error, in units of the target's white."""
     return (np.abs(image - target) / white_level(target)).astype(np.float32)
 
 
 def draw_target(target: NDArray[np.float32]) -> str:
-    """The target, as :func:`draw_image` shows an image of it, without errors."""
+    """Return a picture of the target as :func:`draw_image` shows a reconstruction, without errors."""
     return encode(_to_grey(target / white_level(target)))
 
 
 def draw_image(target: NDArray[np.float32], image: NDArray[np.float32], error_limit: float) -> str:
-    """An image, and right of it its error from 0 (black) to `error_limit` (white), in units of the target's white."""
+    """Return a picture of an image and, right of it, its error from 0 (black) to `error_limit` (white)."""
     error = relative_error(target, image) / error_limit
     return encode(_to_grey(np.concatenate([image / white_level(target), error], axis=1)))
 
@@ -74,7 +74,7 @@ def _to_grey(values: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def choose_window(target: NDArray[np.float32]) -> Window:
-    """The window with the most edges: what fine detail there is. Errors have no say in it."""
+    """Return the window of the target with the most edges; errors play no part in the choice."""
     height, width = (max(size // ZOOM, 1) for size in target.shape)
     edges = uniform_filter(np.hypot(sobel(target, 0), sobel(target, 1)), (height, width), mode="constant")
     # The filter's window around an index begins half its size before it.
@@ -85,7 +85,7 @@ def choose_window(target: NDArray[np.float32]) -> Window:
 
 
 def error_limit(errors: Sequence[NDArray[np.float32]]) -> float:
-    """A limit that shows the structure of errors: a high quantile of them all, rounded up to plain quarters."""
+    """Return the error that is shown white: a high quantile of all errors, rounded up so that quarters are plain."""
     quantile = max(float(np.quantile(np.concatenate([error.ravel() for error in errors]), ERROR_QUANTILE)), 1e-6)
     power = 10.0 ** np.floor(np.log10(quantile))
     return float(next(step for step in (1, 1.2, 1.6, 2, 2.4, 3, 4, 5, 6, 8, 10) if step * power >= quantile) * power)

@@ -121,7 +121,7 @@ def _environment() -> Environment:
 
 
 def _choose_highlighted(results: Results) -> list[str]:
-    """Every HiFi-MambaV2; the baseline, where most models are that, as in ablations."""
+    """Return every HiFi-MambaV2; the baseline where most models are one, as in ablations."""
     trained = [model for model in results.models if model.kind == "trained"]
     ours = [model.label for model in trained if is_ours(model)]
     return ours if 2 * len(ours) <= len(trained) else [results.baseline]

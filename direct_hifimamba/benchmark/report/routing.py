@@ -26,7 +26,7 @@ class RoutedBlock:
 
     @property
     def description(self) -> str:
-        """For those who do not see the map."""
+        """The shares in words, for readers who do not see the map."""
         return ", ".join(f"{share:.0%} to expert {number}" for number, share in enumerate(self.shares, 1))
 
 
@@ -60,7 +60,7 @@ def is_ours(model: Model) -> bool:
 def draw_routings(
     folder: BenchmarkFolder, specification: Specification, results: Results, comparison: Comparison
 ) -> Iterator[RoutingFigure]:
-    """The routing of every HiFi-MambaV2 for which slices were chosen."""
+    """Yield the routing of every HiFi-MambaV2 for which slices were chosen."""
     test = specification.folder(specification.splits.test, comparison.acceleration)
     targets = {entry.key: entry.target for entry in comparison.slices}
     for model in results.models:
@@ -86,6 +86,6 @@ def draw_routings(
 
 
 def _name_block(path: str) -> str:
-    """`stages.0.blocks.1` as readers count."""
+    """Return a name such as `Stage 1, block 2` for `stages.0.blocks.1`."""
     _, stage, _, block = path.split(".")
     return f"Stage {int(stage) + 1}, block {int(block) + 1}"

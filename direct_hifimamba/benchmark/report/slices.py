@@ -87,7 +87,7 @@ def anchor(acceleration: str, key: SliceKey) -> str:
 
 
 def choose_slices(values: Mapping[SliceKey, float]) -> dict[str, SliceKey]:
-    """The slices with the median, best and worst value by rank; of two in the middle, the worse one."""
+    """Return the slices with the median, best and worst value by rank; of two in the middle, the worse one."""
     ordered = sorted(values, key=lambda key: (values[key], key))
     return dict(zip(RANKS, (ordered[(len(ordered) - 1) // 2], ordered[-1], ordered[0]), strict=True))
 
@@ -95,7 +95,7 @@ def choose_slices(values: Mapping[SliceKey, float]) -> dict[str, SliceKey]:
 def _load_slices(
     keys: Iterable[SliceKey], test: Path, predictions: Mapping[str, Path], labels: Iterable[str], centered: bool
 ) -> dict[SliceKey, tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]]:
-    """The target and, by model, the images of slices. Only one volume of each is in memory at a time."""
+    """Return the target and, by model, the images of slices. Only one volume of each is in memory at a time."""
     slices = {}
     for file, keys_of_file in groupby(sorted(keys), lambda key: key.file):
         images = {label: load_reconstruction(path / file) for label, path in predictions.items()}
@@ -110,7 +110,7 @@ def _load_slices(
 def _choose_exemplary(
     results: Results, trained: Sequence[str], highlighted: Sequence[str], pixels_per_slice: int
 ) -> list[str]:
-    """The models of which slices are shown, as many as `MAX_PIXELS` allows: first the baseline and highlighted ones."""
+    """Return the models whose slices are shown, as many as `MAX_PIXELS` allows: baseline and highlighted ones first."""
     count = max(1, MAX_PIXELS // (len(results.protocol.accelerations) * len(RANKS) * pixels_per_slice))
     first = sorted(trained, key=lambda label: (label != results.baseline, label not in highlighted))[:count]
     return [label for label in trained if label in first]

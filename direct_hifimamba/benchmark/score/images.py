@@ -18,7 +18,7 @@ from direct_hifimamba.data.fourier import root_sum_of_squares
 
 
 def load_target(path: Path, shape: tuple[int, int], centered: bool = True) -> NDArray[np.float32]:
-    """Root sum of squares of the fully sampled k-space of a test file.
+    """Return the root sum of squares of the fully sampled k-space of a test file.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def load_target(path: Path, shape: tuple[int, int], centered: bool = True) -> ND
 
 
 def load_zero_filled(path: Path, shape: tuple[int, int], centered: bool = True) -> NDArray[np.float32]:
-    """The same of k-space that is zero where the file's mask is.
+    """Return the root sum of squares of the k-space that the mask of a test file leaves; see :func:`load_target`.
 
     Raises
     ------
@@ -53,7 +53,7 @@ def load_zero_filled(path: Path, shape: tuple[int, int], centered: bool = True) 
 
 
 def load_reconstruction(path: Path) -> NDArray[np.float32]:
-    """What `direct predict` wrote: float32 array of shape (slices, height, width)."""
+    """Return what `direct predict` has written, a float32 array of shape (slices, height, width)."""
     with h5py.File(path) as file:
         return file["reconstruction"][()]
 

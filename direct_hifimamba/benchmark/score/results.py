@@ -23,7 +23,7 @@ Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 def digest(values: Any) -> str:
-    """SHA-256 of anything that JSON can hold; the order of keys does not matter."""
+    """Return the SHA-256 of anything that JSON can hold; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

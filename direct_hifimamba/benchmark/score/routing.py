@@ -33,7 +33,7 @@ class BlockRouting:
 
 
 def read_routing(checkpoint: Path, volume: Path, device: str = "cpu") -> list[BlockRouting]:
-    """Reconstruct a volume and write down what the routers decide.
+    """Reconstruct a volume and return what the routers decide.
 
     Parameters
     ----------

@@ -97,7 +97,7 @@ class Difference:
 
 
 def summarise(values: Values, groups: Groups | None = None) -> Summary | None:
-    """Mean over subjects with its uncertainty; None if there is no score at all.
+    """Return the mean over subjects with its uncertainty; None if there is no score at all.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ def summarise(values: Values, groups: Groups | None = None) -> Summary | None:
 
 
 def compare(values: Values, others: Values, groups: Groups | None = None) -> Difference | None:
-    """Values minus others, subject by subject; None if they have no score in common.
+    """Return values minus others, subject by subject; None if they have no score in common.
 
     Parameters
     ----------
@@ -136,7 +136,7 @@ def compare(values: Values, others: Values, groups: Groups | None = None) -> Dif
 
 
 def group_members(names: Sequence[str], groups: Groups | None) -> list[list[int]]:
-    """Indices of the volumes of every subject."""
+    """Return the indices of the volumes of every subject."""
     members: dict[str, list[int]] = {}
     for index, name in enumerate(names):
         members.setdefault((groups or {}).get(name, name), []).append(index)
@@ -144,7 +144,7 @@ def group_members(names: Sequence[str], groups: Groups | None) -> list[list[int]
 
 
 def _subjects(groups: Groups | None, *sides: Values) -> list[Array]:
-    """Of every side the scores of the subjects, of shape (subjects, seeds), from volumes with a score in all sides."""
+    """Return the scores of the subjects of every side, shape (subjects, seeds), from volumes scored in all sides."""
     volumes = [
         {name: np.asarray(array, np.float64).reshape(len(array), -1).mean(axis=1) for name, array in side.items()}
         for side in sides
@@ -174,7 +174,7 @@ def _interval(subjects: Array) -> tuple[float | None, float | None]:
 
 
 def _t_quantile(count: int) -> float:
-    """Student's t of a two-sided interval of the mean of `count` values."""
+    """Return Student's t of a two-sided interval of the mean of `count` values."""
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1))
 
 
@@ -183,7 +183,7 @@ def _singles(subjects: Array) -> list[float]:
 
 
 def _seed_deviation(seed_means: Array, others: Array) -> tuple[float | None, int]:
-    """Standard deviation over seeds of the difference of two models, and how many seeds it is over."""
+    """Return the standard deviation over seeds of the difference of two models, and the number of these seeds."""
     counts = {len(seed_means), len(others)}
     if len(counts - {1}) < 2:
         return _std(seed_means - others), max(counts)
