@@ -23,6 +23,7 @@ from direct_hifimamba.nn.layers.config import NetworkConfig
 from direct_hifimamba.nn.layers.engine import SenseEngine
 from direct_hifimamba.nn.layers.sense import Measurement
 from tests.helpers import assert_close, gradients, measure, perturb
+from tests.nn.hifimamba.hifimamba_engine_test import split
 
 
 class Baseline(NamedTuple):
@@ -260,15 +261,16 @@ def test_bad_input_is_one_clear_error(baseline: Baseline) -> None:
 # In DIRECT
 
 
-def build_engine(baseline: Baseline, *losses: str, **options: Any) -> SenseEngine:
+def build_engine(baseline: Baseline, *losses: str, kind: str = "", **options: Any) -> SenseEngine:
     """The engine of a tiny network, made by DIRECT."""
     network = tiny_baseline(baseline, **options)
-    config = baseline.config_class(model_name=baseline.model_name, **(baseline.tiny | options))
+    names = {"model_name": baseline.model_name, "engine_name": f"{baseline.name}{kind}Engine"}
+    config = baseline.config_class(**names, **(baseline.tiny | options))
     entries = [{"function": loss, "multiplier": 1.0} for loss in losses]
     training = TrainingConfig(datasets=[], loss=LossConfig(losses=entries))
     cfg = OmegaConf.structured(DefaultConfig(model=config, training=training))
     engine = setup_engine(cfg, "cpu", network, {}, forward_operator=fft2, backward_operator=ifft2)
-    assert type(engine) is baseline.of(f"{baseline.folder}_engine", "Engine")
+    assert type(engine) is baseline.of(f"{baseline.folder}_engine", f"{kind}Engine")
     engine.ndim = 2
     return engine
 
@@ -296,3 +298,21 @@ def test_an_iteration_of_direct_trains_the_network(baseline: Baseline, coils: in
 def test_validation_has_no_losses_of_its_own(baseline: Baseline) -> None:
     output = build_engine(baseline, "l1_loss")._do_iteration(batch())
     assert output.data_dict == {}
+
+
+@for_all
+@pytest.mark.parametrize("kind", ["SSL", "JSSL"])
+def test_self_supervision_trains_on_one_part_of_the_samples(baseline: Baseline, kind: str) -> None:
+    engine, data = build_engine(baseline, "l1_loss", "kspace_nmse_loss", kind=kind), split(batch())
+    engine.models_training_mode()
+    output = engine._do_iteration(data.copy(), engine.build_loss())
+    assert output.data_dict.keys() == {"l1_loss", "kspace_nmse_loss"}
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in engine.model.parameters())
+    image, *_ = outputs(
+        engine.model, Measurement(data["input_kspace"], data["input_sampling_mask"], data["sensitivity_map"])
+    )
+    maps = torch.view_as_complex(data["sensitivity_map"])
+    coil_images = torch.view_as_real(torch.view_as_complex(image)[:, None] * maps)
+    predicted = fft2(coil_images, dim=(2, 3)) * data["target_sampling_mask"]
+    nmse = (predicted - data["kspace"]).square().sum() / data["kspace"].square().sum()
+    assert output.data_dict["kspace_nmse_loss"].item() == pytest.approx(nmse.item(), rel=1e-4)

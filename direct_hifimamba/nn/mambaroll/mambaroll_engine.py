@@ -1,4 +1,4 @@
-"""Engine of MambaRoll."""
+"""Engines of MambaRoll."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from direct.data.transforms import modulus
 from direct.nn.loss_keys import KeyedLossFn
+from direct.nn.ssl.mri_models import JSSLMRIModelEngine, SSLMRIModelEngine
 
-from direct_hifimamba.nn.layers.engine import SenseEngine, stop_gradient_at_zero
+from direct_hifimamba.nn.layers.engine import SelfSupervision, SenseEngine, stop_gradient_at_zero
 from direct_hifimamba.nn.layers.sense import Measurement
 
 
@@ -17,7 +18,8 @@ class MambaRollEngine(SenseEngine):
     """Engine that trains and evaluates :class:`direct_hifimamba.nn.mambaroll.mambaroll.MambaRoll` in DIRECT.
 
     Every configured loss that compares the image with the target is also computed of the image of every scale; their
-    sum, weighted by `model.scale_loss_weight`, is added as `scale_loss`.
+    sum, weighted by `model.scale_loss_weight`, is added as `scale_loss`. Self-supervised engines do not add it, since
+    their losses compare samples that were left out.
     """
 
     _scale_images: torch.Tensor
@@ -40,6 +42,14 @@ class MambaRollEngine(SenseEngine):
             values = [loss(magnitude, target, *arguments) for loss in image_losses for magnitude in magnitudes]
             return weight * torch.stack(values).sum()
 
-        if weight > 0 and image_losses:
+        if weight > 0 and image_losses and not isinstance(self, SSLMRIModelEngine):
             losses["scale_loss"] = KeyedLossFn(scale_loss, *keys)
         return losses
+
+
+class MambaRollSSLEngine(SelfSupervision, MambaRollEngine, SSLMRIModelEngine):
+    """Engine that trains MambaRoll without references, on undersampled k-space alone."""
+
+
+class MambaRollJSSLEngine(SelfSupervision, MambaRollEngine, JSSLMRIModelEngine):
+    """Engine that trains MambaRoll on data sets with references and others without."""
