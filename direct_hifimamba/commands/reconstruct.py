@@ -46,6 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--mask", type=Path, metavar="FILE", help="file with the mask (default: that of the input)")
     parser.add_argument(
+        "--sensitivity-map",
+        type=Path,
+        metavar="FILE",
+        help="file with coil sensitivities, for configurations that take them as given (default: in the input)",
+    )
+    parser.add_argument(
         "--axes", metavar="NAMES", help=f"what the axes of an array are, such as height,width,coil: of {','.join(AXES)}"
     )
     parser.add_argument("--variable", metavar="NAME", help="name of k-space in the file (default: kspace)")
@@ -113,6 +119,7 @@ def main(args: argparse.Namespace) -> None:
         config_path=args.cfg,
         device=args.device,
         mask_path=args.mask,
+        sensitivity_map_path=args.sensitivity_map,
         axes=args.axes and tuple(args.axes.split(",")),
         variable=args.variable,
         complex_images=args.complex or args.phase,

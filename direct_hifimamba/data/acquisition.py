@@ -207,8 +207,17 @@ def describe_acquisition(
     return messages
 
 
-def open_sensitivity_map(path: Path, axes: Sequence[str] | None = None) -> RawData:
-    """Open the coil sensitivities `sensitivity_map` of a file, which have the axes of k-space.
+def open_sensitivity_map(path: Path, axes: Sequence[str] | None = None, is_separate: bool = False) -> RawData:
+    """Open the coil sensitivities of a file, which have the axes of k-space.
+
+    Parameters
+    ----------
+    path : Path
+    axes : sequence of str, optional
+        As in :func:`registry.read`.
+    is_separate : bool
+        Whether the file is one of sensitivities alone, whose only array may have any name, or none. Otherwise they are
+        called `sensitivity_map`.
 
     Raises
     ------
@@ -218,11 +227,22 @@ def open_sensitivity_map(path: Path, axes: Sequence[str] | None = None) -> RawDa
     try:
         return read(path, axes, SENSITIVITY_MAP)
     except MissingArrayError as error:
+        if is_separate and not _has_kspace(path, axes):
+            return read(path, axes)
         raise ValueError(
             f"{path} holds no coil sensitivities (array {SENSITIVITY_MAP!r}), which the configuration takes as given "
-            "(sensitivity_maps: stored). Add them to the file, with the axes of k-space, or name a configuration that "
-            "estimates them (--cfg)."
+            "(sensitivity_maps: stored). Add them to the file, with the axes of k-space, name a file of theirs "
+            "(--sensitivity-map), or a configuration that estimates them (--cfg)."
         ) from error
+
+
+def _has_kspace(path: Path, axes: Sequence[str] | None) -> bool:
+    """Return whether a file has an array that is called `kspace`."""
+    try:
+        read(path, axes, "kspace")
+    except MissingArrayError:
+        return False
+    return True
 
 
 def check_acquisition(

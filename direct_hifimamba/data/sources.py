@@ -1,6 +1,7 @@
 """Readers of the volumes of the data sets, slice by slice."""
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,11 @@ MAX_GAPS = 0.01
 
 _ACCELERATION = ".//{*}parallelImaging/{*}accelerationFactor/*"
 """Elements of an ISMRMRD header: acceleration along each direction of phase encoding."""
+
+_PERSONAL = re.compile(
+    rb"<((?:\w+:)?(?:subjectInformation|studyDate|studyID|seriesDate|institutionName))\b[^>]*>.*?</\1>", re.DOTALL
+)
+"""Elements of an ISMRMRD header that may identify a person, and are not copied."""
 
 ERASED = ("anonymous", "anonymized", "anonymised", "none", "null", "unknown", "n/a")
 """Placeholders for the identity of a patient."""
@@ -156,7 +162,7 @@ class KSpaceFile:
                     f"its header says that k-space was measured with an acceleration of {max(factors):g}, and it has "
                     "no gaps: the rest was filled in by parallel imaging; expected references that were measured"
                 )
-            return document
+            return _PERSONAL.sub(b"", document)
 
     def kspace(self, index: int) -> NDArray[np.complex64]:
         """Return the k-space of a slice, shape ([coil, ]height, width)."""

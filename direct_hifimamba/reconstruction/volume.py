@@ -72,6 +72,8 @@ class Request:
     config_path : Path, optional
     device : str
     mask_path : Path, optional
+    sensitivity_map_path : Path, optional
+        File of coil sensitivities. Default: `source`, if the configuration needs them.
     axes : tuple of str, optional
     variable : str, optional
     complex_images : bool
@@ -90,6 +92,7 @@ class Request:
     config_path: Path | None = None
     device: str = "auto"
     mask_path: Path | None = None
+    sensitivity_map_path: Path | None = None
     axes: tuple[str, ...] | None = None
     variable: str | None = None
     complex_images: bool = False
@@ -180,7 +183,11 @@ def _open(request: Request, call: str) -> _Scan:
     """Open the files of a request, once in each process and for each call of :func:`reconstruct_volume`."""
     raw, mask = open_acquisition(request.source, request.mask_path, request.axes, request.variable)
     weights, reconstructor = load(request.checkpoints, request.config_path, request.device)
-    maps = open_sensitivity_map(request.source, request.axes) if reconstructor.needs_sensitivity_map else None
+    maps: RawData | None = None
+    if request.sensitivity_map_path is not None:
+        maps = open_sensitivity_map(request.sensitivity_map_path, request.axes, is_separate=True)
+    elif reconstructor.needs_sensitivity_map:
+        maps = open_sensitivity_map(request.source, request.axes)
     return _Scan(weights, reconstructor, raw, mask, maps)
 
 

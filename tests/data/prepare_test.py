@@ -676,6 +676,22 @@ def test_headers_are_kept_in_the_form_that_direct_reads_or_left_out(prepared, tm
     assert sample.get("padding_left") == (lookalikes.NUM_PADDED if is_valid else None)
 
 
+def test_headers_lose_what_identifies_a_person(prepared, tmp_path):
+    person = b"<subjectInformation><patientName>Doe^Jane</patientName></subjectInformation>"
+    study = b"<studyInformation><studyDate>1970-01-31</studyDate>"
+
+    def change(header: bytes) -> bytes:
+        changed = header.replace(b"<studyInformation>", person + study)
+        assert changed.count(b"Doe") and changed.count(b"1970")
+        return changed
+
+    _prepare_with_header(prepared, tmp_path, change)
+    written = tmp_path / "out" / "val" / "file1000000.h5"
+    assert FastMRIDataset(written.parent, filenames_filter=[written])[0]["padding_left"] == lookalikes.NUM_PADDED
+    for path in (tmp_path / "out").rglob("*"):
+        assert not path.is_file() or not {b"Doe", b"1970"} & set(re.findall(b"Doe|1970", path.read_bytes()))
+
+
 @pytest.mark.parametrize("name", ["acdc", "m4raw", "fastmri"])
 def test_a_dead_link_in_the_download_is_reported(prepared, tmp_path, name):
     shutil.copytree(prepared(name).raw, tmp_path / "raw")

@@ -23,7 +23,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from direct_hifimamba import cli
-from direct_hifimamba.data.acquisition import center_block, check_acquisition, read_acquisition
+from direct_hifimamba.data.acquisition import center_block, check_acquisition, open_sensitivity_map, read_acquisition
+from direct_hifimamba.data.formats.bart import from_slices, write_cfl
 from direct_hifimamba.data.formats.hdf5 import write_cmrxrecon, write_volume
 from direct_hifimamba.data.formats.nifti import load_magnitude
 from direct_hifimamba.data.formats.registry import read
@@ -213,6 +214,33 @@ def test_sensitivities_are_given_if_and_only_if_they_are_needed(
     ):
         with pytest.raises(ValueError, match=message):
             reconstructor(kspace, mask, sensitivity_map=maps)
+
+
+@pytest.mark.parametrize("form", ["sens.npy", "sens.cfl", "sens.h5"])
+def test_sensitivities_may_have_a_file_of_their_own(experiments: dict[str, Path], tmp_path: Path, form: str) -> None:
+    config = OmegaConf.load(experiments[UNET].parent / CONFIG_NAME)
+    dataset = config.inference.dataset
+    dataset.name, dataset.sensitivity_maps = "FastMRIWithMaps", "stored"
+    dataset.transforms.sensitivity_map_estimation.estimate_sensitivity_maps = False
+    OmegaConf.save(config, tmp_path / "stored.yaml")
+    maps, path = kspace_to_image(simulate()), tmp_path / form
+    write_volume(tmp_path / "both.h5", simulate(), {}, line_mask(), arrays={"sensitivity_map": maps})
+    write_volume(tmp_path / "alone.h5", simulate(), {}, line_mask())
+    if form == "sens.npy":
+        np.save(path, maps)
+    elif form == "sens.cfl":
+        write_cfl(path, from_slices(maps))
+    else:
+        with h5py.File(path, "w") as file:
+            file["sensitivity_map"] = maps
+    options = ["--cfg", tmp_path / "stored.yaml"]
+    reconstruct(experiments[UNET], tmp_path / "both.h5", tmp_path / "expected.h5", *options)
+    options += ["--sensitivity-map", path]
+    reconstruct(experiments[UNET], tmp_path / "alone.h5", tmp_path / "actual.h5", *options)
+    with h5py.File(tmp_path / "expected.h5") as expected, h5py.File(tmp_path / "actual.h5") as actual:
+        np.testing.assert_array_equal(actual["reconstruction"], expected["reconstruction"])
+    with pytest.raises(ValueError, match="holds no coil sensitivities"):
+        open_sensitivity_map(tmp_path / "alone.h5", is_separate=True)
 
 
 @pytest.fixture(scope="module")
