@@ -68,7 +68,8 @@ def read(path: Path, axes: Sequence[str] | None = None, variable: str | None = N
         return call
 
     calibration = None if raw.read_calibration is None else guard(raw.read_calibration)
-    return replace(raw, read_slice=guard(raw.read_slice), read_calibration=calibration)
+    source = {"format": format_.name, **raw.source}
+    return replace(raw, read_slice=guard(raw.read_slice), read_calibration=calibration, source=source)
 
 
 def read_array(path: Path, name: str) -> NDArray[Any] | None:

@@ -147,6 +147,7 @@ def test_kspace_comes_back_whatever_the_file_is_called(tmp_path: Path, form: str
     write, expected, options = FORMS[form]
     raw = read(write(tmp_path / "file.xyz"), **options)
     assert raw.shape == expected.shape
+    assert raw.source == {"format": find_format(tmp_path / "file.xyz").name}
     for index in range(len(expected)):
         values = raw.read_slice(index)
         assert values.dtype == np.complex64
