@@ -66,8 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--jobs",
         type=int,
-        default=1,
-        help="number of processes, each with a slice and the model in memory (default: %(default)s)",
+        metavar="N",
+        help="reconstruct in N processes of one thread each (default: one process with all threads); each has a slice "
+        "and the model in memory",
     )
     parser.add_argument(
         "--noise-maps",

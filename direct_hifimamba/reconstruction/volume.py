@@ -193,7 +193,7 @@ def _open(request: Request, call: str) -> _Scan:
 
 @contextmanager
 def reconstruct_volume(
-    request: Request, folder: Path, jobs: int = 1, before: Callable[[RawData], object] = lambda raw: None
+    request: Request, folder: Path, jobs: int | None = None, before: Callable[[RawData], object] = lambda raw: None
 ) -> Iterator[Slices]:
     """Reconstruct a volume, and yield its slices; then the folder is removed.
 
@@ -205,8 +205,9 @@ def reconstruct_volume(
     request : Request
     folder : Path
         Where finished slices are kept. It is made if it is missing.
-    jobs : int
-        Number of processes. They share the threads that PyTorch uses; each holds one slice and the model.
+    jobs : int, optional
+        Number of processes, each with one thread, one slice and the model; the images do not depend on it. None: this
+        process, with all threads of PyTorch, which rounds differently.
     before : callable
         Is called with what the file of the input says, before k-space is read, and may raise.
 
@@ -219,7 +220,7 @@ def reconstruct_volume(
     ValueError
         As :class:`Reconstructor`; or if `jobs` is below 1.
     """
-    if jobs < 1:
+    if jobs is not None and jobs < 1:
         raise ValueError(f"The number of jobs is {jobs}; expected at least 1.")
     if request.replicas is not None:
         check_replicas(request.replicas)
@@ -245,6 +246,7 @@ def reconstruct_volume(
     if request.calibration is not None:
         factor = Calibration.read(request.calibration, hashes).factor(sampled)
     covariance = _find_covariance(raw, sampled) if request.replicas is not None or request.uncertainty else None
+    threads = torch.get_num_threads() if jobs is None else 1
     identity = {
         "input": [
             summary.sha256,
@@ -259,6 +261,7 @@ def reconstruct_volume(
             *(request.device, request.complex_images, raw.image_size),
             *(request.replicas, request.uncertainty, factor),
         ],
+        "number of threads": threads,
         "version": direct_hifimamba.__version__,
     }
     folder.mkdir(exist_ok=True)
@@ -272,10 +275,9 @@ def reconstruct_volume(
         missing = [index for index in range(raw.shape[0]) if not _is_complete(_slice_path(folder, index))]
         if len(missing) < raw.shape[0]:
             print(f"Resuming: {raw.shape[0] - len(missing)} of {raw.shape[0]} slices are finished.")
-        threads = max(1, torch.get_num_threads() // jobs)
         function = partial(_reconstruct, request, call, folder, factor)
         try:
-            for _ in map_files(function, missing, jobs, "reconstruct", "slice", threads):
+            for _ in map_files(function, missing, jobs or 1, "reconstruct", "slice", threads):
                 pass
         except BrokenProcessPool as error:
             raise OSError(

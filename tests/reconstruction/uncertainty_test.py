@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from direct_hifimamba.data.formats.hdf5 import write_volume
 from direct_hifimamba.data.formats.nifti import load_magnitude
 from direct_hifimamba.data.fourier import image_to_kspace
 from direct_hifimamba.data.simulation.sample import SampleOptions, draw_sample
+from direct_hifimamba.reconstruction import volume
 from direct_hifimamba.reconstruction.noise import estimate_noise_covariance, noise_map
 from direct_hifimamba.reconstruction.pretrained import CONFIG_NAME, hash_file
 from direct_hifimamba.reconstruction.reconstructor import Reconstructor, SliceAnalysis
@@ -158,6 +160,29 @@ def test_everything_is_written_beside_the_image(
 def write_calibration(path: Path, ensemble: list[Path], factor: float) -> None:
     weights = tuple(map(hash_file, (ensemble[0].parent / CONFIG_NAME, *ensemble)))
     Calibration(weights, (2.0, 4.0), (factor, factor), (0.5, 0.5), (0.9, 0.9), (0.8, 0.8)).write(path)
+
+
+def test_the_noise_is_that_of_the_noise_scan_where_the_file_has_one(
+    ensemble: list[Path],
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    covariance, opened = 4 * covariance_of(4), volume.open_acquisition
+    raw, mask = opened(source)
+    measured = replace(raw, noise_covariance=covariance)
+    monkeypatch.setattr(volume, "open_acquisition", lambda *args: (measured, mask))
+    with volume.reconstruct_volume(volume.Request((ensemble[0],), source, uncertainty=True), tmp_path / "a") as slices:
+        residuals = slices.residuals
+    assert "that of the noise scan" in capsys.readouterr().out
+    analysis = Reconstructor.from_checkpoint(ensemble[0]).analyse_slice(simulate()[1], np.tile(line_mask(), (24, 1)))
+    assert residuals[1] == pytest.approx(residual_map(analysis.residual, covariance)[1], rel=1e-5)
+    singular = replace(raw, noise_covariance=np.ones((4, 4), complex))
+    monkeypatch.setattr(volume, "open_acquisition", lambda *args: (singular, mask))
+    request = volume.Request((ensemble[0],), source, replicas=8)
+    with pytest.raises(ValueError, match="linear combinations"), volume.reconstruct_volume(request, tmp_path / "b"):
+        pass
 
 
 def test_factors_are_interpolated(tmp_path: Path) -> None:

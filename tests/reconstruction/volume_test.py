@@ -12,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from direct_hifimamba import cli
@@ -135,6 +136,10 @@ def test_slices_of_another_run_are_not_used(
         with pytest.raises(SystemExit, match="2"):
             reconstruct(*arguments)
         assert message in capsys.readouterr().err
+    torch.set_num_threads(2)
+    with pytest.raises(SystemExit, match="2"):
+        reconstruct(checkpoint, source, output)
+    assert "with different number of threads" in capsys.readouterr().err
     assert sorted((tmp_path / ".scan.partial").iterdir()) == before
 
 
