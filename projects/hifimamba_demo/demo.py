@@ -87,6 +87,21 @@ def main() -> None:
     volumes = load_volumes(data / "test", prediction)
     check_against_direct(volumes, prediction)
     report(volumes, args.output)
+    compare_on_measured_slice(args.output / "measured.png")
+
+
+def compare_on_measured_slice(path: Path) -> None:
+    """Write a picture of a measured slice, by the weights in the package, where the scan can be had."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "measured"))
+    from picture import write_picture
+    from scans import UnavailableError
+
+    try:
+        write_picture(path)
+    except UnavailableError as error:
+        print(f"\nThe measured slice is left out: {error}")
+    else:
+        print(f"\nA measured slice, reconstructed by the weights in the package, is in {path}.")
 
 
 def shorten(config: DictConfig, iterations: int) -> None:

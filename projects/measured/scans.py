@@ -15,7 +15,6 @@ from typing import Any, cast
 from urllib.parse import quote
 
 import numpy as np
-import pooch
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
@@ -66,6 +65,10 @@ def load_scan(name: str) -> NDArray[np.complex64]:
 
 def _download(name: str) -> Path:
     """Return the published file of a scan in pooch's cache, downloaded if need be, with the checksum compared."""
+    try:
+        import pooch
+    except ImportError as error:
+        raise UnavailableError(f"{name} is downloaded by pooch: pip install 'direct-hifimamba[measured]'.") from error
     (source,) = SCANS[name]["sources"]
     file = f"{name}{Path(source['path']).suffix}"
     cache = pooch.create(

@@ -130,16 +130,30 @@ def reconstruct_bart(case: Case) -> Image:
     without a crop, whose kernel is not wider than the calibration region.
     """
     columns = round(case.kspace.shape[-1] * CENTER_FRACTIONS[case.acceleration])
+    images = reconstruct_pics(case.kspace * case.mask, 6 if columns >= 6 else 4, BART_WEIGHTS)
+    return max(images, key=lambda image: score(case.reference, image).psnr)
+
+
+def reconstruct_pics(masked_kspace: NDArray[np.complex64], kernel: int, weights: Sequence[float]) -> list[Image]:
+    """Return the root sum of squares of the coil images of BART's `pics` with wavelets, for each weight.
+
+    Parameters
+    ----------
+    masked_kspace : complex64 array of shape (coil, height, width)
+    kernel : int
+        Size of the kernel of `ecalib`.
+    weights : sequence of floats
+    """
     images = []
     with TemporaryDirectory() as name:
         folder = Path(name)
-        write_cfl(folder / "kspace", from_slices((case.kspace * case.mask)[None]))
-        run_bart(folder, "ecalib", "-m1", "-c0", f"-k{6 if columns >= 6 else 4}", "kspace", "maps")
+        write_cfl(folder / "kspace", from_slices(masked_kspace[None]))
+        run_bart(folder, "ecalib", "-m1", "-c0", f"-k{kernel}", "kspace", "maps")
         maps = to_slices(read_cfl(folder / "maps"))[0]
-        for weight in BART_WEIGHTS:
+        for weight in weights:
             run_bart(folder, "pics", "-S", f"-RW:3:0:{weight}", "-i100", "kspace", "maps", "image")
             images.append(np.linalg.norm(maps * to_slices(read_cfl(folder / "image"))[0], axis=0))
-    return max(images, key=lambda image: score(case.reference, image).psnr)
+    return images
 
 
 def reconstruct_with(reconstructor: Reconstructor, case: Case) -> Image:
@@ -217,11 +231,21 @@ def write_csv(path: Path, rows: dict[tuple[str, str], Score]) -> None:
             writer.writerow([case, method, *(f"{value:.5g}" for value in values)])
 
 
-def draw(path: Path, panels: Sequence[dict[str, Image]], reference: Image | None = None, dpi: int = 100) -> None:
-    """Draw rows of images; with a reference, the differences from it below each of them, ten times as bright."""
+def draw(
+    path: Path,
+    panels: Sequence[dict[str, Image]],
+    reference: Image | None = None,
+    size: tuple[float, float] = (2.2, 2.4),
+) -> None:
+    """Draw rows of images by their titles; with a reference, the differences from it below, ten times as bright.
+
+    `size` is the width and height of an image in inches, of 100 pixels each.
+    """
     count = len(panels[0])
     rows = len(panels) * (1 if reference is None else 2)
-    figure, axes = plt.subplots(rows, count, figsize=(2.2 * count, 2.4 * rows), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(
+        rows, count, figsize=(size[0] * count, size[1] * rows), layout="constrained", squeeze=False
+    )
     for row, images in enumerate(panels):
         for column, (title, image) in enumerate(images.items()):
             first = row * rows // len(panels)
@@ -234,7 +258,7 @@ def draw(path: Path, panels: Sequence[dict[str, Image]], reference: Image | None
     for axis in axes.flat:
         axis.set_axis_off()
     with replace_when_complete(path) as temporary:
-        figure.savefig(temporary, dpi=dpi, format="png")
+        figure.savefig(temporary, dpi=100, format="png")
     plt.close(figure)
 
 

@@ -1,5 +1,6 @@
 """Tests of projects/hifimamba_demo; `make demo` runs it as a whole."""
 
+import hashlib
 import json
 from argparse import Namespace
 from importlib import import_module
@@ -21,7 +22,8 @@ MASK = np.arange(32) % 4 == 0
 @pytest.fixture
 def demo(monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
-    monkeypatch.syspath_prepend(ROOT / "projects" / "hifimamba_demo")
+    for project in ("hifimamba_demo", "measured"):
+        monkeypatch.syspath_prepend(ROOT / "projects" / project)
     return import_module("demo")
 
 
@@ -142,3 +144,20 @@ def test_report_demands_a_gain_and_is_written_anyway(demo, tmp_path, capsys, err
     expected = volumes["a.h5"].metrics(demo.NETWORK)
     assert f"{expected['SSIM']:.4f} | {expected['PSNR']:.2f} | {expected['NMSE']:.5f}" in means[demo.NETWORK]
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_measured_slice_is_drawn_or_left_out(demo, tmp_path, monkeypatch, capsys):
+    scans, picture = (import_module(name) for name in ("scans", "picture"))
+    kspace = image_to_kspace(np.random.default_rng(0).uniform(size=(1, 4, 32, 32)).astype(np.complex64))
+    mask = np.broadcast_to(MASK | (abs(np.arange(32) - 16) < 6), (32, 32))
+    np.save(tmp_path / f"{picture.SCAN}.npy", kspace * mask)
+    checksum = hashlib.sha256((tmp_path / f"{picture.SCAN}.npy").read_bytes()).hexdigest()
+    monkeypatch.setitem(scans.SCANS, picture.SCAN, {"shape": [1, 4, 32, 32], "sha256": checksum})
+    monkeypatch.delenv(scans.FOLDER_VARIABLE, raising=False)
+    demo.compare_on_measured_slice(tmp_path / "measured.png")
+    assert "The measured slice is left out" in capsys.readouterr().out
+    monkeypatch.setenv(scans.FOLDER_VARIABLE, str(tmp_path))
+    with pytest.warns(UserWarning, match="the training had"):
+        demo.compare_on_measured_slice(tmp_path / "measured.png")
+    assert "is in" in capsys.readouterr().out
+    assert (tmp_path / "measured.png").read_bytes().startswith(b"\x89PNG")

@@ -65,7 +65,7 @@ def server(tmp_path: Path, scans: Any, monkeypatch: pytest.MonkeyPatch) -> Itera
     thread = threading.Thread(target=httpd.serve_forever)
     thread.start()
     monkeypatch.setattr(scans, "PUBLIC", f"http://127.0.0.1:{httpd.server_port}")
-    monkeypatch.setattr(scans.pooch, "os_cache", lambda name: tmp_path / "cache")
+    monkeypatch.setattr("pooch.os_cache", lambda name: tmp_path / "cache")
     monkeypatch.delenv(scans.FOLDER_VARIABLE, raising=False)
     for variable in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(variable, raising=False)
