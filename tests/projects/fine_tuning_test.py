@@ -14,7 +14,7 @@ from direct_hifimamba.reconstruct import Reconstructor
 from tests.documents_test import ROOT, Shell, blocks_of, commands_of, shell  # noqa: F401
 from tests.reconstruction.reconstructor_test import line_mask, simulate
 
-LAST, SHORT = "model_199", "model_5"
+LAST, SHORT = "model_79", "model_5"
 
 
 @pytest.mark.slow
