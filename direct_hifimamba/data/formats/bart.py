@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from direct_hifimamba.data.formats.images import Append, Volume
-from direct_hifimamba.data.formats.raw_data import Format, MissingArrayError, RawData, from_array
+from direct_hifimamba.data.formats.raw_data import AXES, Format, MissingArrayError, RawData, from_array
 from direct_hifimamba.files import replace_when_complete
 
 DIMENSIONS = 16
@@ -146,7 +146,9 @@ def _read(path: Path, axes: Sequence[str] | None = None, variable: str | None = 
     array = read_cfl(path)
     slices = to_slices(array)
     counts = [f"{count} of dimension {index}" for index, count in enumerate(array.shape) if index > 4 and count > 1]
-    return from_array(slices, messages=(f"{' and '.join(counts)} became {len(slices)} slices.",) if counts else ())
+    return from_array(
+        slices, AXES, messages=(f"{' and '.join(counts)} became {len(slices)} slices.",) if counts else ()
+    )
 
 
 def read_array(path: Path, name: str) -> NDArray[Any] | None:

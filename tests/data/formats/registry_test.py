@@ -84,6 +84,7 @@ def cmrxrecon(path: Path) -> Path:
     return write_hdf5(path, kspace_full=stored)
 
 
+MANY = complex_noise(2, 9, 4, 5)
 IN_MATLAB = KSPACE.transpose(2, 3, 1, 0)
 MASK = np.arange(16)[None] % 2 == 0
 ACQUIRED = KSPACE * (np.arange(16) < 14)  # of Calgary-Campinas
@@ -134,6 +135,7 @@ FORMS: dict[str, tuple[Callable[[Path], Path], NDArray[np.complex64], dict[str, 
         )
     },
     "BART": (lambda path: write_bart(path, from_slices(KSPACE)), KSPACE, {}),
+    "BART, more coils than pixels": (lambda path: write_bart(path, from_slices(MANY)), MANY, {}),
     "BART, slices of a volume": (
         lambda path: write_bart(path, from_slices(KSPACE).transpose(2, 0, 1, *range(3, 14))),
         KSPACE,
