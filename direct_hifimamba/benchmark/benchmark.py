@@ -208,12 +208,18 @@ def score(benchmark: Benchmark, path: Path, executor: Executor) -> None:
     path : Path
         Specification.
     executor : Executor
+
+    Raises
+    ------
+    ValueError
+        If predictions cannot be scored.
     """
     metrics = [*DEFAULT, *benchmark.specification.metrics]
     waiting = [name for name, volumes in _predicted(benchmark).items() if not is_scored(volumes, metrics)]
     tasks = [_task(benchmark, path, "score", name) for name in waiting]
-    for name, reason in (executor.run("score", tasks, lambda: None) if tasks else {}).items():
-        print(f"{name} could not be scored: {reason}")
+    failures = executor.run("score", tasks, lambda: None) if tasks else {}
+    if failures:
+        raise ValueError("; ".join(f"{name} could not be scored: {reason}" for name, reason in failures.items()))
 
 
 def score_one(benchmark: Benchmark, name: str) -> None:

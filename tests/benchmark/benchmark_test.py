@@ -161,21 +161,25 @@ def test_what_is_done_is_not_repeated_and_stages_can_be(
     # The model that fails cannot be measured, so all are measured once more.
     assert tasks == ["cost", *(f"search/failing/lr_{rate:g}" for rate in RATES)]
     assert "search/failing/lr_0.01 failed: out/search/failing/lr_0.01/failure.txt" in capsys.readouterr().out
+    cli.main([*COMMAND, "--dry-run"])
+    *_, unknown, total = capsys.readouterr().out.splitlines()
+    assert unknown.split() == ["cells/failing/seed_0", "not", "known"]
+    assert total.startswith("6 runs: ") and " hours of one device (cpu), " in total
     tasks.clear()
     with pytest.raises(SystemExit, match="1"):
         cli.main([*COMMAND, "--stage", "score"])
     assert tasks == []
     finished.cell("U-Net", 0).scores(next(iter(MASKS))).unlink()
-    with pytest.raises(SystemExit, match="1"):
+    with pytest.raises(SystemExit, match="2"):
         cli.main([*COMMAND, "--stage", "score"])
     assert tasks == ["cells/u_net/seed_0"]
+    assert "cells/u_net/seed_0 could not be scored: failed again" in capsys.readouterr().err
     cli.main([*COMMAND, "--stage", "score", "--run", "cells/u_net/seed_0"])
     assert finished.cell("U-Net", 0).scores(next(iter(MASKS))).exists()
     with pytest.raises(SystemExit, match="2"):
         cli.main([*COMMAND, "--stage", "score", "--run", "cells/failing/seed_0"])
     assert (
-        "no predictions of a run 'cells/failing/seed_0' to score; expected one of: cells/u_net/"
-        in capsys.readouterr().err
+        "no predictions of a run 'cells/failing/seed_0' to score; expected one of: cells/u" in capsys.readouterr().err
     )
     tables = finished.results_markdown.read_text()
     finished.results_markdown.unlink()

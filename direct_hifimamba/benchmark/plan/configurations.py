@@ -28,7 +28,7 @@ SHARED = (
 """What has to be the same for all models."""
 
 _OF_THE_MASK = ("training.datasets", "validation.datasets", "inference.dataset.text_description")
-_CHECKPOINTS, _MAX_CHECKPOINTS = 4, 20
+_MIN_CHECKPOINTS, _MAX_CHECKPOINTS = 4, 20
 _CHECKPOINT_SECONDS = 300
 _LOG_ENTRIES = 50
 
@@ -127,8 +127,8 @@ def training_config(
     learning_rate : float, optional
         Default: that of the configuration.
     seconds : float, optional
-        Time of an iteration. There is a checkpoint every five minutes, but at most 20 in a training, which are all
-        kept; four if the time is not known.
+        Time of an iteration. There is a checkpoint every five minutes, but at least 4 and at most 20 in a training,
+        which are all kept; 4 if the time is not known.
     validations : int
         How often the model is evaluated on the validation split of the first acceleration.
     """
@@ -152,9 +152,10 @@ def training_config(
 
 def checkpoint_steps(iterations: int, seconds: float | None) -> int:
     """Return the number of iterations from one checkpoint to the next; see :func:`training_config`."""
+    most = max(1, iterations // _MIN_CHECKPOINTS)
     if seconds is None:
-        return max(1, iterations // _CHECKPOINTS)
-    return min(max(1, round(_CHECKPOINT_SECONDS / seconds), -(-iterations // _MAX_CHECKPOINTS)), iterations)
+        return most
+    return min(max(1, round(_CHECKPOINT_SECONDS / seconds), -(-iterations // _MAX_CHECKPOINTS)), most)
 
 
 def is_centered(config: DictConfig) -> bool:

@@ -59,10 +59,12 @@ class KSpaceMemory:
         JSON file that keeps the hashes.
     data : Path
         Folder to which names are relative.
+    read_only : bool
+        Leave the JSON file as it is, for one of several tasks at the same time.
     """
 
-    def __init__(self, path: Path, data: Path) -> None:
-        self._path, self._data = path, data
+    def __init__(self, path: Path, data: Path, read_only: bool = False) -> None:
+        self._path, self._data, self._read_only = path, data, read_only
         stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         self._known = {key: _KSpace(*value) for key, value in stored.items()}
 
@@ -89,15 +91,14 @@ class KSpaceMemory:
             Read all k-space, whatever is remembered.
         """
         unknown = [key for key in paths if verify or key not in self._known]
-        try:
-            for key, found in zip(
-                unknown, map_files(_hash_kspace, [paths[key] for key in unknown], jobs, "hash data"), strict=True
-            ):
-                self._known[key] = found
-        finally:
-            if unknown and self._path.parent.is_dir():
-                with replace_when_complete(self._path) as partial:
-                    partial.write_text(json.dumps(self._known), encoding="utf-8")
+        if unknown:
+            found = map_files(_hash_kspace, [paths[key] for key in unknown], jobs, "hash data")
+            try:
+                self._known.update(zip(unknown, found, strict=True))
+            finally:  # also what was read before an interruption
+                if not self._read_only:
+                    with replace_when_complete(self._path) as partial:
+                        partial.write_text(json.dumps(self._known), encoding="utf-8")
         return {key: self._known[key] for key in paths}
 
 
@@ -227,7 +228,7 @@ def check_unchanged(folder: BenchmarkFolder, data: Path, names: Sequence[str]) -
     ValueError
         If a file has changed since the plan was made; the first one is named.
     """
-    memory = KSpaceMemory(folder.hashes, data)
+    memory = KSpaceMemory(folder.hashes, data, read_only=True)
     found, _ = describe_folders([data / name for name in names], memory)
     planned = read_plan(folder)["data"]
     difference = find_difference({name: planned[name] for name in names}, found)

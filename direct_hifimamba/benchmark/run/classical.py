@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -49,13 +49,20 @@ class Acquisition(NamedTuple):
     mask: NDArray[np.bool_]  #: of the columns, (width,)
 
     @classmethod
-    def read(cls, path: Path) -> "Acquisition":
-        """Of a validation or test file."""
+    def read(cls, path: Path) -> "Iterator[Acquisition]":
+        """Yield the slices of a validation or test file one by one.
+
+        Raises
+        ------
+        ValueError
+            If the file has no sampling mask.
+        """
         with h5py.File(path) as file:
             mask = read_mask(file)
             if mask is None:
-                raise ValueError(f"{path} has no sampling mask; prepare the data anew.")
-            return cls(np.stack(list(read_slices(file))), mask)
+                raise ValueError(f"{path} has no sampling mask; prepare the data again.")
+            for kspace in read_slices(file):
+                yield cls(kspace[None], mask)
 
 
 def find_bart() -> Path | None:
@@ -216,14 +223,16 @@ def reconstruct(kspace: NDArray[np.complex64], mask: NDArray[np.bool_], regulari
 
 
 def choose_regularisation(
-    readers: Sequence[Callable[[], Acquisition]], jobs: int = 1, regularisations: Sequence[float] | None = None
+    readers: Sequence[Callable[[], Iterable[Acquisition]]],
+    jobs: int = 1,
+    regularisations: Sequence[float] | None = None,
 ) -> float:
     """Return the weight with the highest mean PSNR over the validation volumes.
 
     Parameters
     ----------
     readers : sequence of callable
-        Each reads one volume; `jobs` volumes are in memory at the same time.
+        Each returns the slices of one volume, in one or more parts.
     jobs : int
     regularisations : sequence of float, optional
         Default: `REGULARISATIONS`.
@@ -235,14 +244,15 @@ def choose_regularisation(
     """
     regularisations = regularisations or REGULARISATIONS
 
-    def score(task: tuple[Callable[[], Acquisition], float]) -> float:
+    def score(task: tuple[Callable[[], Iterable[Acquisition]], float]) -> float:
         read, regularisation = task
-        kspace, mask = read()
-        images = reconstruct(kspace, mask, regularisation)
-        if not np.isfinite(images).all():
-            return -math.inf
-        target = np.stack([root_sum_of_squares(kspace_slice) for kspace_slice in kspace])
-        return fastmri_psnr(target[:, None], images[:, None]).item()
+        images, targets = [], []
+        for kspace, mask in read():
+            images.append(reconstruct(kspace, mask, regularisation))
+            if not np.isfinite(images[-1]).all():
+                return -math.inf
+            targets += [root_sum_of_squares(kspace_slice) for kspace_slice in kspace]
+        return fastmri_psnr(np.stack(targets)[:, None], np.concatenate(images)[:, None]).item()
 
     tasks = [(read, weight) for weight in regularisations for read in readers]
     with ThreadPoolExecutor(jobs) as pool:
@@ -321,7 +331,8 @@ def _reconstruct_files(paths: Sequence[Path], output: Path, weight: float, shape
     partial.mkdir()
 
     def write(path: Path) -> None:
-        images = torch.from_numpy(reconstruct(*Acquisition.read(path), weight))
+        slices = [reconstruct(*acquisition, weight) for acquisition in Acquisition.read(path)]
+        images = torch.from_numpy(np.concatenate(slices))
         if not images.isfinite().all():
             raise RuntimeError(f"BART's image of {path}, with the weight {weight:g}, is not finite.")
         with h5py.File(shapes / path.name) as reference:

@@ -96,7 +96,9 @@ def measure_costs(
     progress: bool = True,
     training_file: Path | None = None,
 ) -> dict[str, Cost]:
-    """Measure models that take turns, so that a disturbance of the machine meets all of them.
+    """Measure models.
+
+    On a CPU they take turns, so that a disturbance of the machine meets all of them. A GPU holds one at a time.
 
     Parameters
     ----------
@@ -136,6 +138,10 @@ def measure_costs(
     if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
         raise ValueError(f"The device is {device}; expected cpu, or cuda where PyTorch finds a GPU.")
 
+    if device != "cpu" and len(configs) > 1:
+        alone = [{label: config} for label, config in configs.items()]
+        parts = [measure_costs(one, data_file, rounds, device, progress, training_file) for one in alone]
+        return {label: cost for part in parts for label, cost in part.items()}
     with ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=(rounds + 1) * len(configs), unit="turn", disable=not progress))
         models = {label: stack.enter_context(_Model(config, files, device)) for label, config in configs.items()}

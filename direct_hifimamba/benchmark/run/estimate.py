@@ -13,7 +13,8 @@ from direct_hifimamba.data.formats.hdf5 import kspace_shape, read_header
 _BYTES_PER_PARAMETER = 12
 """Of a checkpoint: a weight and two moments of Adam in single precision."""
 _BYTES_PER_PIXEL = 4
-_SCORING_SECONDS_PER_PIXEL = 4e-7
+_SCORING_SECONDS_PER_PIXEL = 1e-6
+"""Of the default metrics on one core, reading included, see performance/benchmark.py."""
 
 
 @dataclass(frozen=True)

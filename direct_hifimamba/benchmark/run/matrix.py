@@ -11,6 +11,7 @@ from typing import Any, Literal
 import pyarrow as pa
 from omegaconf import DictConfig
 
+from direct_hifimamba.benchmark.executors.cores import count_workers
 from direct_hifimamba.benchmark.folder import BenchmarkFolder
 from direct_hifimamba.benchmark.plan.configurations import is_centered, training_config
 from direct_hifimamba.benchmark.plan.initialisation import Initialisation
@@ -114,7 +115,7 @@ class Benchmark:
     def prediction_data(self, kind: str) -> dict[str, Path]:
         """Return by acceleration the folder that a run of some kind reconstructs."""
         splits = self.specification.splits
-        split = splits.test if kind == "cell" else splits.validation
+        split = splits.validation if kind == "trial" else splits.test
         return {name: self.specification.folder(split, name) for name in self.specification.accelerations}
 
     def read_costs(self) -> dict[str, Cost]:
@@ -144,7 +145,8 @@ class Benchmark:
             If its iterations or its learning rate are not known: nothing could be measured, or no trial has a score.
         """
         specification, label, rate = self.specification, planned.model, planned.learning_rate
-        cost = self.read_costs().get(label, Cost(threads=1, error="it was not measured"))
+        # As many workers as when the cost was measured, so that they depend on no other machine.
+        cost = self.read_costs().get(label, Cost(threads=1, workers=count_workers(), error="it was not measured"))
         if planned.kind == "cell" and specification.search is not None:
             rate = choose_learning_rate(self.read_trials()[label], specification.search.metric)
         return Run(
@@ -163,6 +165,7 @@ class Benchmark:
             seed=planned.seed,
             schedule=specification.schedule,
             device=specification.device,
+            workers=cost.workers,
             initialisation=self._initialisation(label),
             validation_data=next(iter(self.prediction_data("trial").values())),
         )

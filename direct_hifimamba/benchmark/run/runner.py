@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from direct_hifimamba.benchmark.executors.cores import count_workers
 from direct_hifimamba.benchmark.folder import RunFolder
 from direct_hifimamba.benchmark.plan.initialisation import Initialisation
 from direct_hifimamba.benchmark.plan.inputs import DivergedError, check_predictions
@@ -58,6 +57,8 @@ class Run:
     seed : int
     schedule : str
     device : str
+    workers : int
+        Processes that load data.
     initialisation : Initialisation, optional
         By default, the weights begin as DIRECT draws them.
     """
@@ -70,6 +71,7 @@ class Run:
     seed: int
     schedule: str
     device: str
+    workers: int
     initialisation: Initialisation | None = None
     validation_data: Path | None = None
 
@@ -151,8 +153,8 @@ class Run:
         return [*_relative(paths), *self._common_options()]
 
     def _common_options(self) -> list[str]:
-        workers = str(count_workers())
-        return ["--device", self.device, "--seed", str(self.seed), "--num-gpus", "1", "--num-workers", workers]
+        options = {"device": self.device, "seed": self.seed, "num-gpus": 1, "num-workers": self.workers}
+        return [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
 
 def _without_intervals(config: Any) -> DictConfig:
@@ -191,7 +193,8 @@ def do_run(run: Run) -> None:
         except DirectError:
             raise
         except RunError as error:
-            write_failure(run.folder, str(error))
+            with suppress(OSError):  # such as a full disk
+                write_failure(run.folder, str(error))
             raise
 
 
@@ -246,7 +249,9 @@ def _call(run: Run, arguments: Sequence[str]) -> None:
             ) from error
         raise
     finally:
-        logging.root.handlers[:] = handlers
+        for handler in [handler for handler in logging.root.handlers if handler not in handlers]:
+            logging.root.removeHandler(handler)
+            handler.close()
         gc.collect()
         torch.cuda.empty_cache()
 
@@ -276,4 +281,6 @@ def lock_folder(folder: Path) -> Iterator[None]:
                 f"Another benchmark, or a process that it has left behind, works in {folder}; wait for it, end it, or "
                 "choose another --output."
             ) from error
+        except OSError:  # a file system without locks
+            pass
         yield

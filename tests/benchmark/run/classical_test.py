@@ -86,7 +86,7 @@ def test_regularisation_is_chosen_by_the_psnr():
     kspace, mask = _acquisition(4)
     scores = {weight: _psnr(kspace, classical.reconstruct(kspace, mask, weight)) for weight in (1e-4, 0.01, 1.0)}
     best = max(scores, key=lambda weight: scores[weight])
-    assert classical.choose_regularisation([lambda: classical.Acquisition(kspace, mask)], 1, list(scores)) == best
+    assert classical.choose_regularisation([lambda: [classical.Acquisition(kspace, mask)]], 1, list(scores)) == best
     assert best != 1.0
 
 
@@ -105,9 +105,9 @@ def _diverge_from(monkeypatch, weight):
 def test_weight_with_which_bart_diverges_is_not_chosen(monkeypatch):
     _diverge_from(monkeypatch, 0.02)
     acquisition = classical.Acquisition(*_acquisition(2))
-    assert classical.choose_regularisation([lambda: acquisition], 1, [0.05, 0.01, 0.02]) == 0.01
+    assert classical.choose_regularisation([lambda: [acquisition]], 1, [0.05, 0.01, 0.02]) == 0.01
     with pytest.raises(RuntimeError, match=r"not finite with any of the weights 0.05, 0.02"):
-        classical.choose_regularisation([lambda: acquisition], 1, [0.05, 0.02])
+        classical.choose_regularisation([lambda: [acquisition]], 1, [0.05, 0.02])
 
 
 def test_images_of_the_test_split_that_are_not_finite_are_an_error(small_specification, tmp_path, monkeypatch):
@@ -166,7 +166,8 @@ def test_the_test_split_is_reconstructed_once_with_the_weight_of_the_validation_
     program = f"BART {classical.bart_version()}, pics -S -l1"
     assert settings["equispaced_4x"] == {"program": program, "regularisation": 0.002}
     for path in list_files(specification.folder("test", "equispaced_4x")):
-        kspace, mask = classical.Acquisition.read(path)
+        slices = list(classical.Acquisition.read(path))
+        kspace, mask = np.concatenate([acquisition.kspace for acquisition in slices]), slices[0].mask
         images = load_reconstruction(folder.predictions("equispaced_4x") / path.name)
         zero_filled = np.stack([root_sum_of_squares(kspace_slice * mask) for kspace_slice in kspace])
         assert _psnr(kspace, images) > _psnr(kspace, zero_filled)
@@ -192,7 +193,7 @@ def test_images_are_cropped_like_those_of_another_run(small_specification, tmp_p
 
 def test_mask_leaves_out_the_padding_of_the_header(tmp_path: Path) -> None:
     lookalikes.fastmri(tmp_path, "multi", num_slices=1)
-    acquisition = classical.Acquisition.read(tmp_path / "multicoil_test" / "file1000022.h5")
+    acquisition = next(classical.Acquisition.read(tmp_path / "multicoil_test" / "file1000022.h5"))
     padding = lookalikes.NUM_PADDED
     assert acquisition.mask.sum() == len(acquisition.mask) - 2 * padding
     assert not acquisition.mask[:padding].any()

@@ -149,7 +149,17 @@ def test_process_that_ends_is_an_error_of_its_model(data_file: Path) -> None:
     assert cost.error is not None and "-9, as happens when memory runs out" in cost.error
 
 
-def test_models_take_turns(data_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        ("cpu", ["set up a", "set up b", "a", "b", "a", "b", "end b", "end a"]),
+        ("cuda", ["set up a", "a", "a", "end a", "set up b", "b", "b", "end b"]),
+    ],
+)
+def test_models_take_turns_on_a_cpu(
+    data_file: Path, monkeypatch: pytest.MonkeyPatch, device: str, expected: list[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     turns: list[str] = []
 
     class Model:
@@ -172,8 +182,8 @@ def test_models_take_turns(data_file: Path, monkeypatch: pytest.MonkeyPatch) -> 
             return Cost(THREADS)
 
     monkeypatch.setattr(cost_module, "_Model", Model)
-    measure_costs({"a": "a", "b": "b"}, data_file, rounds=2, progress=False)
-    assert turns == ["set up a", "set up b", "a", "b", "a", "b", "end b", "end a"]
+    measure_costs({"a": "a", "b": "b"}, data_file, rounds=2, device=device, progress=False)
+    assert turns == expected
 
 
 @pytest.mark.parametrize(("options", "message"), [({"rounds": 0}, "rounds is 0"), ({"device": "tpu"}, "device is tpu")])

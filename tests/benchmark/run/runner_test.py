@@ -2,8 +2,10 @@
 
 import errno
 import os
+import shutil
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,12 @@ import h5py
 import pytest
 from omegaconf import OmegaConf
 
-from direct_hifimamba.benchmark.executors.cores import CORES
+from direct_hifimamba import cli
 from direct_hifimamba.benchmark.folder import RunFolder
 from direct_hifimamba.benchmark.plan.initialisation import Initialisation
 from direct_hifimamba.benchmark.run import runner
 from direct_hifimamba.benchmark.run.runner import DirectError, Run, RunError, do_run, lock_folder
-from tests.benchmark.small_benchmark import write_data
+from tests.benchmark.small_benchmark import write_data, write_specification
 
 
 class Program:
@@ -75,7 +77,7 @@ def make_run(tmp_path: Path, name: str = "a", **changes: Any) -> Run:
     folder = RunFolder(tmp_path / "out" / name)
     config = OmegaConf.create({"training": {"num_iterations": 8}})
     data = {"4x": tmp_path / "data" / "test_equispaced_4x", "8x": tmp_path / "data" / "test_equispaced_8x"}
-    options: dict[str, Any] = {"seed": 0, "schedule": "cosine", "device": "cpu"} | changes
+    options: dict[str, Any] = {"seed": 0, "schedule": "cosine", "device": "cpu", "workers": 3} | changes
     return Run(name, folder, config, tmp_path / "data" / "train", data, **options)
 
 
@@ -168,7 +170,6 @@ def test_a_run_is_done_by_one_process_at_a_time(tmp_path: Path, program: Program
 
 def test_commands_say_what_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv(CORES, "4")
     run = make_run(tmp_path, seed=3)
     train, predict = run.training_command(), run.prediction_command("4x")
     assert train[:2] == ["train", "out/a/run"]
@@ -183,3 +184,35 @@ def test_commands_say_what_was_asked_for(tmp_path: Path, monkeypatch: pytest.Mon
     steps = make_run(tmp_path, "b", schedule="steps", initialisation=Initialisation({"*": 0.5})).training_command()
     assert "--cosine-schedule" not in steps
     assert steps[steps.index("--initialization-checkpoint") + 1] == "out/b/initialisation.pt"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 4 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk is not permitted")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # DIRECT leaves files open
+def test_training_resumes_after_a_full_disk(
+    tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With DIRECT and a real disk: the checkpoint finds no room, and the same command continues once there is."""
+    monkeypatch.undo()
+    path = write_specification(tmp_path, models={"U-Net": {"configs": ["unet.yaml"]}}, budget={"iterations": 6})
+    command = ["benchmark", str(path), "--output", str(small_disk / "out")]
+    cli.main([*command, "--stage", "plan"])
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - 2**16))
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--run", "cells/u_net/seed_0"])
+    assert "is full" in capsys.readouterr().err
+    filler.unlink()
+    cli.main([*command, "--run", "cells/u_net/seed_0"])
+    assert (small_disk / "out/cells/u_net/seed_0/predictions/equispaced_8x/d.h5").exists()
