@@ -21,7 +21,7 @@ from direct_hifimamba import __version__
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-NOT_SOURCES = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "*.so", "build", "dist", "*output*")
+NOT_SOURCES = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "*.so", "build", "dist", "*_output", "outputs")
 
 # Finds model, configuration and engine as DIRECT does, in the processes named by its arguments. `PROBE_IMPORTS` is
 # imported as by a console script, in spawned processes too: they run this file again, but for its main part.
