@@ -3,7 +3,7 @@
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -70,6 +70,19 @@ def lock_folder(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def refuse_to_replace(output: Path, inputs: Iterable[Path]) -> None:
+    """Make sure that writing a file replaces no input.
+
+    Raises
+    ------
+    FileExistsError
+        If `output` is one of `inputs`, under whatever name.
+    """
+    for path in inputs:
+        if output.exists() and path.exists() and output.samefile(path):
+            raise FileExistsError(f"The output {output} would replace the input {path}; choose another output.")
 
 
 def set_aside(path: Path) -> Path:

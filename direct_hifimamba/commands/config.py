@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from direct_hifimamba.files import replace_when_complete
+from direct_hifimamba.files import refuse_to_replace, replace_when_complete
 from direct_hifimamba.training import compose as module
 from direct_hifimamba.training.compose import compose, to_yaml
 
@@ -32,6 +32,8 @@ def main(args: argparse.Namespace) -> None:
     """Run `direct-hifimamba config compose`."""
     paths = [Path(part) for part in args.parts if "=" not in part]
     overrides = [part for part in args.parts if "=" in part]
+    if args.output is not None:
+        refuse_to_replace(args.output, paths)
     text = to_yaml(compose(paths, overrides), paths, overrides)
     if args.output is None:
         sys.stdout.write(text)

@@ -111,7 +111,8 @@ def main(args: argparse.Namespace) -> None:
         RESIDUAL: args.uncertainty,
     }
     maps = [name for name, is_asked_for in asked_for.items() if is_asked_for]
-    paths = output_paths(args.output, args.input, args.format, args.phase, maps)
+    others = [path for path in (args.mask, args.sensitivity_map, args.cfg, args.calibration) if path is not None]
+    paths = output_paths(args.output, args.input, args.format, args.phase, maps, others)
     if args.complex and not set(COMPLEX_FORMATS) & set(paths):
         raise ValueError(f"None of the formats {', '.join(paths)} has complex images; leave out --complex.")
     request = Request(

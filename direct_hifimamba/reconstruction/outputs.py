@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from direct_hifimamba.data.formats.images import SUFFIXES, check_package, find_format
-from direct_hifimamba.files import PARTIAL_SUFFIX
+from direct_hifimamba.files import PARTIAL_SUFFIX, refuse_to_replace
 from direct_hifimamba.reconstruction.volume import NOISE, RESIDUAL, SPREAD
 
 DEFAULT_FORMATS = ("hdf5", "nifti", "png")
@@ -16,7 +16,12 @@ PARTIAL = "partial"
 
 
 def output_paths(
-    output: Path, source: Path, formats: Sequence[str] | None = None, phase: bool = False, maps: Sequence[str] = ()
+    output: Path,
+    source: Path,
+    formats: Sequence[str] | None = None,
+    phase: bool = False,
+    maps: Sequence[str] = (),
+    others: Sequence[Path] = (),
 ) -> dict[str, Path]:
     """Return the files to write by their formats, and the folder of an interrupted run. Without it, no file exists.
 
@@ -32,6 +37,8 @@ def output_paths(
         Whether the phase is written as well, in NIfTI.
     maps : sequence of str
         Names of maps that are written as well, in those of the formats that are in `MAP_FORMATS`.
+    others : sequence of Path
+        More files that are read and must not be replaced.
 
     Returns
     -------
@@ -41,7 +48,7 @@ def output_paths(
     Raises
     ------
     FileExistsError
-        If a file exists, the input among them.
+        If a file exists, one that is read among them.
     FileNotFoundError
         If the folder is missing.
     ImportError
@@ -66,8 +73,7 @@ def output_paths(
         paths |= {f"{form}:{name}": stem.with_name(f"{stem.name}_{name}{suffix}") for form, suffix in suffixes.items()}
     partial = stem.with_name(f".{stem.name}{PARTIAL_SUFFIX}")
     for path in (*paths.values(), *([paths["cfl"].with_suffix(".hdr")] if "cfl" in paths else [])):
-        if path.exists() and source.exists() and path.samefile(source):
-            raise FileExistsError(f"The output {path} would replace the input; choose another output.")
+        refuse_to_replace(path, [source, *others])
         if path.exists() and not partial.exists():  # the interrupted run had begun to write
             raise FileExistsError(f"{path} exists already; remove it or choose another output.")
     return paths | {PARTIAL: partial}

@@ -464,8 +464,14 @@ def test_no_input_is_replaced(
     (tmp_path / "link").symlink_to(tmp_path)
     for output in (tmp_path, tmp_path / "scan", path, tmp_path / "link" / "scan"):
         error = run_fails(capsys, experiments[OURS], path, output)
-        assert "would replace the input; choose another output" in error
-    assert [path.read_bytes() for path in tmp_path.glob("*.*")] == [volume.read_bytes()]
+        assert f"would replace the input {path}; choose another output" in error
+    np.save(tmp_path / "images.h5", line_mask())  # NumPy's suffix is added
+    mask = (tmp_path / "images.h5.npy").rename(tmp_path / "images.h5")
+    (tmp_path / ".images.partial").mkdir()  # as of an interrupted run, whose outputs are replaced
+    error = run_fails(capsys, experiments[OURS], path, tmp_path / "images", "--mask", mask)
+    assert f"would replace the input {mask}; choose another output" in error
+    mask.unlink()
+    assert path.read_bytes() == volume.read_bytes() and not list(tmp_path.glob("*.png"))
 
 
 @pytest.mark.parametrize(

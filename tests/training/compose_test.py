@@ -192,6 +192,9 @@ def test_output_is_deterministic_says_its_parts_and_loads_in_direct(parts, capsy
     cli.main(words)
     printed = capsys.readouterr().out
     cli.main([*words, "--output", "new/folder/out.yaml"])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*words, "--output", "./mask.yaml"])
+    assert "mask.yaml would replace the input mask.yaml; choose another output" in capsys.readouterr().err
     assert Path("new/folder/out.yaml").read_text() == printed
     assert capsys.readouterr().out == ""
     header = (
