@@ -260,7 +260,7 @@ def report(benchmark: Benchmark, command: Sequence[str]) -> Results:
     folder, planned = benchmark.folder, benchmark.plan()
     cells: dict[tuple[str, int], Run] = {}
     searched: list[Run] = []
-    for entry in planned:
+    for entry in (entry for entry in planned if entry.kind != "classical"):
         try:
             run = benchmark.make_run(entry)
         except RunError:
