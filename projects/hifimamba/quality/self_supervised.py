@@ -29,7 +29,7 @@ PARTS = (
     PROJECT.parents[1] / "configs" / "small.yaml",
 )
 MASK = "--coils 4 --snr 30 --voxel-size 3 --size 64 64 --mask FastMRIEquispaced 4 0.08"
-SHARED = "training.lr=0.002 training.lr_warmup_iter=50 training.validation_steps=100000"
+SHARED = "training.lr=0.002 training.validation_steps=100000"
 TRAININGS = {
     "without references": "",
     "with references": "training.datasets.0.transforms.transforms_type=supervised model.engine_name=HiFiMambaV2Engine "
@@ -42,7 +42,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("heads", type=Path, help="folder that direct-hifimamba heads has filled")
     parser.add_argument("output", type=Path)
-    parser.add_argument("--iterations", type=int, default=500)
+    parser.add_argument("--iterations", type=int, default=100)
+    parser.add_argument("--data-consistency", choices=("hard", "proximal"), default="proximal")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     args = parser.parse_args()
     data = args.output / "data"
@@ -54,7 +55,9 @@ def main() -> None:
         folder = args.output / name.replace(" ", "_")
         config = folder / "config.yaml"
         parts = shlex.join(map(str, PARTS))
-        run(f"config compose {parts} {SHARED} training.num_iterations={args.iterations} {overrides} --output {config}")
+        length = f"training.num_iterations={args.iterations} training.lr_warmup_iter={max(20, args.iterations // 10)}"
+        own = f"model.data_consistency={args.data_consistency} {length} {overrides}"
+        run(f"config compose {parts} {SHARED} {own} --output {config}")
         scores[name] = [train(folder, config, data, seed, args.iterations) for seed in args.seeds]
     print("\n| training | PSNR, dB | SSIM |\n|---|---|---|")
     for name, seeds in scores.items():
