@@ -30,6 +30,8 @@ def main(args: argparse.Namespace) -> None:
     """Run `direct-hifimamba calibrate`."""
     if args.output.exists():
         raise FileExistsError(f"{args.output} exists already; remove it or choose another output.")
+    if not args.output.parent.is_dir():
+        raise FileNotFoundError(f"The folder {args.output.parent} is missing; make it first.")
     files, reconstructor = load(args.checkpoint, args.cfg)
     calibration = calibrate(
         reconstructor, find_heads(args.heads), list(map(hash_file, files)), args.accelerations, args.number, args.size

@@ -16,6 +16,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -383,9 +384,9 @@ def _slice_path(folder: Path, index: int) -> Path:
 
 
 def _is_complete(path: Path) -> bool:
-    """Return whether a slice can be read; after a power failure, a file may be empty."""
+    """Return whether a slice can be read; after a power failure, a file may be empty or cut short."""
     try:
-        with np.load(path) as stored:
+        with path.open("rb") as file, np.load(file) as stored:  # closed even if it is no archive
             return all(stored[name] is not None for name in stored)
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError, BadZipFile):
         return False

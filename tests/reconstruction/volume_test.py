@@ -100,7 +100,9 @@ def test_finished_slices_are_not_computed_again(checkpoint: Path, source: Path, 
     mark = np.full((24, 32), 7, np.float32)
     with (partial / "00001.npz").open("wb") as file:
         np.savez(file, reconstruction=mark)
-    (partial / "00002.npz").write_bytes(b"")  # as after a power failure
+    # As after a power failure.
+    (partial / "00002.npz").write_bytes((partial / "00000.npz").read_bytes()[:100])
+    (partial / "00003.npz").write_bytes(b"")
     with pytest.MonkeyPatch.context() as monkeypatch:  # interrupted once more, when files are written
         monkeypatch.setattr("direct_hifimamba.data.formats.png.open_writer", press_control_c)
         with pytest.raises(KeyboardInterrupt):

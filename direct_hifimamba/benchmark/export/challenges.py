@@ -455,6 +455,8 @@ def score_submission(challenge: str, submission: Path, references: Path, jobs: i
     form = CHALLENGES[challenge]
     if form.archive is not None and submission.is_dir():
         submission = submission / form.archive
+        if not submission.is_file():
+            raise FileNotFoundError(f"{submission} is missing; expected the zip file that export has written.")
     names = _names(submission, form.suffix)
     if not names:
         raise FileNotFoundError(f"{submission} has no {form.suffix} files; expected a submission to {challenge}.")

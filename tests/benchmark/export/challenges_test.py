@@ -229,6 +229,8 @@ def test_cmrxrecon(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert scores[name].values["NMSE"] == pytest.approx(np.mean(nmse), rel=1e-4)
     assert {score.group for score in scores.values()} == {"TaskR1/Cine", "TaskR1/Mapping", "TaskR1/BlackBlood"}
 
+    message = fails(capsys, "score", "cmrxrecon", predictions, references)
+    assert f"{predictions / 'Submission.zip'} is missing" in message
     assert "give the challenge's folder" in fails(capsys, "export", "cmrxrecon", predictions, tmp_path / "new")
     shutil.rmtree(predictions / "TaskR1/MultiCoil/Cine")
     shutil.rmtree(predictions / "TaskR1/MultiCoil/Mapping")
