@@ -24,7 +24,10 @@ _ACCELERATION = ".//{*}parallelImaging/{*}accelerationFactor/*"
 """Elements of an ISMRMRD header: acceleration along each direction of phase encoding."""
 
 _PERSONAL = re.compile(
-    rb"<((?:\w+:)?(?:subjectInformation|studyDate|studyID|seriesDate|institutionName))\b[^>]*>.*?</\1>", re.DOTALL
+    rb"<((?:\w+:)?(?:subjectInformation|studyInformation|measurementID|seriesDate|seriesTime|seriesInstanceUIDRoot"
+    rb"|frameOfReferenceUID|referencedImageSequence|measurementDependency|institutionName|stationName|deviceID"
+    rb"|deviceSerialNumber|userParameterString|userParameterBase64))\b[^>]*>.*?</\1>",
+    re.DOTALL,
 )
 """Elements of an ISMRMRD header that may identify a person, and are not copied."""
 

@@ -679,9 +679,15 @@ def test_headers_are_kept_in_the_form_that_direct_reads_or_left_out(prepared, tm
 def test_headers_lose_what_identifies_a_person(prepared, tmp_path):
     person = b"<subjectInformation><patientName>Doe^Jane</patientName></subjectInformation>"
     study = b"<studyInformation><studyDate>1970-01-31</studyDate>"
+    study += b"<accessionNumber>1970</accessionNumber><referringPhysicianName>Doe^John</referringPhysicianName>"
+    measurement = (
+        b"<measurementInformation><measurementID>1970</measurementID><patientPosition>HFS</patientPosition>"
+        b"<frameOfReferenceUID>1.2.1970</frameOfReferenceUID>"
+        b"</measurementInformation>"
+    )
 
     def change(header: bytes) -> bytes:
-        changed = header.replace(b"<studyInformation>", person + study)
+        changed = header.replace(b"<studyInformation>", person + measurement + study)
         assert changed.count(b"Doe") and changed.count(b"1970")
         return changed
 
