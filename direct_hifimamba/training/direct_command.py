@@ -12,12 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import torch
 from direct.cli.predict import register_parser as register_predict
 from direct.cli.train import register_parser as register_train
 from direct.cli.upload import register_parser as register_upload
 from direct.cli.utils import check_train_val
+from direct.data.datasets import FastMRIDataset
 from direct.data.lr_scheduler import WarmupMultiStepLR
 from direct.environment import setup_training_environment
 from direct.launch import launch
@@ -28,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from direct_hifimamba.files import first_and_count
 from direct_hifimamba.plugin import register_data_sets
 from direct_hifimamba.training.distributed import average_gradients, broadcast_weights
 from direct_hifimamba.training.learning_rate import CosineSchedule
@@ -114,7 +117,7 @@ def setup_train(args: argparse.Namespace) -> None:
     seeds = [None if config.transforms.get("use_seed", True) else args.seed for config in configs]
     training_data = [SeededDataset(*pair) for pair in zip(datasets, seeds, strict=True)]
     validation_data = None
-    if "validation" in env.cfg:
+    if env.cfg.validation is not None:
         validation_data = _build_datasets(env, env.cfg.validation.datasets, args, split=1)
 
     optimizer, lr_scheduler = _build_optimizer(env, args)
@@ -167,7 +170,23 @@ def _build_datasets(env: Any, configs: Sequence[DictConfig], args: argparse.Name
             ]
         }
     datasets: list[Any] = build_training_datasets_from_environment(env, list(configs), **options)
+    for dataset in datasets:
+        if isinstance(dataset, FastMRIDataset) and dataset.pass_mask:
+            _check_masks(dataset)
     return datasets
+
+
+def _check_masks(dataset: FastMRIDataset) -> None:
+    """Raise a ValueError if files have no mask, which DIRECT would only notice when it reads their first slice."""
+    lacking = []
+    for path in sorted(dataset.volume_indices):
+        with h5py.File(path) as file:
+            lacking += [] if "mask" in file else [str(path)]
+    if lacking:
+        raise ValueError(
+            f"{first_and_count(lacking)} of {len(dataset.volume_indices)} files have no array 'mask', which pass_mask: "
+            "true reads; set it to false and give transforms.masking, or store masks with direct-hifimamba prepare."
+        )
 
 
 def _with_seed(config: DictConfig) -> DictConfig:
@@ -185,6 +204,12 @@ def _build_optimizer(env: Any, args: argparse.Namespace) -> tuple[Optimizer, LRS
     )
     lr_scheduler: LRScheduler
     if args.cosine_schedule:
+        own = env.cfg.model.get("learning_rate_schedule", "cosine")
+        if own not in ("steps", "cosine"):
+            raise ValueError(
+                f"{COSINE_OPTION} is given, but model.learning_rate_schedule is {own!r}, which would replace it; leave "
+                "one of them out."
+            )
         lr_scheduler = CosineSchedule(optimizer, training)
     else:
         steps = list(range(training.lr_step_size, training.num_iterations, training.lr_step_size))

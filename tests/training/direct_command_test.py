@@ -103,6 +103,37 @@ def test_every_model_has_the_options(
     assert dimensions == ([{2}, {1}] if matrices else [{1, 2}])
 
 
+def test_validation_can_be_left_out(tmp_path: Path, words: list[str]) -> None:
+    config = OmegaConf.load(tmp_path / "run.yaml")
+    del config["validation"]
+    config.training.num_iterations = 7  # DIRECT validates from iteration 5
+    OmegaConf.save(config, tmp_path / "run.yaml")
+    direct_command.main(["train", str(tmp_path), *words])
+    assert (tmp_path / "run" / "model_6.pt").exists()
+
+
+def test_two_schedules_are_refused(tmp_path: Path, words: list[str]) -> None:
+    config = OmegaConf.load(tmp_path / "run.yaml")
+    config.model = {
+        "model_name": "hifimamba.hifimamba.HiFiMambaV2",
+        "hidden_channels": 8,
+        "blocks_per_stage": [1],
+        "state_size": 4,
+        "learning_rate_schedule": "paper",
+    }
+    OmegaConf.save(config, tmp_path / "run.yaml")
+    with pytest.raises(ValueError, match=r"--cosine-schedule is given, but .* is 'paper'"):
+        direct_command.main(["train", str(tmp_path), *words, direct_command.COSINE_OPTION])
+
+
+def test_files_without_the_masks_that_pass_mask_reads(tmp_path: Path, words: list[str]) -> None:
+    config = OmegaConf.load(tmp_path / "run.yaml")
+    config.training.datasets[0].pass_mask = True
+    OmegaConf.save(config, tmp_path / "run.yaml")
+    with pytest.raises(ValueError, match=r"a\.h5 and 1 more of 2 files have no array 'mask', which pass_mask: true"):
+        direct_command.main(["train", str(tmp_path), *words])
+
+
 def test_a_resumed_training_ends_as_one_without_a_break(tmp_path: Path, words: list[str]) -> None:
     direct_command.main(["train", str(tmp_path / "whole"), *words, direct_command.COSINE_OPTION])
     shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
