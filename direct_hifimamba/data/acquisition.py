@@ -275,6 +275,8 @@ def check_acquisition(
     """
     summary = kspace if isinstance(kspace, KSpaceSummary) else summarise(kspace, kspace.shape)
     shape = summary.shape[-2:]
+    if mask.dtype.kind not in "biufc":
+        raise ValueError(f"The mask has values of type {mask.dtype}; expected 0 and 1 alone.")
     if mask.shape == summary.acquired.shape:
         kinds, kind_of = np.unique(mask.reshape(len(mask), -1), axis=0, return_inverse=True)
         for kind, values in enumerate(kinds):

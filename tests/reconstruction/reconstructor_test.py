@@ -706,6 +706,7 @@ def contradictory() -> NDArray[np.complex64]:
         (simulate, lambda: line_mask(HEIGHT), "np.repeat(mask[:, None], 32, axis=1)"),
         (lambda: np.moveaxis(simulate(), 1, -1), line_mask, "Are coils the last axis?"),
         (simulate, lambda: line_mask() * 0.5, "values such as 0.5"),
+        (simulate, lambda: line_mask().astype([("real", "f4")]), "The mask has values of type"),
         (simulate, lambda: np.zeros(WIDTH), "samples nothing"),
         (contradictory, lambda: ~line_mask(), "zero wherever the mask samples"),
         (contradictory, lambda: np.ones(WIDTH), "17 columns as sampled that are zero"),
