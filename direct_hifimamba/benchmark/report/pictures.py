@@ -39,15 +39,6 @@ def encode(pixels: NDArray[np.uint8]) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def encode_palette(indices: NDArray[np.integer], colours: Sequence[str]) -> str:
-    """Return an array (height, width) of indices of `colours` (#rrggbb) as a PNG file in a data URI."""
-    image = Image.fromarray(indices.astype(np.uint8))
-    image.putpalette(b"".join(bytes.fromhex(colour[1:]) for colour in colours))
-    buffer = io.BytesIO()
-    image.save(buffer, format="png", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
 def white_level(target: NDArray[np.float32]) -> float:
     """Return the magnitude that is shown white in a slice, and to which its errors are relative."""
     return max(float(np.quantile(target, WHITE_QUANTILE)), float(np.finfo(np.float32).tiny))

@@ -1,4 +1,4 @@
-"""The results of a benchmark as one page that needs no network: tables, charts, images, routing, provenance."""
+"""The results of a benchmark as one page that needs no network: tables, charts, images, provenance."""
 
 import json
 from dataclasses import asdict
@@ -13,7 +13,6 @@ from direct_hifimamba.benchmark.report.charts.chart import ReportData
 from direct_hifimamba.benchmark.report.charts.style import choose_styles, draw_key
 from direct_hifimamba.benchmark.report.curves import read_curve
 from direct_hifimamba.benchmark.report.pictures import ERROR_COLOURS, ZOOM
-from direct_hifimamba.benchmark.report.routing import draw_routings, is_ours
 from direct_hifimamba.benchmark.report.slices import anchor, compare_slices
 from direct_hifimamba.benchmark.report.tables import (
     COST_REMARK,
@@ -42,7 +41,7 @@ def write_report(folder: BenchmarkFolder, results: Results, scores: Scores) -> P
     Parameters
     ----------
     folder : BenchmarkFolder
-        With the predictions, the checkpoints, and the logs of the trainings.
+        With the predictions, and the logs of the trainings.
     results : Results
     scores : Scores
 
@@ -54,7 +53,7 @@ def write_report(folder: BenchmarkFolder, results: Results, scores: Scores) -> P
     Raises
     ------
     OSError, ValueError
-        If an image or a checkpoint cannot be read.
+        If an image cannot be read.
     """
     specification = Specification.load(folder.specification)
     highlighted = _choose_highlighted(results)
@@ -69,9 +68,6 @@ def write_report(folder: BenchmarkFolder, results: Results, scores: Scores) -> P
         comparison
         for acceleration in accelerations
         if (comparison := compare_slices(folder, specification, results, scores, acceleration, highlighted))
-    ]
-    routings = [
-        routing for comparison in comparisons for routing in draw_routings(folder, specification, results, comparison)
     ]
     text = (
         _environment()
@@ -98,7 +94,6 @@ def write_report(folder: BenchmarkFolder, results: Results, scores: Scores) -> P
             comparisons=comparisons,
             error_colours=ERROR_COLOURS,
             zoom=ZOOM,
-            routings=routings,
             failures=failure_table(results.failures),
             protocol_text=json.dumps(asdict(results.protocol), indent=1),
         )
@@ -123,5 +118,5 @@ def _environment() -> Environment:
 def _choose_highlighted(results: Results) -> list[str]:
     """Return every HiFi-MambaV2; the baseline where most models are one, as in ablations."""
     trained = [model for model in results.models if model.kind == "trained"]
-    ours = [model.label for model in trained if is_ours(model)]
+    ours = [model.label for model in trained if (model.model_name or "").endswith(".HiFiMambaV2")]
     return ours if 2 * len(ours) <= len(trained) else [results.baseline]

@@ -68,14 +68,9 @@ class SliceComparison:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Slices at one acceleration, and which is the best, worst or median one of the models they were chosen for.
-
-    `seeds` has the seed of every model that is shown.
-    """
+    """Slices at one acceleration, and a table of the models whose best, worst or median slices they are."""
 
     acceleration: str
-    seeds: dict[str, int | None]
-    chosen: dict[str, dict[str, SliceKey]]
     error_limit: float
     slices: list[SliceComparison]
     table: Table
@@ -166,7 +161,7 @@ def compare_slices(
         slices.append(
             SliceComparison(key, by_rank, draw_target(target), height, width, choose_window(target), pictures)
         )
-    return Comparison(acceleration, seeds, chosen, limit, slices, _slice_table(acceleration, chosen, values, seeds))
+    return Comparison(acceleration, limit, slices, _slice_table(acceleration, chosen, values, seeds))
 
 
 def _slice_values(scores: Scores, label: str, acceleration: str, metric: str) -> dict[SliceKey, float]:

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from direct_hifimamba.benchmark.folder import BenchmarkFolder
-from direct_hifimamba.benchmark.report import report, routing, slices
+from direct_hifimamba.benchmark.report import report, slices
 from direct_hifimamba.benchmark.report.charts import CHARTS
 from direct_hifimamba.benchmark.report.report import write_report
 from direct_hifimamba.benchmark.report.slices import SliceKey, choose_slices
@@ -264,7 +264,6 @@ def slices_shown(page: Any) -> list[list[str]]:
 def test_too_many_pictures_are_those_of_the_baseline_and_of_highlighted_models_first(
     written: Written, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(routing, "read_routing", lambda *_: [])
     pixels = len(ACCELERATIONS) * 3 * len(written.scores.models) * 2 * SIZE[0] * SIZE[1]
     for count, expected in ((0, ["VarNet"]), (2, [OURS, "VarNet"])):
         monkeypatch.setattr(slices, "MAX_PIXELS", count * pixels)
@@ -287,16 +286,6 @@ def test_shows_the_images_and_errors_that_were_predicted(document: Any) -> None:
             assert np.corrcoef(image.ravel(), target.ravel())[0, 1] > 0.6
             errors[name] = error.mean()
         assert errors[OURS] < errors["VarNet"] < errors[CLASSICAL] < errors[ZERO_FILLED]
-
-
-def test_shows_routing(document: Any) -> None:
-    section = document.xpath("//section[@aria-labelledby='routing']")[0]
-    tables = section.xpath(".//table")
-    assert len(tables) == len(ACCELERATIONS)
-    for table in tables:
-        for row in table.xpath("./tbody/tr"):
-            shares = [float(words(cell).removesuffix("%")) for cell in row.findall("td")]
-            assert sum(shares) == pytest.approx(100, abs=0.3)
 
 
 def test_of_measured_data_without_models_and_failures(written: Written) -> None:
