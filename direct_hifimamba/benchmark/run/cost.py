@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +20,7 @@ import torch
 from direct.environment import setup_common_environment
 from direct.utils import str_to_class
 from omegaconf import DictConfig, OmegaConf
+from pydantic.dataclasses import dataclass
 from torch import nn
 from torch.utils.data import default_collate
 from torch.utils.flop_counter import FlopCounterMode
@@ -34,6 +34,7 @@ from direct_hifimamba.benchmark.executors.cores import count_workers
 from direct_hifimamba.benchmark.run.memory import extra_resident_bytes
 from direct_hifimamba.benchmark.run.processes import THREADS, start_process
 from direct_hifimamba.benchmark.score.results import Spread
+from direct_hifimamba.benchmark.validation import CONFIG
 from direct_hifimamba.nn.hifimamba.moe import RoutedExperts
 from direct_hifimamba.nn.layers import selective_scan_2d
 from direct_hifimamba.ops.library import definitions_only
@@ -43,16 +44,16 @@ _STEPS_TO_PEAK = 2
 """Training iterations up to the largest memory: the first one makes the state of the optimizer."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class Cost:
     """Cost of one model with everything that trains with it; None where it could not be measured."""
 
     threads: int
     """Threads of PyTorch."""
     parameters: int | None = None
-    """Numbers that are trained."""
+    """Number of trainable parameters."""
     active_parameters: int | None = None
-    """Those of them that act on one pixel: of routed experts, the one that a pixel chooses."""
+    """Number of those that act on one pixel: of routed experts, the one that the pixel chooses."""
     macs: int | None = None
     """Multiply-accumulates of the reconstruction of one slice, see :func:`count_macs`."""
     seconds_per_iteration: Spread | None = None
@@ -68,16 +69,6 @@ class Cost:
     """Processes that load batches for a training at the same time."""
     error: str | None = None
     """Why something could not be measured."""
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of `dataclasses.asdict`, also after a way through JSON."""
-        spreads = {
-            name: Spread(**values[name])
-            for name in ("seconds_per_iteration", "seconds_per_batch", "seconds_per_slice")
-            if values.get(name) is not None
-        }
-        return cls(**{**values, **spreads})
 
     @property
     def seconds_per_step(self) -> float | None:
@@ -98,7 +89,7 @@ def measure_costs(
 ) -> dict[str, Cost]:
     """Measure models.
 
-    On a CPU they take turns, so that a disturbance of the machine meets all of them. A GPU holds one at a time.
+    On a CPU they take turns, so that a disturbance of the machine affects all of them. A GPU holds one at a time.
 
     Parameters
     ----------
@@ -106,16 +97,15 @@ def measure_costs(
         Label -> complete configuration for DIRECT. Batches are made by its first training data set, single slices by
         that of the section `inference`.
     data_file : Path
-        What the latter reads, with its mask: a file of the test split.
+        A file of the test split, with its mask, for the single slices.
     rounds : int
-        Turns of every model, each an iteration of training and the reconstruction of a slice. What comes before them
-        has warmed the model up.
+        Turns of every model, each an iteration of training and the reconstruction of a slice, after a warm-up.
     device : str
         `cpu` or `cuda`.
     progress : bool
         Show a progress bar.
     training_file : Path, optional
-        What the former reads. Default: `data_file`.
+        A file for the batches. Default: `data_file`.
 
     Returns
     -------
@@ -124,17 +114,10 @@ def measure_costs(
 
     Raises
     ------
-    FileNotFoundError
-        If the file is missing.
     ValueError
-        If the number of rounds or the device does not fit.
+        If the device is not available.
     """
     files = (training_file or data_file, data_file)
-    for file in files:
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is no file; expected k-space to measure the models on.")
-    if rounds < 1:
-        raise ValueError(f"The number of rounds is {rounds}; expected at least 1.")
     if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
         raise ValueError(f"The device is {device}; expected cpu, or cuda where PyTorch finds a GPU.")
 
@@ -336,12 +319,12 @@ class _Workload:
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Numbers that are trained."""
+    """Return the number of trainable parameters."""
     return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
 
 
 def count_active_parameters(network: nn.Module) -> int:
-    """Numbers that are trained and act on one pixel.
+    """Return the number of trainable parameters that act on one pixel.
 
     Experts that several blocks share count as often as a pixel can choose another one of them.
     """
@@ -357,7 +340,7 @@ def count_active_parameters(network: nn.Module) -> int:
 
 
 def count_macs(call: Callable[[], object]) -> int:
-    """Multiply-accumulates of everything that `call` computes by PyTorch.
+    """Return the multiply-accumulates of everything that `call` computes with PyTorch.
 
     Counted are matrix products and convolutions; Fourier transforms of n complex numbers as 5/2 n log2(n), those of
     radix 2; and the selective scan as it is defined, whatever its backend: per step and channel, four products for each

@@ -3,13 +3,14 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
 import pyarrow as pa
 from omegaconf import DictConfig
+from pydantic import TypeAdapter
 
 from direct_hifimamba.benchmark.executors.cores import count_workers
 from direct_hifimamba.benchmark.folder import BenchmarkFolder
@@ -24,6 +25,7 @@ from direct_hifimamba.benchmark.score.scoring import find_volumes, score_runs
 from direct_hifimamba.benchmark.score.table import Scores
 from direct_hifimamba.files import replace_when_complete
 
+_COSTS = TypeAdapter(dict[str, Cost])
 _TRIAL_SHARE = 4
 """Default of a trial: this part of the budget. Shorter ones favour rates that only begin fast."""
 
@@ -57,7 +59,7 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A specification, its configurations by label and acceleration, and where its results go."""
+    """A specification, its configurations by label and acceleration, and the folder of its results."""
 
     specification: Specification
     configs: Mapping[str, Mapping[str, DictConfig]]
@@ -120,15 +122,12 @@ class Benchmark:
 
     def read_costs(self) -> dict[str, Cost]:
         """Return the costs by label as far as they have been measured."""
-        path = self.folder.cost
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        return {label: Cost.from_dict(cost) for label, cost in values.items()}
+        return _COSTS.validate_json(self.folder.cost.read_bytes()) if self.folder.cost.exists() else {}
 
     def write_costs(self, costs: Mapping[str, Cost]) -> None:
         """Write what :meth:`read_costs` reads."""
         with replace_when_complete(self.folder.cost) as partial:
-            text = json.dumps({label: asdict(cost) for label, cost in costs.items()}, indent=1)
-            partial.write_text(f"{text}\n", encoding="utf-8")
+            partial.write_bytes(_COSTS.dump_json(dict(costs), indent=1) + b"\n")
 
     def read_trials(self) -> dict[str, list[Trial]]:
         """Return by label what the search has found, an empty list where there was none."""

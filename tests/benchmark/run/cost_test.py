@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from direct.data.transforms import fft2
 from omegaconf import DictConfig, OmegaConf
+from pydantic import TypeAdapter
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -118,7 +118,8 @@ def test_models_are_measured_and_a_failing_one_stands_alone(data_file: Path) -> 
     assert costs["ours"].parameters == count_parameters(network)
     assert costs["ours"].active_parameters == count_active_parameters(network) < count_parameters(network)
     for cost in (failed, *costs.values()):
-        assert Cost.from_dict(json.loads(json.dumps(asdict(cost)))) == cost
+        adapter = TypeAdapter(Cost)
+        assert adapter.validate_json(adapter.dump_json(cost)) == cost
 
 
 @pytest.mark.slow
@@ -186,15 +187,9 @@ def test_models_take_turns_on_a_cpu(
     assert turns == expected
 
 
-@pytest.mark.parametrize(("options", "message"), [({"rounds": 0}, "rounds is 0"), ({"device": "tpu"}, "device is tpu")])
-def test_wrong_arguments(data_file: Path, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        measure_costs({}, data_file, **options)
-
-
-def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"none\.h5"):
-        measure_costs({}, tmp_path / "none.h5")
+def test_a_device_that_is_not_there(data_file: Path) -> None:
+    with pytest.raises(ValueError, match="device is tpu"):
+        measure_costs({}, data_file, device="tpu")
 
 
 def test_spread() -> None:
