@@ -24,9 +24,9 @@ GROUPS = {
 """Metrics of different groups answer different questions and must not be mixed."""
 
 
-def mean_of_errors(psnr: Array, axis: int = -1) -> Any:
-    """Return the PSNR of volumes from that of their slices, if the range of values is the same for all slices."""
-    return -10 * np.log10(np.mean(10 ** (-psnr / 10), axis=axis))
+def mean_of_errors(psnr: Array) -> Any:
+    """Return the PSNR of a volume from those of its slices, with one range of values; NaN: a slice without error."""
+    return -10 * np.log10(np.mean(np.nan_to_num(10 ** (-psnr / 10))))
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Metric:
     unit : str
         Empty: a plain number.
     combine : callable
-        Returns the score of the volume from those of its slices, along `axis`.
+        Returns the score of the volume from those of its slices, at least one of which is not NaN.
     version : int
         To be increased when the function returns other values, so that stored scores are computed again.
     """
@@ -61,7 +61,7 @@ class Metric:
     higher_is_better: bool
     definition: str
     unit: str = ""
-    combine: Callable[..., Any] = field(default=np.mean, compare=False)
+    combine: Callable[..., Any] = field(default=np.nanmean, compare=False)
     version: int = 1
 
     def __call__(self, target: Volume, image: Volume) -> Array:
@@ -81,9 +81,8 @@ class Metric:
         return ", ".join(filter(None, (self.label, self.unit)))
 
     def of_volume(self, slices: Array) -> float:
-        """Return the score of a volume, without slices that have none; NaN if no slice has one."""
-        defined = slices[np.isfinite(slices)]
-        return float(self.combine(defined, axis=-1)) if defined.size else np.nan
+        """Return the score of a volume; NaN if no slice has one."""
+        return np.nan if np.isnan(slices).all() else float(self.combine(slices))
 
     def format(self, value: float, sign: str = "") -> str:
         """Return a value as tables show it; ``sign="+"`` for a difference."""

@@ -68,7 +68,7 @@ def test_volumes_have_the_scores_of_direct(name: str, target: NDArray[np.float32
 @pytest.mark.parametrize("name", METRICS)
 def test_slices_combine_to_their_volume(name: str, target: NDArray[np.float32], image: NDArray[np.float32]) -> None:
     scores = score_volume(target, image)
-    assert METRICS[name].combine(scores[name], axis=-1) == pytest.approx(of_volume(scores, name), rel=1e-5)
+    assert METRICS[name].combine(scores[name]) == pytest.approx(of_volume(scores, name), rel=1e-5)
     assert np.ptp(scores[name]) > 0
 
 
@@ -142,7 +142,17 @@ def test_a_constant_slice_has_the_scores_that_the_volume_defines(
     for name in ("fastmri_ssim", "fastmri_psnr", "fastmri_nmse"):
         expected = getattr(direct_metrics, name)(target[:, None], image[:, None]).item()
         assert of_volume(scores, name) == pytest.approx(expected)
-        assert METRICS[name].combine(scores[name], axis=-1) == pytest.approx(expected, rel=1e-5)
+        assert METRICS[name].combine(scores[name]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_slice_without_error_counts_in_the_psnr_of_the_volume(
+    target: NDArray[np.float32], image: NDArray[np.float32]
+) -> None:
+    target[1] = image[1] = 0
+    scores = score_some(target, image, ["fastmri_psnr"])
+    expected = direct_metrics.fastmri_psnr(torch.from_numpy(target)[:, None], torch.from_numpy(image)[:, None])
+    assert np.isnan(scores["fastmri_psnr"][1])
+    assert of_volume(scores, "fastmri_psnr") == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_small_images_have_no_vif(target: NDArray[np.float32], image: NDArray[np.float32]) -> None:
