@@ -58,7 +58,7 @@ def plan(path: Path, output: Path, verify: bool = False) -> Benchmark:
     OSError
         If a file cannot be read.
     ValueError
-        If the specification, its configurations or its data are invalid, or others than `output` was begun with.
+        If the specification, its configurations or its data are invalid, or differ from those of the plan in `output`.
     """
     specification = Specification.load(path)
     benchmark = Benchmark(specification, compose_models(specification), BenchmarkFolder(output))
@@ -93,7 +93,7 @@ def load(path: Path, output: Path) -> Benchmark:
 
 
 def run(benchmark: Benchmark, path: Path, executor: Executor) -> None:
-    """Measure costs, search for learning rates, train and predict, as far as that is left to do.
+    """Measure costs, search for learning rates, train and predict; what is finished is not repeated.
 
     Runs that failed are tried again, unless their training diverged. Why a run failed is written to its folder.
 
@@ -140,8 +140,6 @@ def run(benchmark: Benchmark, path: Path, executor: Executor) -> None:
         for name in names
         if not all(benchmark.folder.run(name).predictions(acceleration).is_dir() for acceleration in accelerations)
     ]
-    for task in tasks:
-        benchmark.folder.run(task.name).failure.unlink(missing_ok=True)
     for name, reason in (executor.run("run", tasks, lambda: None) if tasks else {}).items():
         write_failure(benchmark.folder.run(name), reason)
 
@@ -149,8 +147,8 @@ def run(benchmark: Benchmark, path: Path, executor: Executor) -> None:
 def measure(benchmark: Benchmark, path: Path, executor: Executor) -> None:
     """Measure what the models cost, unless this was done before.
 
-    All are measured again, so that their times are of the same minutes, where models have been added or one has failed;
-    the latter not with a budget of time, which depends on them.
+    If models were added or one has failed, all are measured again, since only times of the same minutes are comparable.
+    With a budget of time, a failed one is not, since the iterations of the others depend on their times.
     """
     costs = benchmark.read_costs()
     has_failed = not benchmark.specification.has_minutes and any(cost.error is not None for cost in costs.values())
@@ -161,14 +159,14 @@ def measure(benchmark: Benchmark, path: Path, executor: Executor) -> None:
 
 
 def do(benchmark: Benchmark, name: str) -> None:
-    """Do one task of the stage `run` in this process: a run of the plan, or the measurement of costs.
+    """Run one task of the stage `run` in this process: a run of the plan, or the measurement of costs.
 
     Raises
     ------
     RunError
         If the run fails.
     ValueError
-        If there is no run of this name, another process does it, or data have changed since the plan was made.
+        If there is no run of this name, another process is working on it, or data have changed since the plan was made.
     """
     specification = benchmark.specification
     planned = {entry.name: entry for entry in benchmark.plan()}
@@ -187,8 +185,10 @@ def do(benchmark: Benchmark, name: str) -> None:
         accelerations = specification.accelerations
         shapes = [cell for cell in cells if all(cell.predictions(entry).is_dir() for entry in accelerations)]
         if not shapes:
-            raise RunError("No model was run, which says to which size images are cropped.")
-        reconstruct_test_split(specification, benchmark.folder.run(name), shapes[0], available_cores())
+            raise RunError("No run of a model has finished; images are cropped to the size of its predictions.")
+        folder = benchmark.folder.run(name)
+        folder.failure.unlink(missing_ok=True)
+        reconstruct_test_split(specification, folder, shapes[0], available_cores())
     elif name in planned:
         run = benchmark.make_run(planned[name])
         folders = [run.training_data, *run.prediction_data.values()]
@@ -200,7 +200,7 @@ def do(benchmark: Benchmark, name: str) -> None:
 
 
 def score(benchmark: Benchmark, path: Path, executor: Executor) -> None:
-    """Score the predictions of all finished runs, as far as that is left to do.
+    """Score the predictions of all finished runs; what was scored before is not scored again.
 
     Parameters
     ----------
@@ -240,7 +240,7 @@ def score_one(benchmark: Benchmark, name: str) -> None:
 
 
 def _predicted(benchmark: Benchmark) -> dict[str, dict[Path, list[Volume]]]:
-    """Return what there is to score of the finished runs, by run and table."""
+    """Return the volumes of the finished runs that can be scored, by run and table."""
     predicted: dict[str, dict[Path, list[Volume]]] = {}
     for path, volumes in find_predictions(benchmark).values():
         run = str(path.parent.parent.relative_to(benchmark.folder.path))

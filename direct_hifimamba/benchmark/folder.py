@@ -1,4 +1,4 @@
-"""Where a benchmark keeps what it writes."""
+"""Names of the files and folders that a benchmark writes."""
 
 import re
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ SCORES_NAME = "scores.parquet"
 
 
 def slug(label: str) -> str:
-    """The label of a model as a file name: lower case, with an underscore for everything but letters, digits and dots.
+    """Return a label as a file name: lower case, with an underscore for everything but letters, digits and dots.
 
     >>> slug("HiFi-MambaV2")
     'hifi_mambav2'
@@ -35,22 +35,22 @@ class RunFolder:
 
     @property
     def log(self) -> Path:
-        """What the processes of DIRECT print."""
+        """Output of DIRECT's processes."""
         return self.path / "train.log"
 
     @property
     def failure(self) -> Path:
-        """Why the run failed; only there if it did."""
+        """Reason why the run failed; exists only if it did."""
         return self.path / "failure.txt"
 
     @property
     def experiment(self) -> Path:
-        """Where `direct train` is told to write."""
+        """Output folder of `direct train`."""
         return self.path / "run"
 
     @property
     def run(self) -> Path:
-        """What `direct train` makes below that: checkpoints, metrics and its own copy of the configuration."""
+        """Folder in `experiment` with checkpoints, metrics and DIRECT's copy of the configuration."""
         return self.experiment / self.config.stem
 
     def checkpoint(self, iteration: int) -> Path:
@@ -111,7 +111,7 @@ class BenchmarkFolder:
 
     @property
     def results_json(self) -> Path:
-        """Everything that was found, see :class:`~direct_hifimamba.benchmark.score.results.Results`."""
+        """All results but the scores of slices, see :class:`~direct_hifimamba.benchmark.score.results.Results`."""
         return self.path / "results.json"
 
     @property

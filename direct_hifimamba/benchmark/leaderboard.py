@@ -66,10 +66,10 @@ class Entry:
 
 
 def merge(loaded: Mapping[str, Loaded]) -> list[Entry]:
-    """Put the models of several benchmarks side by side.
+    """Return the models of several benchmarks as rows of one leaderboard.
 
-    A classical reconstruction that has the same scores everywhere stays one row. Other models that have a label in
-    common get the name of their results behind it.
+    A classical reconstruction with the same scores in all of them is one row. To labels that several other models have,
+    the name of the results is appended.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ def _check_protocols(results: Mapping[str, Results]) -> None:
     if first.protocol.metrics != metric_definitions(name for name in first.protocol.metrics if name in METRICS):
         raise ValueError(
             f"{first_name} has other metrics than this version of direct-hifimamba; run its benchmark again, which "
-            "scores anew and does not train again."
+            "scores again without training."
         )
 
 
@@ -143,7 +143,7 @@ def _is_close(seeds: dict[int | None, dict[str, float]], others: dict[int | None
 
 
 def rank(entries: Sequence[Entry], summary: Sequence[SummaryRow]) -> list[Entry]:
-    """Return the best first, by the mean of `RANKED_BY` over accelerations; models without a score at one come last."""
+    """Return entries by their mean `RANKED_BY`, best first; models without a score at an acceleration come last."""
     accelerations = {row.acceleration for row in summary}
 
     def key(entry: Entry) -> tuple[bool, float]:

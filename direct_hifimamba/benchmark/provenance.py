@@ -17,8 +17,6 @@ from direct_hifimamba.ops import library
 from direct_hifimamba.ops.selective_scan.interface import resolve_backend
 
 _PACKAGES = ("direct-recon", "torch", "numpy", "h5py", "scipy", "scikit-image", "torchmetrics", "sewar")
-
-
 _CODE_PACKAGES = ("direct-recon", "torch", "numpy", "sewar", "scikit-image")
 _CODE_SUFFIXES = (".py", ".so", ".pyd")
 _NETWORK_CODE = ("nn/hifimamba", "nn/layers", "ops", "training/weight_decay.py")
@@ -31,7 +29,7 @@ _TRAINING_CODE = (
 
 
 def find_versions(device: str) -> dict[str, str]:
-    """Versions of Python and of the packages that take part, and what HiFi-Mamba computes with on a device."""
+    """Return versions of Python and of packages that are used, and the implementation of the scan on a device."""
     return {
         "python": platform.python_version(),
         "direct-hifimamba": direct_hifimamba.__version__,
@@ -42,10 +40,10 @@ def find_versions(device: str) -> dict[str, str]:
 
 
 def describe_code() -> dict[str, dict[str, str]]:
-    """What trained models depend on beside data and configurations: hashes of files of this package, and versions.
+    """Return what trained models depend on beside data and configurations: hashes of source files, and versions.
 
-    The files of the network are apart, as no other model depends on them. Scores are no part of it: they are computed
-    anew by every run.
+    Files of the network are listed apart, since no other model depends on them. The code of metrics is not part of it:
+    tables of scores record which metrics they were computed with.
     """
     return {
         "network": _hash_files(_NETWORK_CODE),
@@ -72,7 +70,7 @@ def _version(package: str) -> str:
 
 
 def describe_host(device: str) -> str:
-    """Operating system, processor and memory, and the GPU where one is used."""
+    """Return a description of the operating system, processor and memory, and of the GPU where one is used."""
     parts = [platform.platform(), f"{_processor()} ({os.cpu_count()} logical cores)"]
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -93,7 +91,7 @@ def _processor() -> str:
 
 
 def git_revision() -> str | None:
-    """Commit of the checkout that this package is in, with `-dirty` where files were changed; None outside of one."""
+    """Return the commit of this package's checkout, with `-dirty` if files were changed; None outside of a checkout."""
     package = Path(direct_hifimamba.__file__).parent
     try:
         run = subprocess.run(
@@ -111,6 +109,6 @@ def git_revision() -> str | None:
 
 
 def as_typed(arguments: Sequence[str | Path], environment: Mapping[str, str] | None = None) -> str:
-    """A command of `direct-hifimamba` as one would type it, behind the environment variables that are set for it."""
+    """Return a command of `direct-hifimamba` as a line of a shell, after the environment variables set for it."""
     variables = [f"{name}={value}" for name, value in (environment or {}).items()]
     return shlex.join([*variables, "direct-hifimamba", *map(str, arguments)])

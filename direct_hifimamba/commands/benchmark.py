@@ -3,9 +3,10 @@
 The stages: `plan` checks everything and writes the list of runs, `run` trains every model once per seed and predicts
 the test split, `score` computes metrics, `report` writes tables and pages. Without --stage all of them are done. They
 can be interrupted at any time; the same command resumes. If a run fails, the report says so, the others continue, and
-the exit status is 1; the next call tries it again, unless its training diverged. Seeds can be added to a specification
-that has been run, and models too if its budget is not in minutes. Trained models are never deleted: if a configuration
-has changed, the folder of its run is renamed to `..._superseded_1`.
+the exit status is 1; the next call tries it again, unless its training diverged. A learning rate of the search at which
+the training diverges is no failure. Seeds, metrics and classical reconstructions can be added to a specification that
+has been run, and models too if its budget is not in minutes. Trained models are never deleted: if a configuration has
+changed, the folder of its run is renamed to `..._superseded_1`.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from direct_hifimamba.benchmark import benchmark as stages
 from direct_hifimamba.benchmark.executors import EXECUTORS, Executor, make_executor
 from direct_hifimamba.benchmark.run.estimate import format_estimates
 from direct_hifimamba.benchmark.run.matrix import Benchmark
-from direct_hifimamba.benchmark.run.runner import RunError, lock_folder
+from direct_hifimamba.benchmark.run.runner import RunError, has_diverged, lock_folder
 from direct_hifimamba.commands.jobs import add_jobs_argument
 
 FAILED = 1
@@ -84,7 +85,7 @@ def main(args: argparse.Namespace) -> None:
     Raises
     ------
     SystemExit
-        With status 130 after an interruption, 1 if a run failed.
+        With status 130 after an interruption, 1 if a run failed, unless the stage is `plan` alone.
     """
     path, output, options = args.specification, args.output, _slurm_options(args.slurm)
     try:
@@ -115,10 +116,13 @@ def main(args: argparse.Namespace) -> None:
     except RunError as error:
         print(error, file=sys.stderr)
         sys.exit(FAILED)
-    names = [entry.name for entry in benchmark.plan() if benchmark.folder.run(entry.name).failure.exists()]
-    for name in names:
-        print(f"{name} failed: {benchmark.folder.run(name).failure}")
-    if names:
+    if chosen == ("plan",):
+        return
+    failed = [entry for entry in benchmark.plan() if benchmark.folder.run(entry.name).failure.exists()]
+    for entry in failed:
+        print(f"{entry.name} failed: {benchmark.folder.run(entry.name).failure}")
+    # A learning rate that is too large is a result of the search.
+    if not all(entry.kind == "trial" and has_diverged(benchmark.folder.run(entry.name)) for entry in failed):
         sys.exit(FAILED)
 
 

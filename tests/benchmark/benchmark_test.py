@@ -21,7 +21,7 @@ from direct_hifimamba.benchmark.folder import BenchmarkFolder
 from direct_hifimamba.benchmark.plan.specification import MIN_ITERATIONS
 from direct_hifimamba.benchmark.report.curves import read_curve
 from direct_hifimamba.benchmark.run.cost import Cost
-from direct_hifimamba.benchmark.run.runner import lock_folder
+from direct_hifimamba.benchmark.run.runner import lock_folder, write_failure
 from direct_hifimamba.benchmark.score.metrics import DEFAULT
 from direct_hifimamba.benchmark.score.results import Results
 from direct_hifimamba.benchmark.score.summary import SummaryRow
@@ -232,6 +232,23 @@ def test_bad_calls_are_one_error(small_specification: Path, tmp_path: Path, caps
     cli.main([*command, "--stage", "plan"])
     write_specification(tmp_path, warm_up=0.5)
     assert "specification.warm_up was 0.05 and is 0.5" in error("--stage", "report")
+
+
+def test_exit_status_and_results_without_a_finished_run(small_specification: Path, tmp_path: Path) -> None:
+    write_specification(tmp_path, search={"learning_rates": [1.0], "budget": {"iterations": 6}})
+    folder = BenchmarkFolder(tmp_path / "out")
+    command = ["benchmark", str(small_specification), "--output", str(folder.path), "--stage"]
+    cli.main([*command, "plan"])
+    write_failure(folder.trial("U-Net", 1.0), "diverged at 4x")
+    cli.main([*command, "report"])
+    write_failure(folder.cell("U-Net", 0), "No learning rate worked.")
+    cli.main([*command, "plan"])
+    with pytest.raises(SystemExit, match="1"):
+        cli.main([*command, "report"])
+    results = Results.load(folder.results_json)
+    # How zero-filled images are cropped is not known yet.
+    assert results.summary == [] and not folder.cell("zero-filled", 0).path.exists()
+    assert {failure.error for failure in results.failures} == {"It has not been run yet.", "No learning rate worked.\n"}
 
 
 def _check_leaderboard(results: Results, path: Path, capsys: pytest.CaptureFixture[str]) -> None:

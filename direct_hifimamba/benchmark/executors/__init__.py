@@ -1,4 +1,4 @@
-"""Where the stages of a benchmark are computed: on this machine or on a Slurm cluster, by the same command lines."""
+"""Executors of the stages of a benchmark: this machine or a Slurm cluster, with the same command lines."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +26,7 @@ def make_executor(
     device : str
         `cpu` or `cuda`.
     jobs : int, optional
-        Number of tasks side by side; default: one per GPU or core, and as many as Slurm allows.
+        Number of tasks at the same time; default: one per GPU or core, and as many as Slurm allows.
     options : mapping, optional
         Options of `sbatch`, see :class:`direct_hifimamba.benchmark.executors.slurm.SlurmExecutor`.
 

@@ -1,4 +1,4 @@
-"""How many processor cores a process may use."""
+"""The number of processor cores that a process may use."""
 
 import os
 
@@ -9,7 +9,7 @@ _MAX_WORKERS = 16
 
 
 def available_cores() -> int:
-    """Cores for this process: its share of the local executor, of Slurm, or all that the system grants it."""
+    """Return the number of cores of this process: its share of the local executor, of Slurm, or of the system."""
     for name in (CORES, "SLURM_CPUS_PER_TASK"):
         if name in os.environ:
             return int(os.environ[name])

@@ -1,4 +1,4 @@
-"""What an executor does, and what it does it with."""
+"""The interface of executors, and the tasks that they run."""
 
 import signal
 from collections.abc import Callable, Sequence
@@ -21,9 +21,9 @@ class Task:
     name : str
         Shown in messages; unique among tasks that are run together.
     arguments : tuple of str
-        Of `direct-hifimamba`. With exit status 0 the task is done.
+        Arguments of `direct-hifimamba`, which ends with exit status 0 when the task is done.
     folder : Path
-        Of the run.
+        Folder of the run.
     """
 
     name: str
@@ -32,11 +32,11 @@ class Task:
 
     @property
     def log(self) -> Path:
-        """To which the executor appends what the command prints."""
+        """File to which the executor appends the output of the command."""
         return self.folder / "train.log"
 
     def failure(self, status: int) -> str:
-        """Say how the command ended, from its exit status (minus the number of a signal) and the end of its log."""
+        """Return how the command ended, from its exit status (minus the number of a signal) and the end of its log."""
         reason = f"ended with exit status {status}" if status >= 0 else f"was ended by {signal.Signals(-status).name}"
         if status == -signal.SIGKILL:
             reason += ", as happens when memory runs out"
@@ -67,6 +67,6 @@ class Executor(Protocol):
         Raises
         ------
         KeyboardInterrupt
-            After all tasks have ended. They get a signal first, upon which a training writes a checkpoint.
+            After all tasks have ended. They receive a signal first, on which a training writes a checkpoint.
         """
         ...

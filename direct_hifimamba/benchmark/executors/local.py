@@ -77,7 +77,7 @@ class LocalExecutor:
         return failures
 
     def _environments(self, gpus: Sequence[str], tasks: int) -> list[dict[str, str]]:
-        """Environment variables of every task that runs beside others; the last one is used first."""
+        """Return environment variables for each of the tasks at the same time; the last ones are used first."""
         jobs = self._jobs or len(gpus) or available_cores()
         count = max(1, min(jobs, tasks))
         # However few tasks there are, so that all of them load data with as many workers as the one that measures time.
@@ -99,7 +99,7 @@ def _visible_gpus() -> list[str]:
 
 
 def _call(command: str, arguments: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
-    """Do `python -m command arguments` in this process, apart from the terminal's Ctrl-C."""
+    """Run `python -m command arguments` in this process, which the terminal's Ctrl-C does not reach."""
     os.setsid()
     with suppress(AttributeError, OSError):  # Linux: should the scheduler be killed, this process is interrupted
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -123,3 +123,4 @@ def _stop(processes: Sequence[BaseProcess]) -> None:
             process.join(max(0, deadline - time.monotonic()))
     for process in processes:
         process.kill()
+        process.join()

@@ -1,4 +1,4 @@
-"""The configurations of a benchmark: composed for every model and acceleration, and the same but for the model."""
+"""The configurations of a benchmark, composed for every model and acceleration; they differ in the model alone."""
 
 import json
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ SHARED = (
     "validation",
     "inference",
 )
-"""What has to be the same for all models."""
+"""Sections that have to be the same for all models."""
 
 _OF_THE_MASK = ("training.datasets", "validation.datasets", "inference.dataset.text_description")
 _MIN_CHECKPOINTS, _MAX_CHECKPOINTS = 4, 20
@@ -44,8 +44,8 @@ def compose_models(specification: Specification) -> dict[str, dict[str, DictConf
     Raises
     ------
     ValueError
-        If a configuration does not fit DIRECT, if the models do not share what they have to, or if masks would be drawn
-        that should be read.
+        If a configuration is invalid for DIRECT, if a section of `SHARED` differs between models, or if masks of the
+        test would be drawn rather than read.
     """
     composed = {
         label: {
@@ -73,7 +73,7 @@ def compose_models(specification: Specification) -> dict[str, dict[str, DictConf
 
 
 def shared_sections(configs: Mapping[str, DictConfig]) -> dict[str, Any]:
-    """By acceleration, the parts of the configurations of one model that are the same for all models."""
+    """Return by acceleration the parts of the configurations of one model that are the same for all models."""
     return {
         acceleration: {section: _plain(OmegaConf.select(config, section)) for section in SHARED}
         for acceleration, config in configs.items()
@@ -81,9 +81,9 @@ def shared_sections(configs: Mapping[str, DictConfig]) -> dict[str, Any]:
 
 
 def evaluation_settings(composed: Mapping[str, Mapping[str, DictConfig]]) -> dict[str, Any]:
-    """What decides, besides files, masks and model, which images are scored: operators, transforms and crop.
+    """Return what images depend on besides files, masks and model: operators, transforms and crop.
 
-    Every default of DIRECT is written out, so that configurations that state it are no others.
+    Every default of DIRECT is written out, so that a configuration that states a default is not a different one.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ def training_config(
     seconds: float | None = None,
     validations: int = 0,
 ) -> DictConfig:
-    """The configuration of a training on the masks of all accelerations in equal shares.
+    """Return the configuration of a training on the masks of all accelerations in equal shares.
 
     DIRECT chooses among its data sets by their sizes, which are the same here. Nothing is chosen by validation.
 
@@ -159,7 +159,7 @@ def checkpoint_steps(iterations: int, seconds: float | None) -> int:
 
 
 def is_centered(config: DictConfig) -> bool:
-    """Whether the Fourier transform of the configuration has the zero frequency in the middle."""
+    """Return whether the Fourier transform of the configuration has the zero frequency in the middle."""
     return "centered=False" not in config.physics.forward_operator
 
 
@@ -234,7 +234,7 @@ def _check_equal(section: str, configs: Mapping[str, DictConfig]) -> None:
 
 
 def find_difference(first: Any, second: Any, path: str = "") -> tuple[str, Any, Any] | None:
-    """Path and both values of the first difference between two values of mappings, lists and scalars."""
+    """Return path and values of the first difference between two nested mappings and lists; None if they are equal."""
     if isinstance(first, Mapping) and isinstance(second, Mapping):
         keys = [*first, *(key for key in second if key not in first)]
         pairs = [(key, first.get(key), second.get(key)) for key in keys]

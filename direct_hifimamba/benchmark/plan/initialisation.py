@@ -15,14 +15,14 @@ from direct_hifimamba.reconstruction.reconstructor import build_networks
 
 @dataclass(frozen=True)
 class Initialisation:
-    """How the weights of a model begin.
+    """Initial weights of a model.
 
     Attributes
     ----------
     scaled_parameters : dict
-        Shell patterns for names of parameters of the model, and what those are multiplied with.
+        Factors of the model's parameters, by shell patterns for their names.
     other : DictConfig, optional
-        Configuration of another model. Parameters of the same name and shape begin with what is drawn for that.
+        Configuration of another model. Parameters of the same name and shape begin with the values drawn for it.
     """
 
     scaled_parameters: Mapping[str, float]
@@ -37,8 +37,8 @@ class Initialisation:
         ----------
         path : Path
         config : DictConfig
-            Of the model and those that train with it, which begin as they do without a checkpoint where nothing else
-            is asked for.
+            Configuration of the model and those that train with it. Parameters that neither attribute changes begin
+            as without a checkpoint.
         seed : int
 
         Raises

@@ -33,12 +33,12 @@ from direct_hifimamba.data.protocol import FILE_NAME as PROTOCOL
 from direct_hifimamba.data.sources import SourceError, check_fully_sampled
 from direct_hifimamba.files import replace_when_complete
 
-_FREE_KEYS = ("name", "description", "baseline", "data", "configs")
-"""Keys of a specification on which no run depends: the content of data and configurations is compared instead."""
+_FREE_KEYS = ("name", "description", "baseline", "data", "configs", "metrics", "classical", "validations")
+"""Keys on which no trained model depends; of data and configurations, the content is compared instead."""
 
 
 def list_files(folder: Path) -> list[Path]:
-    """The volumes in a folder, by name."""
+    """Return the volumes in a folder, sorted by name."""
     return sorted(path for path in folder.iterdir() if path.suffix in (".h5", CMRXRECON_SUFFIX))
 
 
@@ -258,7 +258,7 @@ def _check_volumes(folders: Mapping[str, Mapping[str, Any]]) -> None:
         difference = find_difference(reference, files)
         if difference is not None:
             raise ValueError(
-                f"{difference[0]} has not the same k-space in {first} and {folder}, or is in one of them only; "
+                f"{difference[0]} does not have the same k-space in {first} and {folder}, or is in one of them only; "
                 "accelerations are compared on the same volumes. Prepare the data again."
             )
 
@@ -384,9 +384,9 @@ def record(
 
 
 def check_same(folder: BenchmarkFolder, specification: Specification, inputs: Mapping[str, Any]) -> None:
-    """Make sure that what a folder holds already was made with the same specification and inputs.
+    """Make sure that the benchmark in a folder was planned with the same specification and inputs.
 
-    Models and seeds can be added, texts and the baseline changed, and data, configurations and results moved.
+    Models and seeds can be added, `_FREE_KEYS` changed, and data, configurations and results moved.
 
     Raises
     ------
@@ -408,7 +408,7 @@ def check_same(folder: BenchmarkFolder, specification: Specification, inputs: Ma
 def _check_growth(
     folder: BenchmarkFolder, specification: Specification, before: dict[str, Any], now: dict[str, Any]
 ) -> None:
-    """Make sure that a benchmark has grown at most; takes out of both descriptions what may differ."""
+    """Make sure that a benchmark differs in additions alone; removes from both descriptions what may differ."""
     added = [label for label in now["models"] if label not in before["models"]]
     if added and specification.has_minutes:
         raise ValueError(
@@ -434,13 +434,13 @@ def _check_growth(
         key, stored, current = difference
         remedy = "Finish with the version that it was begun with" if key.startswith("code.") else "Change it back"
         raise ValueError(
-            f"{folder.path} was begun with others: {key} was {_short(stored)} and is {_short(current)}. {remedy}, or "
-            "choose another --output."
+            f"{folder.path} was begun with other settings: {key} was {_short(stored)} and is {_short(current)}. "
+            f"{remedy}, or choose another --output."
         )
 
 
 def _is_own(configs: Mapping[str, Any]) -> bool:
-    """Whether the configurations of a model are those of a network of this package."""
+    """Return whether the configurations of a model are those of a network of this package."""
     return all(config["model"]["model_name"].startswith("hifimamba.") for config in configs.values())
 
 

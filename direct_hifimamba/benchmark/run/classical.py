@@ -66,13 +66,13 @@ class Acquisition(NamedTuple):
 
 
 def find_bart() -> Path | None:
-    """The program `bart` on the PATH, if there is one."""
+    """Return the path of the program `bart`, None if it is not on the PATH."""
     path = shutil.which("bart")
     return None if path is None else Path(path)
 
 
 def bart_version() -> str:
-    """What the program says of itself.
+    """Return the version that BART reports.
 
     Raises
     ------
@@ -108,7 +108,7 @@ def run_bart(folder: Path, *arguments: str) -> None:
 def estimate_sensitivity_map(
     kspace: NDArray[np.complex64], mask: NDArray[np.bool_], gaussian: float = 0.7
 ) -> NDArray[np.complex64]:
-    """Sensitivities from the sampled columns around the centre, as DIRECT's `rss_estimate`.
+    """Return sensitivities from the sampled columns around the centre, as DIRECT's `rss_estimate`.
 
     Parameters
     ----------
@@ -139,12 +139,12 @@ def cg_sense(
     weight: float,
     iterations: int = 12,
 ) -> NDArray[np.float32]:
-    """Magnitude image of one slice by regularised CG-SENSE [2]_: (A^H A + weight) x = A^H y.
+    """Return the magnitude image of one slice by regularised CG-SENSE [2]_: (A^H A + weight) x = A^H y.
 
     Parameters
     ----------
     kspace : complex64 array of shape (coil, height, width)
-        Centred; samples outside the mask are not looked at.
+        Centred; samples outside the mask are ignored.
     mask : bool array of shape (height, width)
     sensitivity_map : complex64 array of the shape of `kspace`
     weight : float
@@ -171,12 +171,12 @@ def reconstruct_pics(
     sensitivity_map: NDArray[np.complex64],
     regularisation: float,
 ) -> NDArray[np.float32]:
-    """Magnitude images by `bart pics` with an l1 norm on wavelet coefficients.
+    """Return magnitude images by `bart pics` with an l1 norm on wavelet coefficients.
 
     Parameters
     ----------
     kspace : complex64 array of shape (slices, coil, height, width)
-        Centred; samples outside the mask are not looked at.
+        Centred; samples outside the mask are ignored.
     mask : bool array of shape (width,)
     sensitivity_map : complex64 array of the shape of `kspace`
     regularisation : float
@@ -206,7 +206,7 @@ def reconstruct_pics(
 
 
 def reconstruct(kspace: NDArray[np.complex64], mask: NDArray[np.bool_], regularisation: float) -> NDArray[np.float32]:
-    """:func:`reconstruct_pics` with estimated sensitivities; a single coil has the sensitivity 1.
+    """Return images of :func:`reconstruct_pics` with estimated sensitivities; a single coil has the sensitivity 1.
 
     Parameters
     ----------
@@ -285,14 +285,14 @@ def check_bart(specification: Specification, is_centered: bool) -> None:
 def reconstruct_test_split(
     specification: Specification, folder: RunFolder, shapes: RunFolder, jobs: int
 ) -> dict[str, dict[str, Any]]:
-    """Reconstruct the test split with the weights that are best on the validation split, where this was not done yet.
+    """Reconstruct what is missing of the test split, with the weights that are best on the validation split.
 
     Parameters
     ----------
     specification : Specification
         Its data have one mask of columns per file, and its Fourier transform is centred.
     folder : RunFolder
-        To which predictions are written as `direct predict` does, and which weight was chosen.
+        Folder for predictions as `direct predict` writes them, and for the weight that was chosen.
     shapes : RunFolder
         A run with predictions of the size to which images are cropped.
     jobs : int

@@ -1,4 +1,4 @@
-"""How long a benchmark takes and how much disk it needs, estimated from what its models cost."""
+"""Time and disk that a benchmark needs, estimated from the measured costs of its models."""
 
 import shutil
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ _SCORING_SECONDS_PER_PIXEL = 1e-6
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one run takes.
+    """Time and disk that one run needs.
 
     Attributes
     ----------
     iterations : int
     training, prediction, scoring : float
-        Seconds, the last of one core.
+        Seconds, the first with validations, the last of one core.
     size : float
         Bytes of checkpoints and predictions.
     """
@@ -38,18 +38,21 @@ class Estimate:
 
 
 def estimate(benchmark: Benchmark, run: PlannedRun) -> Estimate | None:
-    """Return what a run takes; None where its model could not be measured, and for reconstructions without training."""
+    """Return what a run needs; None where its model could not be measured, and for reconstructions without training."""
     cost = benchmark.read_costs().get(run.model)
     if cost is None or cost.seconds_per_step is None or cost.seconds_per_slice is None or cost.parameters is None:
         return None
     folders, described = benchmark.prediction_data(run.kind).values(), read_plan(benchmark.folder)["data"]
     slices = sum(file["slices"] for folder in folders for file in described[folder.name].values())
+    validated = next(iter(benchmark.prediction_data("trial").values())).name  # as in Benchmark.make_run
+    validations = benchmark.specification.validations if run.kind == "cell" else 0
+    validated_slices = validations * sum(file["slices"] for file in described[validated].values())
     pixels = slices * _pixels_per_slice(benchmark)
     iterations = count_iterations(benchmark.budget(run.kind), cost)
     checkpoints = -(-iterations // checkpoint_steps(iterations, cost.seconds_per_step))
     return Estimate(
         iterations,
-        iterations * cost.seconds_per_step,
+        iterations * cost.seconds_per_step + validated_slices * cost.seconds_per_slice.median,
         slices * cost.seconds_per_slice.median,
         pixels * _SCORING_SECONDS_PER_PIXEL,
         checkpoints * cost.parameters * _BYTES_PER_PARAMETER + pixels * _BYTES_PER_PIXEL,
@@ -84,6 +87,6 @@ def format_estimates(benchmark: Benchmark) -> str:
     lines.append(
         f"{len(estimates)} runs: {device:.1f} hours of one device ({benchmark.specification.device}), "
         f"{sum(found.scoring for found in known) / 3600:.1f} core hours of scoring, "
-        f"{sum(found.size for found in known) / 1e9:.1f} GB of disk, of which {free:.1f} GB are free."
+        f"{sum(found.size for found in known) / 1e9:.1f} GB of disk; {free:.1f} GB are free."
     )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Memory that a call takes."""
+"""Memory that a call needs."""
 
 import ctypes
 import platform
@@ -7,15 +7,15 @@ from pathlib import Path
 
 
 def extra_resident_bytes(call: Callable[[], object]) -> int | None:
-    """By how many bytes a call raises the resident size of this process at most; None where only Linux would tell.
+    """Return the largest increase of this process's resident size during a call, in bytes; None except on Linux.
 
-    For a fresh process: what it has freed before is not always given back to the system, and is not counted then. With
-    glibc all of it is.
+    Call it in a new process: memory that was freed before and not returned to the system is not counted. With glibc,
+    all freed memory is returned first.
     """
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
     try:
-        # The kernel's record becomes the present size. That of getrusage can be inherited from the parent process.
+        # The kernel's record is set to the current size. That of getrusage can be inherited from the parent process.
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         call()

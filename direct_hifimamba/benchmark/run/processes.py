@@ -1,4 +1,4 @@
-"""Processes that start at once: forks of one that has imported DIRECT, which takes longer than a short training."""
+"""Processes that start quickly, as forks of one that has imported DIRECT."""
 
 import multiprocessing
 import os

@@ -77,12 +77,12 @@ class Run:
 
     @property
     def iterations(self) -> int:
-        """Of the training."""
+        """Number of iterations of the training."""
         return int(self.config.training.num_iterations)
 
     @property
     def checkpoint(self) -> Path:
-        """The last one."""
+        """Last checkpoint of the training."""
         return self.folder.checkpoint(self.iterations - 1)
 
     def is_trained(self) -> bool:
@@ -98,17 +98,17 @@ class Run:
 
     @property
     def error(self) -> str | None:
-        """Why the run failed, if it did."""
+        """Reason why the run failed, if it did."""
         return self.folder.failure.read_text(encoding="utf-8") if self.folder.failure.exists() else None
 
     @property
     def has_diverged(self) -> bool:
-        """Whether it failed in a way that is a result: the same would come out again."""
-        return (self.error or "").startswith(_DIVERGED)
+        """Whether it failed because the training diverged, which a repetition would not change."""
+        return has_diverged(self.folder)
 
     @property
     def iterations_done(self) -> int:
-        """As far as the metrics that DIRECT writes while it trains tell."""
+        """Number of iterations that are done, from the metrics that DIRECT writes while it trains."""
         if self.is_trained() or self.error is not None:
             return self.iterations
         try:
@@ -126,7 +126,7 @@ class Run:
                 print(f"{self.name}: its configuration has changed; what was trained before is in {aside}")
 
     def training_command(self) -> list[str]:
-        """Arguments of `direct-hifimamba`."""
+        """Return the arguments of `direct-hifimamba`."""
         paths: list[str | Path] = ["train", self.folder.experiment, "--cfg", self.folder.config]
         paths += ["--training-root", self.training_data, "--validation-root"]
         paths.append(self.validation_data or self.training_data)
@@ -137,7 +137,7 @@ class Run:
         return [*_relative(paths), *self._common_options(), "--resume"]
 
     def prediction_command(self, acceleration: str, output: Path | None = None) -> list[str]:
-        """Arguments of `direct-hifimamba`."""
+        """Return the arguments of `direct-hifimamba`."""
         output = output or self.folder.predictions(acceleration)
         data = self.prediction_data[acceleration]
         paths: list[str | Path] = [
@@ -157,8 +157,13 @@ class Run:
         return [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
 
+def has_diverged(folder: RunFolder) -> bool:
+    """Return whether the run in a folder failed because its training diverged."""
+    return folder.failure.exists() and folder.failure.read_text(encoding="utf-8").startswith(_DIVERGED)
+
+
 def _without_intervals(config: Any) -> DictConfig:
-    """Return a configuration without what decides no weights: checkpoints, validation, and logs."""
+    """Return a configuration without what does not affect the weights: checkpoints, validation, and logs."""
     config = config.copy()
     for key in ("training.checkpointer", "training.validation_steps", "validation", "logging"):
         OmegaConf.update(config, key, None, merge=False, force_add=True)
@@ -166,22 +171,22 @@ def _without_intervals(config: Any) -> DictConfig:
 
 
 def _relative(words: Sequence[str | Path]) -> list[str]:
-    """Paths as one would type them here."""
+    """Return arguments with paths relative to the working directory."""
     return [os.path.relpath(word) if isinstance(word, Path) else word for word in words]
 
 
 def do_run(run: Run) -> None:
-    """Do what is left to do of a run in this process: train, predict, and check the predictions.
+    """Finish a run in this process: train, predict, and check the predictions.
 
-    DIRECT ends on SIGINT with a checkpoint, unless the signal comes between two iterations; then it resumes from the
-    last one.
+    On SIGINT, DIRECT writes a checkpoint and ends. If the signal comes between two iterations, it writes none, and the
+    training resumes from the last one.
 
     Raises
     ------
     RunError
         If DIRECT fails, or predictions are wrong. Of the latter, `failure.txt` says why.
     ValueError
-        If another process does this run.
+        If another process is working on this run.
     """
     run.folder.path.mkdir(parents=True, exist_ok=True)
     with lock_folder(run.folder.path):
@@ -265,12 +270,12 @@ def write_failure(folder: RunFolder, reason: str) -> None:
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Lock a folder for this process.
+    """Lock a folder for this process, without waiting.
 
     Raises
     ------
     ValueError
-        If another process has it.
+        If another process has locked it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
@@ -278,8 +283,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ValueError(
-                f"Another benchmark, or a process that it has left behind, works in {folder}; wait for it, end it, or "
-                "choose another --output."
+                f"Another benchmark, or a process that it has left behind, works in {folder}; wait until it ends, stop "
+                "it, or choose another --output."
             ) from error
         except OSError:  # a file system without locks
             pass

@@ -1,4 +1,4 @@
-"""Everything that a benchmark has found, put together."""
+"""The results of a benchmark, collected from its runs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -142,6 +142,8 @@ def _describe_bart(benchmark: Benchmark) -> Model | None:
 def find_predictions(benchmark: Benchmark) -> dict[tuple[str, int | None, str], tuple[Path, list[Volume]]]:
     """Return by model, seed and acceleration what there is to score, and the path of the table.
 
+    Zero-filled images are scored once a run has finished, since they are cropped to the size of its predictions.
+
     Raises
     ------
     ValueError
@@ -159,12 +161,11 @@ def find_predictions(benchmark: Benchmark) -> dict[tuple[str, int | None, str], 
     }
     found = {}
     for (label, seed), folder in folders.items():
-        for name in names if (label, seed) in finished or label == ZERO_FILLED else ():
+        for name in names if (label, seed) in finished or (label == ZERO_FILLED and finished) else ():
             data = specification.folder(specification.splits.test, name)
             if label == ZERO_FILLED:
-                shape = next((other.predictions(name) for other in finished.values()), None)
-                references = ((path, shape and shape / path.name) for path in list_files(data))
-                volumes = [Volume(path, None, reference, is_centered) for path, reference in references]
+                shapes = next(iter(finished.values())).predictions(name)
+                volumes = [Volume(path, None, shapes / path.name, is_centered) for path in list_files(data)]
             else:
                 volumes = find_volumes(data, folder.predictions(name), is_centered)
             found[label, seed, name] = folder.scores(name), volumes

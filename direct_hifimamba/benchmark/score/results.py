@@ -1,4 +1,4 @@
-"""What a benchmark has found, except for the scores: the models of `results.json`.
+"""The results of a benchmark, except for the scores: the models of `results.json`.
 
 Times are in seconds, memory is in bytes.
 """

@@ -84,4 +84,4 @@ def _check(target: Volume, image: Volume) -> None:
             f"The slices have {target.shape[1:]} pixels; expected at least {SSIM_WINDOW} in either direction."
         )
     if (target == target[:, :1, :1]).all():
-        raise ValueError("No slice of the target has more than one value; there is nothing to compare with.")
+        raise ValueError("No slice of the target has more than one value; metrics are not defined.")

@@ -13,7 +13,6 @@ from direct_hifimamba.benchmark.score.metric import Array
 from direct_hifimamba.benchmark.score.metrics import DEFAULT, metric_definitions
 from direct_hifimamba.benchmark.score.scores import SPECTRUM_EDGES, error_spectrum, score_volume
 from direct_hifimamba.benchmark.score.table import SPECTRUM, RunTable, spectrum_names
-from direct_hifimamba.data.formats.hdf5 import kspace_shape
 from direct_hifimamba.data.parallel import map_files
 
 BANDS = spectrum_names(len(SPECTRUM_EDGES) - 1)
@@ -29,7 +28,7 @@ class Volume(NamedTuple):
     prediction : Path, optional
         The file with the reconstruction. None: the zero-filled image.
     reference : Path, optional
-        The file with a reconstruction of the size to which the zero-filled image is cropped. None: it is not.
+        The file with a reconstruction of the size to which the zero-filled image is cropped; None with a prediction.
     is_centered : bool
         Whether the Fourier transform is.
     """
@@ -127,7 +126,10 @@ def _score(task: tuple[Volume, Sequence[str]]) -> dict[str, Array]:
     if volume.prediction is not None:
         image = load_reconstruction(volume.prediction)
     else:
-        image = load_zero_filled(volume.data, _shape(volume), volume.is_centered)
+        assert volume.reference is not None
+        with h5py.File(volume.reference) as file:
+            height, width = file["reconstruction"].shape[1:]
+        image = load_zero_filled(volume.data, (height, width), volume.is_centered)
     height, width = image.shape[1:]
     target = load_target(volume.data, (height, width), volume.is_centered)
     try:
@@ -137,13 +139,3 @@ def _score(task: tuple[Volume, Sequence[str]]) -> dict[str, Array]:
     if any(name.startswith(SPECTRUM) for name in names):
         scores |= dict(zip(BANDS, error_spectrum(target, image)[:, None], strict=True))
     return scores
-
-
-def _shape(volume: Volume) -> tuple[int, int]:
-    if volume.reference is not None:
-        with h5py.File(volume.reference) as file:
-            height, width = file["reconstruction"].shape[1:]
-    else:
-        with h5py.File(volume.data) as file:
-            height, width = kspace_shape(file)[-2:]
-    return height, width

@@ -73,7 +73,7 @@ def test_a_second_run_refuses_other_data(small_specification: Path, tmp_path: Pa
     record(folder, *describe(small_specification), [])
     record(folder, *describe(small_specification), [])
     change(tmp_path / "data")
-    with pytest.raises(ValueError, match=rf"begun with others: {named} was"):
+    with pytest.raises(ValueError, match=rf"begun with other settings: {named} was"):
         record(folder, *describe(small_specification), [])
 
 
@@ -122,7 +122,7 @@ def test_a_second_run_refuses_another_specification_or_configuration(small_speci
         ({"seeds": [1, 0]}, r"seeds\.0 was 0 and is 1"),
         ({"warm_up": 0.5}, r"warm_up was 0\.05 and is"),
     ):
-        with pytest.raises(ValueError, match=rf"begun with others: specification\.{named}"):
+        with pytest.raises(ValueError, match=rf"begun with other settings: specification\.{named}"):
             record(folder, Specification.load(write_specification(tmp_path, **change)), inputs, [])
     write_specification(tmp_path)
     unet = tmp_path / "unet.yaml"
@@ -162,13 +162,14 @@ def write_part(folder: Path, **changes: Any) -> Path:
     return write_specification(folder, models={"U-Net": {"configs": ["unet.yaml"]}}, **changes)
 
 
-def test_models_and_seeds_can_be_added(small_specification: Path, tmp_path: Path) -> None:
+def test_models_seeds_and_metrics_can_be_added(small_specification: Path, tmp_path: Path) -> None:
     folder = BenchmarkFolder(tmp_path / "out")
     specification, inputs = describe(write_part(tmp_path, seeds=[0], description="Begun."))
     # No U-Net depends on it.
     inputs["code"]["network"]["nn/hifimamba/hifimamba.py"] = "0"
     record(folder, specification, inputs, [])
-    record(folder, *describe(write_specification(tmp_path)), [])
+    more = {"metrics": ["hfen"], "classical": ["BART pics"], "validations": 2}
+    record(folder, *describe(write_specification(tmp_path, **more)), [])
     assert set(json.loads(folder.plan.read_text())["models"]) == {"HiFi-MambaV2", "U-Net"}
     assert Specification.load(folder.specification) == Specification.load(small_specification)
     with pytest.raises(ValueError, match=r"specification\.models\.HiFi-MambaV2 was .* and is null"):
@@ -215,7 +216,7 @@ def test_empty_slices_and_a_single_evaluation_split_are_no_overlap(small_specifi
 def test_accelerations_need_the_same_volumes(small_specification: Path, tmp_path: Path) -> None:
     (tmp_path / "data" / "test_equispaced_8x" / "d.h5").unlink()
     with pytest.raises(
-        ValueError, match=r"d\.h5 has not the same k-space in test_equispaced_4x and test_equispaced_8x"
+        ValueError, match=r"d\.h5 does not have the same k-space in test_equispaced_4x and test_equispaced_8x"
     ):
         describe_all(Specification.load(small_specification))
 

@@ -14,7 +14,9 @@ _SECONDS = {"seconds_per_iteration": 1.0, "seconds_per_batch": 3.0, "seconds_per
 
 def test_time_and_disk_follow_from_the_costs(tmp_path: Path, small_specification: Path) -> None:
     search = {"learning_rates": [0.001], "budget": None}
-    write_specification(tmp_path, budget={"iterations": 4000}, search=search, seeds=[0], classical=["BART pics"])
+    write_specification(
+        tmp_path, budget={"iterations": 4000}, search=search, seeds=[0], classical=["BART pics"], validations=3
+    )
     benchmark = plan(small_specification, tmp_path / "out")
     seconds = {name: Spread(value, value, value) for name, value in _SECONDS.items()}
     benchmark.write_costs({"U-Net": Cost(1, parameters=1000, workers=2, **seconds)})
@@ -22,7 +24,8 @@ def test_time_and_disk_follow_from_the_costs(tmp_path: Path, small_specification
     cell, trial = (estimate(benchmark, runs[kind, "U-Net"]) for kind in ("cell", "trial"))
     assert cell is not None and trial is not None
     # Loading takes 3 s in either of two workers, and hides the 1 s of training.
-    assert (cell.iterations, cell.training) == (4000, 4000 * 1.5)
+    validated = 3 * len(VOLUMES["val"]) * SLICES  # at the first acceleration alone
+    assert (cell.iterations, cell.training) == (4000, 4000 * 1.5 + 0.5 * validated)
     assert (trial.iterations, trial.training) == (1000, 1000 * 1.5)
     slices = {split: len(VOLUMES[split]) * SLICES * len(MASKS) for split in ("val", "test")}
     assert cell.prediction == 0.5 * slices["test"] and trial.prediction == 0.5 * slices["val"]
