@@ -183,7 +183,7 @@ def _has_content(image: NDArray[np.float32]) -> bool:
 
 
 def _measured(source: KSpaceFile, index: int, settings: Settings) -> NDArray[np.complex64]:
-    """K-space of a slice, divided by the maximum of its image if slices are to be normalised."""
+    """Return the k-space of a slice, divided by the maximum of its image if slices are to be normalised."""
     kspace = source.kspace(index)
     return kspace / root_sum_of_squares(kspace).max() if settings.normalise_slices else kspace
 

@@ -364,12 +364,19 @@ def _read(path: Path, axes: Sequence[str] | None = None, variable: str | None = 
             raise MissingArrayError(
                 f"it has no array {name!r}, but {', '.join(file) or 'nothing'}; name k-space (--variable)"
             )
-        mask = file["mask"][()] if "mask" in file else None
+        mask = file["mask"][()] if isinstance(file.get("mask"), h5py.Dataset) else None
         columns, image_size = acquired_columns(file), read_header(file).get("reconstruction_size")
+        has_header = header_document(file) is not None
     array = StoredArray(path, name)
+    messages: tuple[str, ...] = ()
     if axes is None and array.ndim - (array.dtype.kind == "f") == 3:
         axes = [axis for axis in AXES if axis != "coil"]  # fastMRI's single-coil data
-    raw = from_array(array, axes or AXES, mask=mask)
+        if not has_header:
+            messages = (
+                f"The three axes {array.shape[:3]} are taken for slices, height and width of a single coil; for one "
+                "slice of several coils, give --axes coil,height,width.",
+            )
+    raw = from_array(array, axes or AXES, mask=mask, messages=messages)
     width = raw.shape[-1]
     if image_size is not None:
         raw = replace(raw, image_size=image_size[:2] if image_size[1] <= width else (width, width))
@@ -388,9 +395,7 @@ def _read(path: Path, axes: Sequence[str] | None = None, variable: str | None = 
 def read_array(path: Path, name: str) -> NDArray[Any] | None:
     """Return a data set of an HDF5 file as it is stored, or None if there is none."""
     with h5py.File(path) as file:
-        if name not in file:
-            return None
-        return file[name][()]
+        return file[name][()] if isinstance(file.get(name), h5py.Dataset) else None
 
 
 FORMAT = Format("HDF5 of the fastMRI form", h5py.is_hdf5, _read, read_array)

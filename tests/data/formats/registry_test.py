@@ -14,7 +14,7 @@ from scipy.io import savemat
 
 from direct_hifimamba.data.acquisition import read_acquisition
 from direct_hifimamba.data.formats.bart import from_slices, write_cfl
-from direct_hifimamba.data.formats.registry import find_format, read
+from direct_hifimamba.data.formats.registry import find_format, read, read_array
 from tests.data.formats.scans import complex_noise
 
 KSPACE = complex_noise(3, 4, 12, 16)
@@ -269,3 +269,12 @@ def test_axes_of_formats_that_say_them_are_refused(tmp_path: Path) -> None:
     assert find_format(path).name == "HDF5 of Calgary-Campinas"
     with pytest.raises(ValueError, match="leave out --axes and --variable"):
         read(path, ["slice", "height", "width"])
+
+
+def test_three_axes_in_hdf5_are_said_and_a_group_is_no_mask(tmp_path: Path) -> None:
+    raw = read(write_hdf5(tmp_path / "scan.h5", kspace=KSPACE[0], **{"mask/a": 1}))
+    assert raw.shape == (4, 1, 12, 16) and raw.mask is None
+    assert "give --axes coil,height,width" in " ".join(raw.messages)
+    assert read_array(tmp_path / "scan.h5", "mask") is None
+    one = read(tmp_path / "scan.h5", ["coil", "height", "width"])
+    assert one.shape == (1, 4, 12, 16) and one.messages == ()
