@@ -54,6 +54,7 @@ PRELUDE = (
     + f"""
 git() {{ command git -C '{ROOT}' "$@"; }}
 make() {{ command make --dry-run -C '{ROOT}' "$@" > /dev/null; }}
+RANK=0
 source() {{ make "${{1%%/*}}/.installed"; }}
 """
 )

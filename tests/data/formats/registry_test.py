@@ -134,6 +134,7 @@ FORMS: dict[str, tuple[Callable[[Path], Path], NDArray[np.complex64], dict[str, 
             ),
         )
     },
+    "MATLAB 5, one slice": (lambda path: write_mat5(path, kspace=IN_MATLAB[..., :1]), KSPACE[:1], {}),
     "BART": (lambda path: write_bart(path, from_slices(KSPACE)), KSPACE, {}),
     "BART, more coils than pixels": (lambda path: write_bart(path, from_slices(MANY)), MANY, {}),
     "BART, slices of a volume": (
