@@ -430,7 +430,7 @@ def _lies_across_the_edge(profile: NDArray[np.float64]) -> bool:
 
 
 def center_block(sampled: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The block around the centre of k-space that is sampled without gaps, for autocalibration (ACS).
+    """Return the block around the centre of k-space that is sampled without gaps, for autocalibration (ACS).
 
     For masks of whole columns it is the one of DIRECT's `FastMRI` data set. Others get a block that is grown from the
     centre on all sides as long as it has no gap.

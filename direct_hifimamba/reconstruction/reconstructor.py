@@ -566,7 +566,7 @@ def _crop(images: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
 
 
 def _has_magnitude(image: Any, magnitude: torch.Tensor) -> bool:
-    """Whether something is a complex image with that magnitude."""
+    """Return whether an object is a complex image with the given magnitude."""
     return (
         isinstance(image, torch.Tensor)
         and image.shape == (*magnitude.shape, 2)
@@ -594,7 +594,7 @@ def _observe(engine: Engine, see: Callable[[Any], None]) -> Engine:
 def _make_sample(
     kspace: NDArray[Any], sampled: NDArray[np.bool_], center: NDArray[np.bool_], index: int
 ) -> dict[str, Any]:
-    """A slice as DIRECT's `FastMRI` data set hands it to the transforms."""
+    """Return a slice as DIRECT's `FastMRI` data set passes it to the transforms."""
     return {
         "kspace": np.array(kspace.reshape(-1, *sampled.shape), np.complex64),
         "sampling_mask": sampled[None, ..., None].copy(),

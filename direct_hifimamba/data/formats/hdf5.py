@@ -260,10 +260,10 @@ def write_view(
 
 
 def write_cmrxrecon(path: Path, volume: Path, mask: NDArray[np.bool_], provenance: dict[str, Any]) -> None:
-    """Write a volume of :func:`write_volume` once more, in the form that DIRECT's `CMRxRecon` data set reads.
+    """Write a copy of a volume of :func:`write_volume` in the form that DIRECT's `CMRxRecon` data set reads.
 
-    It is the only one of DIRECT's data sets that reads masks that are not made of whole columns. It wants the axes
-    (time, slice[, coil], width, height) and real and imaginary part as fields, so k-space cannot be linked.
+    No other data set of DIRECT reads masks that are not made of whole columns. It expects the axes (time, slice[,
+    coil], width, height) and real and imaginary part as fields, so k-space cannot be linked.
 
     Parameters
     ----------
@@ -289,7 +289,7 @@ def write_cmrxrecon(path: Path, volume: Path, mask: NDArray[np.bool_], provenanc
 
 
 def read_cmrxrecon_slices(file: h5py.File) -> Iterator[NDArray[np.complex64]]:
-    """The slices that :func:`write_cmrxrecon` was given, of shape ([coil, ]height, width), one after the other."""
+    """Yield the slices of a file of :func:`write_cmrxrecon`, shape ([coil, ]height, width)."""
     kspace = file["kspace"]
     for index in range(kspace.shape[1]):
         yield np.swapaxes(kspace[0, index].view(np.complex64), -1, -2)

@@ -75,7 +75,7 @@ def load_magnitude(path: Path, orientation: str | None = None) -> tuple[NDArray[
 
 
 def _choose_orientation(path: Path, image: Any, wanted: str | None) -> str:
-    """The orientation wanted, or that of the slices as they were acquired."""
+    """Return the requested orientation, or else that in which the slices were acquired."""
     directions = image.affine[:3, :3]
     lengths = np.linalg.norm(directions, axis=0)
     # A slice direction is that of a column of the affine; without three of them, nothing is known of what is upright.
@@ -99,7 +99,7 @@ def _choose_orientation(path: Path, image: Any, wanted: str | None) -> str:
 
 
 def _rounding(image: Any) -> float:
-    """Half of the step between stored integers with a scale: how far below 0 they can store it."""
+    """Return half the step between stored integers that have a scale: how far below 0 rounding can move a 0."""
     is_scaled_integer = np.issubdtype(image.get_data_dtype(), np.integer)
     slope = image.dataobj.slope if is_scaled_integer and nibabel.is_proxy(image.dataobj) else 1
     return 0.0 if slope == 1 else 0.5 * abs(float(slope))
