@@ -90,7 +90,7 @@ def compose(paths: Sequence[Path], overrides: Sequence[str] = ()) -> DictConfig:
 def _load(path: Path) -> DictConfig:
     try:
         config = OmegaConf.load(path)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(config, DictConfig) or not config:
         raise ValueError(f"{path} has no keys; expected YAML such as 'model: ...'.")

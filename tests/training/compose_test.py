@@ -176,13 +176,14 @@ def test_additional_models_are_checked(parts):
     ("text", "message"),
     [
         ("training: {lr: 1", "broken.yaml is not valid YAML: "),
+        ("\udc93NUMPY", "broken.yaml is not valid YAML: 'utf-8' codec"),
         ("training: {lr: 1}\ntraining: {lr: 2}", "broken.yaml is not valid YAML: (?s:.)*duplicate key"),
         ("", "broken.yaml has no keys; expected YAML such as 'model: ...'"),
         ("- model", "broken.yaml has no keys; expected YAML such as 'model: ...'"),
     ],
 )
 def test_malformed_files_are_errors(parts, text, message):
-    Path("broken.yaml").write_text(text)
+    Path("broken.yaml").write_text(text, errors="surrogateescape")
     with pytest.raises(ValueError, match=message):
         compose([*parts.values(), Path("broken.yaml")])
 
