@@ -915,7 +915,7 @@ def test_a_foreign_file_in_the_way_is_not_overwritten(prepared, tmp_path):
         shutil.copytree(whole, dest, dirs_exist_ok=True)
         path = dest / name
         path.write_text("precious")
-        with pytest.raises(FileExistsError, match=f"{path} is not"):
+        with pytest.raises(FileExistsError, match=f"{path} was not prepared from"):
             prepare(raw, dest, Settings.of("acdc", size=SIZE))
         assert path.read_text() == "precious"
 
@@ -928,7 +928,7 @@ def test_a_file_of_another_preparation_in_the_way_is_not_taken_over(prepared, tm
         path = tmp_path / "out" / name
         original = path.read_bytes()
         shutil.copy(tmp_path / "other" / name, path)
-        with pytest.raises(FileExistsError, match=f"{path} is not"):
+        with pytest.raises(FileExistsError, match=f"{path} was not prepared from"):
             prepare(raw, tmp_path / "out", Settings.of("acdc", size=SIZE))
         path.write_bytes(original)
 

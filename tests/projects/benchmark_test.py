@@ -228,5 +228,5 @@ def test_script_makes_the_folders_from_the_packages(data, tmp_path, monkeypatch)
 def test_another_image_than_the_expected_one_is_refused(data, tmp_path, monkeypatch):
     write_packages(tmp_path / "packages", data, monkeypatch)
     image = replace(data.PARTS[0].image, sha256="0")
-    with pytest.raises(SystemExit, match=r"is another one than that of requirements\.txt; remove"):
+    with pytest.raises(SystemExit, match=r"is not the file of requirements\.txt; remove"):
         data.read_member(image, tmp_path / "packages")

@@ -8,7 +8,7 @@ from direct_hifimamba.benchmark.folder import BenchmarkFolder
 from direct_hifimamba.benchmark.plan.configurations import compose_models
 from direct_hifimamba.benchmark.plan.initialisation import Initialisation
 from direct_hifimamba.benchmark.plan.specification import Specification
-from direct_hifimamba.benchmark.run.matrix import Benchmark
+from direct_hifimamba.benchmark.run.matrix import Benchmark, PlannedRun
 from direct_hifimamba.reconstruction.reconstructor import build_networks
 from tests.benchmark.small_benchmark import write_specification
 
@@ -33,7 +33,7 @@ def benchmark(tmp_path: Path) -> Benchmark:
 
 def begin(benchmark: Benchmark, label: str) -> dict[str, torch.Tensor]:
     """Weights with which a training of seed 3 begins."""
-    run = benchmark.make_run(label, benchmark.folder.cell(label, 3), "test", 8, None, 3)
+    run = benchmark.make_run(PlannedRun(label, "cell", label, seed=3, learning_rate=None, iterations=8))
     assert run.initialisation is not None
     path = benchmark.folder.path / f"{label}.pt"
     path.parent.mkdir(exist_ok=True)
