@@ -92,7 +92,10 @@ class KSpaceMemory:
         """
         unknown = [key for key in paths if verify or key not in self._known]
         if unknown:
-            found = map_files(_hash_kspace, [paths[key] for key in unknown], jobs, "hash data")
+            # Reading a few files takes less time than starting processes, which import PyTorch.
+            found = map_files(
+                _hash_kspace, [paths[key] for key in unknown], jobs if len(unknown) > 16 else 1, "hash data"
+            )
             try:
                 self._known.update(zip(unknown, found, strict=True))
             finally:  # also what was read before an interruption
