@@ -73,6 +73,8 @@ def blocks_of(document: Path) -> list[Block]:
 
 
 def tracked_documents() -> list[Path]:
+    if not (ROOT / ".git").exists():  # a copy of the sources, without anything else
+        return sorted(ROOT.rglob("*.md"))
     names = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     return [ROOT / name for name in names.splitlines()]
 
