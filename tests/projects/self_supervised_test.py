@@ -1,6 +1,7 @@
 """Test of projects/hifimamba/quality/self_supervised.py, without its trainings."""
 
 import shlex
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -38,4 +39,12 @@ def test_trainings_differ_in_their_references_alone(tmp_path, monkeypatch):
     write_volume(tmp_path / "volume.h5", kspace, {}, mask)
     aliased = np.linalg.norm(lookalikes.centred_fft(kspace * mask, inverse=True), axis=1)
     psnr = 10 * np.log10(image.max() ** 2 / np.square(aliased - image).mean())
-    assert study.zero_filled(tmp_path)[0] == pytest.approx(psnr, abs=1e-3)
+    assert study.score(tmp_path, study.zero_filled)[0] == pytest.approx(psnr, abs=1e-3)
+
+
+def test_sense_of_all_samples_is_the_image(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(QUALITY)
+    study = import_module("self_supervised")
+    kspace = lookalikes.centred_fft(lookalikes.measure(lookalikes.magnitude(0, 2, 32, 32), 3, 0))
+    write_volume(tmp_path / "volume.h5", kspace, {}, np.ones(32, bool))
+    assert study.score(tmp_path, partial(study.sense, weight=0.0))[0] > 60

@@ -1,8 +1,8 @@
-"""What training without references (SSDU) is worth: beside the zero-filled image, and a training with references.
+"""What training without references (SSDU) is worth: beside images without training, and a training with references.
 
-Every network trains on the same slices of one head, undersampled by the same masks, for the same number of iterations,
-and is scored on another head. Everything is simulated from magnitude images, 64 x 64 pixels and 4 coils. Finished steps
-are not repeated.
+CG-SENSE needs no training; its weight is the best of four for the test itself. Every network trains on the same slices
+of one head, undersampled by the same masks, for the same number of iterations, and is scored on another head.
+Everything is simulated from magnitude images, 64 x 64 pixels and 4 coils. Finished steps are not repeated.
 """
 
 import argparse
@@ -10,13 +10,17 @@ import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
 import h5py
 import numpy as np
 from direct.functionals import fastmri_psnr, fastmri_ssim
+from numpy.typing import NDArray
 
+from direct_hifimamba.benchmark.run.classical import cg_sense, estimate_sensitivity_map
 from direct_hifimamba.data.formats.hdf5 import read_slices
 from direct_hifimamba.data.fourier import root_sum_of_squares
 
@@ -28,6 +32,7 @@ PARTS = (
     PROJECT / "masks" / "equispaced_4x.yaml",
     PROJECT.parents[1] / "configs" / "small.yaml",
 )
+CG_WEIGHTS = (0.001, 0.003, 0.01, 0.03)
 MASK = "--coils 4 --snr 30 --voxel-size 3 --size 64 64 --mask FastMRIEquispaced 4 0.08"
 SHARED = "training.lr=0.002 training.validation_steps=100000"
 TRAININGS = {
@@ -50,7 +55,10 @@ def main() -> None:
     # A mask for every slice of the training, as from as many scans.
     run(f"simulate {args.heads / 'colin27.nii.gz'} {data / 'train'} --slices 30 150 --slab 1 {MASK}")
     run(f"simulate {args.heads / 'robex.nii.gz'} {data / 'test'} --slices 86 110 --slab 8 {MASK}")
-    scores = {"zero-filled": [zero_filled(data / "test")]}
+    scores = {
+        "zero-filled": [score(data / "test", zero_filled)],
+        "CG-SENSE": [max(score(data / "test", partial(sense, weight=weight)) for weight in CG_WEIGHTS)],
+    }
     for name, overrides in TRAININGS.items():
         folder = args.output / name.replace(" ", "_")
         config = folder / "config.yaml"
@@ -71,15 +79,28 @@ def run(command: str) -> None:
     subprocess.run([sys.executable, "-m", "direct_hifimamba.cli", *shlex.split(command)], check=True)
 
 
-def zero_filled(folder: Path) -> tuple[float, float]:
-    """Return the mean PSNR and SSIM of the zero-filled images of a folder, as DIRECT scores volumes."""
+def zero_filled(kspace: NDArray[np.complex64], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Return the zero-filled image (height, width) of k-space (coil, height, width)."""
+    return root_sum_of_squares(kspace * mask)
+
+
+def sense(kspace: NDArray[np.complex64], mask: NDArray[np.bool_], weight: float) -> NDArray[np.float32]:
+    """Return the image by CG-SENSE with the sensitivities from which the networks start."""
+    masked_kspace = kspace * mask
+    sensitivity_map = estimate_sensitivity_map(masked_kspace, mask)
+    return cg_sense(masked_kspace, np.tile(mask, (kspace.shape[1], 1)), sensitivity_map, weight)
+
+
+def score(
+    folder: Path, reconstruct: Callable[[NDArray[np.complex64], NDArray[np.bool_]], NDArray[np.float32]]
+) -> tuple[float, float]:
+    """Return the mean PSNR and SSIM of the images of a folder's slices, as DIRECT scores volumes."""
     scores = []
     for path in folder.glob("*.h5"):
         with h5py.File(path) as file:
-            kspace, mask = list(read_slices(file)), file["mask"][()]
-        target, image = (
-            np.stack([root_sum_of_squares(part * kept) for part in kspace])[:, None] for kept in (True, mask)
-        )
+            kspace, mask = list(read_slices(file)), file["mask"][()].astype(bool)
+        target = np.stack([root_sum_of_squares(part) for part in kspace])[:, None]
+        image = np.stack([reconstruct(part, mask) for part in kspace])[:, None]
         scores.append((fastmri_psnr(target, image).item(), fastmri_ssim(target, image).item()))
     return fmean(psnr for psnr, _ in scores), fmean(ssim for _, ssim in scores)
 
