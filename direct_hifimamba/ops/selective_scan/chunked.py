@@ -14,7 +14,6 @@ precision of matrix products (TF32, bfloat16) has no effect.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from direct_hifimamba.ops.derivatives import gradients_of_definition
+from direct_hifimamba.ops.selective_scan.arguments import ScanArguments
 from direct_hifimamba.ops.selective_scan.reference import selective_scan_reference
 
 #: Steps per chunk. Of all states, 1 / CHUNK are stored; those of one block are recomputed at a time.
@@ -109,26 +109,15 @@ class _Block(NamedTuple):
     z: torch.Tensor | None
 
     @classmethod
-    def load(
-        cls,
-        tiling: _Tiling,
-        time: slice,
-        u: torch.Tensor,
-        delta: torch.Tensor,
-        B: torch.Tensor,
-        C: torch.Tensor,
-        z: torch.Tensor | None,
-        delta_bias: torch.Tensor | None,
-        delta_softplus: bool,
-    ) -> _Block:
-        delta = delta[..., time]
-        if delta_bias is not None:
-            delta = delta + delta_bias[:, None]
-        if delta_softplus:
+    def load(cls, tiling: _Tiling, time: slice, scan: ScanArguments) -> _Block:
+        delta = scan.delta[..., time]
+        if scan.delta_bias is not None:
+            delta = delta + scan.delta_bias[:, None]
+        if scan.delta_softplus:
             delta = F.softplus(delta)
-        u, delta = tiling.load(u[..., time]), tiling.load(delta)
-        B, C = tiling.load_matrix(B[..., time]), tiling.load_matrix(C[..., time])
-        return cls(u, delta, delta * u, B, C, None if z is None else tiling.load(z[..., time]))
+        u, delta = tiling.load(scan.u[..., time]), tiling.load(delta)
+        B, C = tiling.load_matrix(scan.B[..., time]), tiling.load_matrix(scan.C[..., time])
+        return cls(u, delta, delta * u, B, C, None if scan.z is None else tiling.load(scan.z[..., time]))
 
 
 def _chain_lanes(local: torch.Tensor, decay: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
@@ -174,30 +163,20 @@ def _scan(x: _Block, A: torch.Tensor, entering: torch.Tensor) -> tuple[torch.Ten
     return output, state
 
 
-def _forward(
-    u: torch.Tensor,
-    delta: torch.Tensor,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    C: torch.Tensor,
-    D: torch.Tensor | None,
-    z: torch.Tensor | None,
-    delta_bias: torch.Tensor | None,
-    delta_softplus: bool,
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def _forward(scan: ScanArguments) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Return the output of the scan, and the initial states of the lanes of each block."""
-    tiling = _Tiling.of(u, B)
-    A = tiling.per_channel(A)
+    tiling = _Tiling.of(scan.u, scan.B)
+    A = tiling.per_channel(scan.A)
     carry = A.new_zeros(tiling.states_shape)[:, :, 0]
-    y = torch.empty_like(u)
+    y = torch.empty_like(scan.u)
     entering = []
     for time in tiling.blocks:
-        x = _Block.load(tiling, time, u, delta, B, C, z, delta_bias, delta_softplus)
+        x = _Block.load(tiling, time, scan)
         entering.append(_enter_forward(tiling, x, A, carry))
         y_block, final = _scan(x, A, entering[-1])
         carry = final[:, :, -1]
-        if D is not None:
-            y_block.addcmul_(x.u, tiling.per_channel(D))
+        if scan.D is not None:
+            y_block.addcmul_(x.u, tiling.per_channel(scan.D))
         if x.z is not None:
             y_block.mul_(F.silu(x.z))
         tiling.store(y_block, y[..., time])
@@ -236,54 +215,32 @@ class _Trajectory:
                 local.addcmul_(C, dy).mul_(decay)
         return _chain_lanes(local.flip(2), _product_of_decays(x, self.A).flip(2), carry).flip(2)
 
-    def gradients(
-        self, x: _Block, grad: torch.Tensor, adjoint: torch.Tensor, needed: Collection[str]
-    ) -> dict[str, torch.Tensor]:
+    def gradients(self, x: _Block, grad: torch.Tensor, adjoint: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return gradients of a block, and turn `adjoint`, those of the final states, into those of the initial states.
 
-        Of the gradients `needed`, "drive", "B" and "C" are those of the entries of the block, "A" and "delta" those
-        of the two factors of the decay's exponent.
+        The gradients are those of `drive`, of `delta` and A as the factors of the decay's exponent, of `B` and of `C`.
         """
-        d = {name: torch.empty_like(getattr(x, name)) for name in needed if name != "A"}
-        d_t = {name: gradient.unbind() for name, gradient in d.items()}
-        if "A" in needed:
-            d["A"] = torch.zeros_like(self.scratch)
+        d_drive, d_delta, d_B, d_C = (torch.empty_like(part) for part in (x.drive, x.delta, x.B, x.C))
+        d_A = torch.zeros_like(self.scratch)
         steps = enumerate(zip(x.delta, x.drive, x.B, x.C, grad, self.decays, strict=True))
         for t, (delta, drive, B, C, dy, decay) in reversed(list(steps)):
             adjoint.addcmul_(C, dy)
-            if "C" in d:
-                torch.sum(torch.mul(self.states[t + 1], dy, out=self.scratch), -1, keepdim=True, out=d_t["C"][t])
-            if "B" in d:
-                torch.sum(torch.mul(adjoint, drive, out=self.scratch), -1, keepdim=True, out=d_t["B"][t])
-            if "drive" in d:
-                torch.sum(torch.mul(adjoint, B, out=self.scratch), 0, out=d_t["drive"][t])
-            adjoint.mul_(decay)
-            if "A" in d or "delta" in d:
-                exponent = torch.mul(adjoint, self.states[t], out=self.scratch)
-                if "A" in d:
-                    d["A"].addcmul_(exponent, delta)
-                if "delta" in d:
-                    torch.sum(exponent.mul_(self.A), 0, out=d_t["delta"][t])
-        return d
+            torch.sum(torch.mul(self.states[t + 1], dy, out=self.scratch), -1, keepdim=True, out=d_C[t])
+            torch.sum(torch.mul(adjoint, drive, out=self.scratch), -1, keepdim=True, out=d_B[t])
+            torch.sum(torch.mul(adjoint, B, out=self.scratch), 0, out=d_drive[t])
+            exponent = torch.mul(adjoint.mul_(decay), self.states[t], out=self.scratch)
+            d_A.addcmul_(exponent, delta)
+            torch.sum(exponent.mul_(self.A), 0, out=d_delta[t])
+        return d_drive, d_delta, d_A, d_B, d_C
 
 
 class _ChunkedScan(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        u: torch.Tensor,
-        delta: torch.Tensor,
-        A: torch.Tensor,
-        B: torch.Tensor,
-        C: torch.Tensor,
-        D: torch.Tensor | None,
-        z: torch.Tensor | None,
-        delta_bias: torch.Tensor | None,
-        delta_softplus: bool,
-    ) -> torch.Tensor:
-        y, entering = _forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
-        ctx.save_for_backward(u, delta, A, B, C, D, z, delta_bias, *entering)
-        ctx.delta_softplus = delta_softplus
+    def forward(ctx: Any, *arguments: Any) -> torch.Tensor:
+        scan = ScanArguments(*arguments)
+        y, entering = _forward(scan)
+        ctx.save_for_backward(*scan.tensors, *entering)
+        ctx.delta_softplus = scan.delta_softplus
         return y
 
     @staticmethod
@@ -292,81 +249,55 @@ class _ChunkedScan(torch.autograd.Function):
         if torch.is_grad_enabled():
             definition = partial(selective_scan_reference, delta_softplus=ctx.delta_softplus)
             return *gradients_of_definition(definition, saved[:8], grad), None
-        u, delta, A, B, C, D, z, delta_bias, *entering = saved
-        grads = [
-            torch.zeros_like(tensor) if needed else None
-            for tensor, needed in zip(saved[:8], ctx.needs_input_grad[:8], strict=True)
-        ]
+        scan, entering = ScanArguments(*saved[:8], ctx.delta_softplus), saved[8:]
+        grads = [None if tensor is None else torch.zeros_like(tensor) for tensor in scan.tensors]
         du, ddelta, dA, dB, dC, dD, dz, dbias = grads
-        needed = [name for name, tensor in (("A", dA), ("B", dB), ("C", dC)) if tensor is not None]
-        if ddelta is not None or dbias is not None:
-            needed += ["drive", "delta"]
-        elif du is not None:
-            needed += ["drive"]
 
-        tiling = _Tiling.of(u, B)
-        trajectory = _Trajectory(tiling, tiling.per_channel(A))
+        tiling = _Tiling.of(scan.u, scan.B)
+        trajectory = _Trajectory(tiling, tiling.per_channel(scan.A))
+        D = None if scan.D is None else tiling.per_channel(scan.D)
         carry = torch.zeros_like(trajectory.scratch[:, :, 0])
         for time, states in zip(reversed(tiling.blocks), reversed(entering), strict=True):
-            x = _Block.load(tiling, time, u, delta, B, C, z, delta_bias, ctx.delta_softplus)
+            x = _Block.load(tiling, time, scan)
             trajectory.recompute(x, states)
 
             dy = tiling.load(grad[..., time])
             if x.z is not None:
                 gate = torch.sigmoid(x.z)
-                if dz is not None:
-                    y = trajectory.output(x)
-                    if D is not None:
-                        y.addcmul_(x.u, tiling.per_channel(D))
-                    tiling.store(dy * y * gate * (1 + x.z * (1 - gate)), dz[..., time])
+                y = trajectory.output(x)
+                if D is not None:
+                    y.addcmul_(x.u, D)
+                tiling.store(dy * y * gate * (1 + x.z * (1 - gate)), dz[..., time])
                 dy *= x.z * gate
-            if dD is not None:
-                dD += (dy * x.u).sum((0, 1, 2)).flatten()
 
             adjoint = trajectory.enter_backward(x, dy, carry)
-            d = trajectory.gradients(x, dy, adjoint, needed)
+            drive_grad, delta_grad, A_grad, B_grad, C_grad = trajectory.gradients(x, dy, adjoint)
             carry = adjoint[:, :, 0]
 
-            if dA is not None:
-                dA += d["A"].sum((1, 2)).flatten(1).t()
-            if dB is not None:
-                tiling.store_matrix(d["B"], dB[..., time])
-            if dC is not None:
-                tiling.store_matrix(d["C"], dC[..., time])
-            if "delta" in d:
-                delta_grad = d["drive"] * x.u + d["delta"]
-                if ctx.delta_softplus:
-                    delta_grad *= -torch.expm1(-x.delta)  # the derivative of softplus, by its value
-                if ddelta is not None:
-                    tiling.store(delta_grad, ddelta[..., time])
-                if dbias is not None:
-                    dbias += delta_grad.sum((0, 1, 2)).flatten()
-            if du is not None:
-                drive = d["drive"] * x.delta
-                if D is not None:
-                    drive.addcmul_(dy, tiling.per_channel(D))
-                tiling.store(drive, du[..., time])
+            dA += A_grad.sum((1, 2)).flatten(1).t()
+            tiling.store_matrix(B_grad, dB[..., time])
+            tiling.store_matrix(C_grad, dC[..., time])
+            delta_grad += drive_grad * x.u
+            if scan.delta_softplus:
+                delta_grad *= -torch.expm1(-x.delta)  # the derivative of softplus, by its value
+            tiling.store(delta_grad, ddelta[..., time])
+            if dbias is not None:
+                dbias += delta_grad.sum((0, 1, 2)).flatten()
+            u_grad = drive_grad * x.delta
+            if D is not None:
+                dD += (dy * x.u).sum((0, 1, 2)).flatten()
+                u_grad.addcmul_(dy, D)
+            tiling.store(u_grad, du[..., time])
         return *grads, None
 
 
-def selective_scan_torch(
-    u: torch.Tensor,
-    delta: torch.Tensor,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    C: torch.Tensor,
-    D: torch.Tensor | None,
-    z: torch.Tensor | None,
-    delta_bias: torch.Tensor | None,
-    delta_softplus: bool,
-) -> torch.Tensor:
+def selective_scan_torch(*arguments: Any) -> torch.Tensor:
     """Compute the selective scan in chunks, on any device, in float32 or float64; the output has the strides of `u`.
 
-    Shapes are those of :func:`direct_hifimamba.ops.selective_scan.selective_scan` with `B` and `C` of shape
-    (batch, groups, state, length). For the backward pass it stores its arguments and 1 / `CHUNK` of the states;
-    second derivatives are those of the sequential scan.
+    The arguments are those of :class:`ScanArguments`. For the backward pass it stores them and 1 / `CHUNK` of the
+    states; second derivatives are those of the sequential scan.
     """
-    arguments = (u, delta, A, B, C, D, z, delta_bias)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments):
-        return _ChunkedScan.apply(*arguments, delta_softplus)
-    return _forward(*arguments, delta_softplus)[0]
+    scan = ScanArguments(*arguments)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in scan.tensors):
+        return _ChunkedScan.apply(*scan)
+    return _forward(scan)[0]

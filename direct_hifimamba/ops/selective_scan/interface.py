@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from direct_hifimamba.ops.derivatives import are_transformed
+from direct_hifimamba.ops.selective_scan.arguments import ScanArguments
 
 Backend = Callable[..., torch.Tensor]
 
@@ -88,60 +89,6 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype = tor
     return backend
 
 
-def _check_shape(name: str, tensor: torch.Tensor, expected: tuple[int, ...], meaning: str) -> None:
-    if tuple(tensor.shape) != expected:
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {meaning} = {expected}.")
-
-
-def check_arguments(
-    u: torch.Tensor,
-    delta: torch.Tensor,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    C: torch.Tensor,
-    D: torch.Tensor | None,
-    z: torch.Tensor | None,
-    delta_bias: torch.Tensor | None,
-) -> None:
-    """Check shapes, dtypes and devices of :func:`selective_scan`'s arguments; `B` and `C` have four axes.
-
-    Raises
-    ------
-    ValueError
-        If a shape or device does not fit.
-    TypeError
-        If a dtype is not a real floating one.
-    """
-    if u.ndim != 3 or 0 in u.shape:
-        raise ValueError(f"u has shape {tuple(u.shape)}; expected a non-empty (batch, channels, length).")
-    batch, channels, length = u.shape
-    if A.ndim != 2 or A.shape[0] != channels or A.shape[1] == 0:
-        raise ValueError(f"A has shape {tuple(A.shape)}; expected (channels, state) with channels = {channels}.")
-    groups = B.shape[1] if B.ndim == 4 else 0
-    if groups == 0 or channels % groups:
-        raise ValueError(
-            f"B has shape {tuple(B.shape)}; expected (batch, state, length) or (batch, groups, state, length) with a "
-            f"number of groups that divides the {channels} channels."
-        )
-    _check_shape("delta", delta, (batch, channels, length), "the shape of u")
-    _check_shape("B", B, (batch, groups, A.shape[1], length), "(batch, groups, state, length)")
-    _check_shape("C", C, (batch, groups, A.shape[1], length), "the shape of B")
-    if z is not None:
-        _check_shape("z", z, (batch, channels, length), "the shape of u")
-    for name, vector in (("D", D), ("delta_bias", delta_bias)):
-        if vector is not None:
-            _check_shape(name, vector, (channels,), "(channels,)")
-
-    named = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
-    for name, tensor in named.items():
-        if tensor is None:
-            continue
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} is {tensor.dtype}; expected a real floating dtype.")
-        if tensor.device != u.device:
-            raise ValueError(f"{name} is on {tensor.device} and u on {u.device}; expected one device.")
-
-
 def selective_scan(
     u: torch.Tensor,
     delta: torch.Tensor,
@@ -208,12 +155,13 @@ def selective_scan(
         B = B.unsqueeze(1)
     if C.ndim == 3:
         C = C.unsqueeze(1)
-    check_arguments(u, delta, A, B, C, D, z, delta_bias)
+    arguments = ScanArguments(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    arguments.check()
 
-    arguments = (u, delta, A, B, C, D, z, delta_bias)
-    dtype = torch.float64 if any(t is not None and t.dtype == torch.float64 for t in arguments) else torch.float32
+    tensors = arguments.tensors
+    dtype = torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
     name = resolve_backend(backend, u.device, dtype)
-    function = _load("reference" if are_transformed(arguments) else name)
+    function = _load("reference" if are_transformed(tensors) else name)
     with torch.autocast(u.device.type, enabled=False):
-        y = function(*(None if t is None else t.to(dtype) for t in arguments), delta_softplus)
+        y = function(*(None if t is None else t.to(dtype) for t in tensors), delta_softplus)
     return y.to(u.dtype)

@@ -2,44 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
 from direct_hifimamba.ops.derivatives import refuse_tangents
+from direct_hifimamba.ops.selective_scan.arguments import ScanArguments
 
 #: Largest state dimension that the kernels are compiled for.
 MAX_STATE = 256
 
 
-def selective_scan_mamba_ssm(
-    u: torch.Tensor,
-    delta: torch.Tensor,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    C: torch.Tensor,
-    D: torch.Tensor | None,
-    z: torch.Tensor | None,
-    delta_bias: torch.Tensor | None,
-    delta_softplus: bool,
-) -> torch.Tensor:
+def selective_scan_mamba_ssm(*arguments: Any) -> torch.Tensor:
     """Selective scan on CUDA tensors in float32.
 
-    Shapes are those of :func:`direct_hifimamba.ops.selective_scan.selective_scan` with `B` and `C` of shape
-    (batch, groups, state, length). The kernels read along time with stride 1: mamba-ssm copies `u`, `delta`, `B`, `C`,
-    `z` and `D` where their strides do not fit, but not `delta_bias`. Written for mamba-ssm 2.3.2; its forward pass is
-    tested with that package's Python code and a substitute for the kernels. It has never run on a GPU.
+    The arguments are those of :class:`ScanArguments`. The kernels read along time with stride 1: mamba-ssm copies `u`,
+    `delta`, `B`, `C`, `z` and `D` where their strides do not fit, but not `delta_bias`. Written for mamba-ssm 2.3.2;
+    its forward pass is tested with that package's Python code and a substitute for the kernels. It has never run on a
+    GPU.
 
     Raises
     ------
     ValueError
         If the state dimension is larger than `MAX_STATE`.
     """
-    if A.shape[1] > MAX_STATE:
+    scan = ScanArguments(*arguments)
+    states = scan.A.shape[1]
+    if states > MAX_STATE:
         raise ValueError(
-            f"mamba_ssm supports state dimensions up to {MAX_STATE}, got {A.shape[1]}. Use the backend 'torch'."
+            f"mamba_ssm supports state dimensions up to {MAX_STATE}, got {states}. Use the backend 'torch'."
         )
-    bias = None if delta_bias is None else delta_bias.contiguous()
-    y = selective_scan_fn(u, delta, A, B, C, D, z, bias, delta_softplus)
+    if scan.delta_bias is not None:
+        scan = scan._replace(delta_bias=scan.delta_bias.contiguous())
+    y = selective_scan_fn(*scan)
     if y.requires_grad:
         y.register_hook(_refuse_second_derivatives)
     return y

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ctypes
 from functools import partial
+from typing import Any
 
 import torch
 
 from direct_hifimamba.ops import library
 from direct_hifimamba.ops.derivatives import gradients_of_definition, refuse_tangents
-from direct_hifimamba.ops.selective_scan.interface import check_arguments
+from direct_hifimamba.ops.selective_scan.arguments import ScanArguments
 from direct_hifimamba.ops.selective_scan.reference import selective_scan_reference
 
 if library.UNAVAILABLE_BECAUSE:
@@ -58,106 +59,98 @@ def _states_shape(u: torch.Tensor, B: torch.Tensor) -> tuple[int, ...]:
     return batch, groups, (length + library.STEPS - 1) // library.STEPS, blocks, state, library.LANES
 
 
-def _run(
-    function: str, delta_softplus: bool, views: dict[str, torch.Tensor | None], vectors: dict[str, torch.Tensor | None]
-) -> None:
-    """Call the library with the tensors as the fields of `Scan` of these names."""
-    tensors = views | vectors
-    u, B = views["u"], views["B"]
-    assert u is not None and B is not None
-    check_arguments(*(tensors[name] for name in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")))  # type: ignore[arg-type]
+def _run(function: str, scan: ScanArguments, **results: torch.Tensor | None) -> None:
+    """Call the library with the arguments and `results` as the fields of `Scan` of these names."""
+    scan.check()
+    tensors = {name: tensor for name, tensor in (scan._asdict() | results).items() if name != "delta_softplus"}
     refuse_tangents(*tensors.values())
     for name, tensor in tensors.items():
         if tensor is not None and (tensor.dtype != torch.float32 or tensor.device.type != "cpu"):
             raise TypeError(f"{name} is {tensor.dtype} on {tensor.device}; expected float32 on a CPU.")
-    vectors = {name: None if tensor is None else tensor.contiguous() for name, tensor in vectors.items()}
-    batch, groups, state, length = B.shape
-    channels = u.shape[1]
-    scan = _ScanStruct(
-        *(batch, groups, channels // groups, state, length, delta_softplus),
-        **{name: _view(tensor, groups) for name, tensor in views.items()},
+    batch, groups, state, length = scan.B.shape
+    channels = scan.u.shape[1]
+    views = {name for name, kind in _ScanStruct._fields_ if kind is _ViewStruct}
+    vectors = {
+        name: None if tensor is None else tensor.contiguous() for name, tensor in tensors.items() if name not in views
+    }
+    struct = _ScanStruct(
+        *(batch, groups, channels // groups, state, length, scan.delta_softplus),
+        **{name: _view(tensors[name], groups) for name in views & tensors.keys()},
         **{name: None if tensor is None else tensor.data_ptr() for name, tensor in vectors.items()},
     )
-    library.call(function, scan, batch * channels * state * length, _WORK_PER_THREAD)
+    library.call(function, struct, batch * channels * state * length, _WORK_PER_THREAD)
 
 
-@torch.library.custom_op("direct_hifimamba::selective_scan", mutates_args=(), device_types="cpu")
-def _forward(
-    u: torch.Tensor,
-    delta: torch.Tensor,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    C: torch.Tensor,
-    D: torch.Tensor | None,
-    z: torch.Tensor | None,
-    delta_bias: torch.Tensor | None,
-    delta_softplus: bool,
-    keep_states: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
+_TENSORS = (
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias"  # of ScanArguments
+)
+
+
+@torch.library.custom_op(
+    "direct_hifimamba::selective_scan",
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"({_TENSORS}, bool delta_softplus, bool keep_states) -> (Tensor, Tensor)",
+)
+def _forward(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the output and the states at the start of every chunk, which are empty unless `keep_states`."""
-    y, states = _forward_fake(u, delta, A, B, C, D, z, delta_bias, delta_softplus, keep_states)
-    _run(
-        "scan_forward",
-        delta_softplus,
-        {"u": u, "delta": delta, "B": B, "C": C, "z": z, "y": y},
-        {"A": A, "D": D, "delta_bias": delta_bias, "states": states if keep_states else None},
-    )
+    *scan, keep_states = arguments
+    y, states = _forward_fake(*arguments)
+    _run("scan_forward", ScanArguments(*scan), y=y, states=states if keep_states else None)
     return y, states
 
 
 @_forward.register_fake
-def _forward_fake(u, delta, A, B, C, D, z, delta_bias, delta_softplus, keep_states):  # type: ignore[no-untyped-def]
+def _forward_fake(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    u, B, keep_states = arguments[0], arguments[3], arguments[-1]
     return torch.empty_like(u), u.new_empty(_states_shape(u, B) if keep_states else (0,))
 
 
-@torch.library.custom_op("direct_hifimamba::selective_scan_backward", mutates_args=(), device_types="cpu")
-def _backward(
-    grad_y: torch.Tensor,
-    u: torch.Tensor,
-    delta: torch.Tensor,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    C: torch.Tensor,
-    D: torch.Tensor | None,
-    z: torch.Tensor | None,
-    delta_bias: torch.Tensor | None,
-    states: torch.Tensor,
-    delta_softplus: bool,
-) -> tuple[
-    torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
-]:
+@torch.library.custom_op(
+    "direct_hifimamba::selective_scan_backward",
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"(Tensor grad_y, {_TENSORS}, Tensor states, bool delta_softplus) -> Tensor[]",
+)
+def _backward(grad_y: torch.Tensor, *arguments: Any) -> list[torch.Tensor]:
     """Return gradients of the arguments `u` to `delta_bias`; empty ones for those that are None."""
-    for name, tensor, shape in (("grad_y", grad_y, u.shape), ("states", states, _states_shape(u, B))):
+    *tensors, states, delta_softplus = arguments
+    scan = ScanArguments(*tensors, delta_softplus)
+    u = scan.u
+    for name, tensor, shape in (("grad_y", grad_y, u.shape), ("states", states, _states_shape(u, scan.B))):
         if tensor.shape != shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {tuple(shape)}.")
-    grads = _backward_fake(grad_y, u, delta, A, B, C, D, z, delta_bias, states, delta_softplus)
-    grad_u, grad_delta, _, grad_B, grad_C, _, grad_z, _ = grads
-    for shared in (grad_B, grad_C):  # the kernel adds to them, channel by channel
+    grads = ScanArguments(*_backward_fake(grad_y, *arguments), delta_softplus)
+    for shared in (grads.B, grads.C):  # the kernel adds to them, channel by channel
         shared.zero_()
     # One per sequence, summed below.
-    grad_A = u.new_empty(len(u), *A.shape)
+    grad_A = u.new_empty(len(u), *scan.A.shape)
     grad_D, grad_delta_bias = u.new_empty(2, *u.shape[:2])
-    views = {"u": u, "delta": delta, "B": B, "C": C, "z": z, "grad_y": grad_y}
-    views |= {"grad_u": grad_u, "grad_delta": grad_delta, "grad_B": grad_B, "grad_C": grad_C}
-    views |= {"grad_z": None if z is None else grad_z}
-    vectors = {"A": A, "D": D, "delta_bias": delta_bias, "states": states}
-    vectors |= {"grad_A": grad_A, "grad_D": grad_D, "grad_delta_bias": grad_delta_bias}
-    _run("scan_backward", delta_softplus, views, vectors)
-    return (
-        grad_u,
-        grad_delta,
-        grad_A.sum(0),
-        grad_B,
-        grad_C,
-        grad_D.new_empty(0) if D is None else grad_D.sum(0),
-        grad_z,
-        grad_D.new_empty(0) if delta_bias is None else grad_delta_bias.sum(0),
+    _run(
+        "scan_backward",
+        scan,
+        states=states,
+        grad_y=grad_y,
+        grad_u=grads.u,
+        grad_delta=grads.delta,
+        grad_A=grad_A,
+        grad_B=grads.B,
+        grad_C=grads.C,
+        grad_D=grad_D,
+        grad_z=None if scan.z is None else grads.z,
+        grad_delta_bias=grad_delta_bias,
     )
+    grads = grads._replace(A=grad_A.sum(0))
+    if scan.D is not None:
+        grads = grads._replace(D=grad_D.sum(0))
+    if scan.delta_bias is not None:
+        grads = grads._replace(delta_bias=grad_delta_bias.sum(0))
+    return list(grads.tensors)
 
 
 @_backward.register_fake
-def _backward_fake(grad_y, u, delta, A, B, C, D, z, delta_bias, states, delta_softplus):  # type: ignore[no-untyped-def]
-    return tuple(u.new_empty(0) if t is None else torch.empty_like(t) for t in (u, delta, A, B, C, D, z, delta_bias))
+def _backward_fake(grad_y: torch.Tensor, *arguments: Any) -> list[torch.Tensor]:
+    return [grad_y.new_empty(0) if tensor is None else torch.empty_like(tensor) for tensor in arguments[:8]]
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -181,25 +174,14 @@ def _autograd_backward(ctx, grad_y, grad_states):  # type: ignore[no-untyped-def
 _forward.register_autograd(_autograd_backward, setup_context=_setup_context)
 
 
-def selective_scan_native(
-    u: torch.Tensor,
-    delta: torch.Tensor,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    C: torch.Tensor,
-    D: torch.Tensor | None,
-    z: torch.Tensor | None,
-    delta_bias: torch.Tensor | None,
-    delta_softplus: bool,
-) -> torch.Tensor:
+def selective_scan_native(*arguments: Any) -> torch.Tensor:
     """Compute the selective scan in one pass over the inputs, on the CPU in float32.
 
-    Shapes are those of :func:`direct_hifimamba.ops.selective_scan.selective_scan` with `B` and `C` of shape
-    (batch, groups, state, length). Any strides are read in place, fastest where channels (of `B`, `C`: states) are
-    contiguous; output and gradients have the strides of their input. The result does not depend on the number of
-    threads, which is that of PyTorch.
+    The arguments are those of :class:`ScanArguments`. Any strides are read in place, fastest where channels (of `B`,
+    `C`: states) are contiguous; output and gradients have the strides of their input. The result does not depend on the
+    number of threads, which is that of PyTorch.
     """
-    tensors = (u, delta, A, B, C, D, z, delta_bias)
+    tensors = arguments[:8]
     keep_states = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    y, _ = _forward(*tensors, delta_softplus, keep_states)
+    y, _ = _forward(*arguments, keep_states)
     return y

@@ -26,6 +26,7 @@ import triton
 import triton.language as tl
 
 from direct_hifimamba.ops.derivatives import gradients_of_definition, refuse_tangents
+from direct_hifimamba.ops.selective_scan.arguments import ScanArguments
 from direct_hifimamba.ops.selective_scan.reference import selective_scan_reference
 
 _CHUNK = 64
@@ -217,8 +218,8 @@ def _backward_kernel(
 ):
     """Store the gradients of each chunk.
 
-    Those of matrices are partial sums, not computed if the pointer is None: `dA` of shape (chunks, batch, channels,
-    state), `dB` and `dC` of shape (blocks, batch, groups, state, length).
+    Those of matrices are partial sums: `dA` of shape (chunks, batch, channels, state), `dB` and `dC` of shape (blocks,
+    batch, groups, state, length).
     """
     chunk, batch, group, block, channel, time, channel_ok, time_ok = _place(channels, blocks, length, CHUNK, CHANNELS)
     n = tl.arange(0, STATE)
@@ -261,15 +262,17 @@ def _backward_kernel(
     tl.store(du + _offsets_2d(du_strides, batch, channel, time), ddrive * deltas, mask=ok)
     gradient = ddrive * u_tile + tl.sum(exponent * A_tile[None, :, :], 2)
     tl.store(ddelta + _offsets_2d(ddelta_strides, batch, channel, time), gradient, mask=ok)
-    if dA is not None:
-        tl.store(dA + kept, tl.sum(exponent * deltas[:, :, None], 0), mask=rows_ok)
+    tl.store(dA + kept, tl.sum(exponent * deltas[:, :, None], 0), mask=rows_ok)
     partial = ((block * tl.num_programs(1) + batch) * groups + group) * state
     offsets = (partial + n[None, :]) * length + time[:, None]
     ok = time_ok[:, None] & n_ok[None, :]
-    if dB is not None:
-        tl.store(dB + offsets, tl.sum(adjoint * drive, 1), mask=ok)
-    if dC is not None:
-        tl.store(dC + offsets, tl.sum((remaining + drive * B_tile) * grad, 1), mask=ok)
+    tl.store(dB + offsets, tl.sum(adjoint * drive, 1), mask=ok)
+    tl.store(dC + offsets, tl.sum((remaining + drive * B_tile) * grad, 1), mask=ok)
+
+
+def _with_strides(*tensors: torch.Tensor) -> list[Any]:
+    """Return each tensor followed by its strides, as kernels take it."""
+    return [argument for tensor in tensors for argument in (tensor, tensor.stride())]
 
 
 class _Launch:
@@ -302,17 +305,7 @@ class _Launch:
         """Return the chunks' initial states, (chunks, batch, channels, state), or with `reverse` the final adjoints."""
         ends, decays = A.new_empty(self.kept_shape), A.new_empty(self.kept_shape)
         _ends_kernel[self.grid](
-            x,
-            x.stride(),
-            delta,
-            delta.stride(),
-            A,
-            matrix,
-            matrix.stride(),
-            ends,
-            decays,
-            REVERSE=reverse,
-            **self.sizes,
+            *_with_strides(x, delta), A, *_with_strides(matrix), ends, decays, REVERSE=reverse, **self.sizes
         )
         lanes = ends[0].numel()
         _chain_kernel[(triton.cdiv(lanes, 128),)](
@@ -335,19 +328,7 @@ class _TritonScan(torch.autograd.Function):
         entering = launch.entering(u, delta, A, B, reverse=False)
         y = torch.empty_like(u)
         _scan_kernel[launch.grid](
-            u,
-            u.stride(),
-            delta,
-            delta.stride(),
-            A,
-            B,
-            B.stride(),
-            C,
-            C.stride(),
-            entering,
-            y,
-            y.stride(),
-            **launch.sizes,
+            *_with_strides(u, delta), A, *_with_strides(B, C), entering, *_with_strides(y), **launch.sizes
         )
         ctx.save_for_backward(u, delta, A, B, C, entering)
         return y
@@ -358,62 +339,29 @@ class _TritonScan(torch.autograd.Function):
         if torch.is_grad_enabled():
             return tuple(gradients_of_definition(_definition, (u, delta, A, B, C), dy))
         refuse_tangents(dy)
-        needed = ctx.needs_input_grad
         launch = _Launch(u, B)
-        partial_shape = (launch.blocks, *B.shape)
-        du = torch.empty_like(u)
-        ddelta = torch.empty_like(delta)
-        dA = A.new_empty(launch.kept_shape) if needed[2] else None
-        dB = B.new_empty(partial_shape) if needed[3] else None
-        dC = C.new_empty(partial_shape) if needed[4] else None
+        du, ddelta = torch.empty_like(u), torch.empty_like(delta)
+        dA = A.new_empty(launch.kept_shape)
+        dB, dC = B.new_empty(2, launch.blocks, *B.shape)
         _backward_kernel[launch.grid](
-            dy,
-            dy.stride(),
-            u,
-            u.stride(),
-            delta,
-            delta.stride(),
+            *_with_strides(dy, u, delta),
             A,
-            B,
-            B.stride(),
-            C,
-            C.stride(),
+            *_with_strides(B, C),
             entering,
             launch.entering(dy, delta, A, C, reverse=True),
-            du,
-            du.stride(),
-            ddelta,
-            ddelta.stride(),
-            dA,
-            dB,
-            dC,
+            *_with_strides(du, ddelta),
+            *(dA, dB, dC),
             **launch.sizes,
         )
-        return (
-            du,
-            ddelta,
-            None if dA is None else dA.sum((0, 1)),
-            None if dB is None else dB.sum(0),
-            None if dC is None else dC.sum(0),
-        )
+        return du, ddelta, dA.sum((0, 1)), dB.sum(0), dC.sum(0)
 
 
-def selective_scan_triton(
-    u: torch.Tensor,
-    delta: torch.Tensor,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    C: torch.Tensor,
-    D: torch.Tensor | None,
-    z: torch.Tensor | None,
-    delta_bias: torch.Tensor | None,
-    delta_softplus: bool,
-) -> torch.Tensor:
+def selective_scan_triton(*arguments: Any) -> torch.Tensor:
     """Compute the selective scan in float32 on CUDA tensors of any strides; the output has the strides of `u`.
 
-    Shapes are those of :func:`direct_hifimamba.ops.selective_scan.selective_scan` with `B` and `C` of shape
-    (batch, groups, state, length). Second derivatives are those of the sequential scan.
+    The arguments are those of :class:`ScanArguments`. Second derivatives are those of the sequential scan.
     """
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus = ScanArguments(*arguments)
     if delta_bias is not None:
         delta = delta + delta_bias[:, None]
     if delta_softplus:
