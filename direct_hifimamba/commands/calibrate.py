@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from direct_hifimamba.data.simulation.heads import find_heads
-from direct_hifimamba.reconstruction.pretrained import CONFIG_NAME, hash_file
+from direct_hifimamba.reconstruction.pretrained import CONFIG_NAME
 from direct_hifimamba.reconstruction.uncertainty import NOMINAL, calibrate
 from direct_hifimamba.reconstruction.volume import load
 
@@ -20,6 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cfg", type=Path, metavar="FILE", help=f"configuration (default: {CONFIG_NAME} beside the checkpoints)"
     )
     parser.add_argument(
+        "--flips", action=argparse.BooleanOptionalAction, help="as in `reconstruct` (default: as there)"
+    )
+    parser.add_argument(
         "--accelerations", type=float, nargs="+", default=[4.0, 8.0], help="default: 4 8", metavar="NUMBER"
     )
     parser.add_argument("--number", type=int, default=24, help="slices for each acceleration (default: %(default)s)")
@@ -32,10 +35,8 @@ def main(args: argparse.Namespace) -> None:
         raise FileExistsError(f"{args.output} exists already; remove it or choose another output.")
     if not args.output.parent.is_dir():
         raise FileNotFoundError(f"The folder {args.output.parent} is missing; make it first.")
-    files, reconstructor = load(args.checkpoint, args.cfg)
-    calibration = calibrate(
-        reconstructor, find_heads(args.heads), list(map(hash_file, files)), args.accelerations, args.number, args.size
-    )
+    weights, reconstructor = load(args.checkpoint, args.cfg, flips=args.flips)
+    calibration = calibrate(reconstructor, find_heads(args.heads), weights, args.accelerations, args.number, args.size)
     calibration.write(args.output)
     print(f"| acceleration | factor | coverage without ({NOMINAL:.0%} expected) | with it | in the worst slice |")
     print("|---|---|---|---|---|")

@@ -9,7 +9,7 @@ import direct_hifimamba
 from direct_hifimamba.data.formats.images import SUFFIXES, Volume, check_volume, upright_affine, write_images
 from direct_hifimamba.data.formats.raw_data import AXES, RawData
 from direct_hifimamba.reconstruction.outputs import COMPLEX_FORMATS, DEFAULT_FORMATS, PARTIAL, PHASE, output_paths
-from direct_hifimamba.reconstruction.pretrained import CONFIG_NAME, count_networks
+from direct_hifimamba.reconstruction.pretrained import CONFIG_NAME, is_ensemble
 from direct_hifimamba.reconstruction.volume import IMAGE, NOISE, RESIDUAL, SPREAD, Request, reconstruct_volume
 
 
@@ -64,6 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device", default="auto", help="cpu, cuda, mps, or auto: a GPU where there is one (default: %(default)s)"
     )
     parser.add_argument(
+        "--flips",
+        action=argparse.BooleanOptionalAction,
+        help="take the mean over the slice and its three reflections, in four times the time (default: as the model "
+        "card of weights in the package says; otherwise no)",
+    )
+    parser.add_argument(
         "--jobs",
         type=int,
         metavar="N",
@@ -102,12 +108,12 @@ def main(args: argparse.Namespace) -> None:
     """Run `direct-hifimamba reconstruct`."""
     if args.voxel_size is not None and not all(0 < size < np.inf for size in args.voxel_size):
         raise ValueError(f"The voxel size is {args.voxel_size}; expected three distances in mm, above 0.")
-    is_ensemble = len(args.checkpoint) > 1 or count_networks(args.checkpoint[0]) > 1
-    if args.calibration is not None and not (args.uncertainty and is_ensemble):
+    has_spread = args.uncertainty and is_ensemble(args.checkpoint, args.flips)
+    if args.calibration is not None and not has_spread:
         raise ValueError("--calibration is for the spread of an ensemble, with --uncertainty; leave it out.")
     asked_for = {
         NOISE: args.noise_maps is not None,
-        SPREAD: args.uncertainty and is_ensemble,
+        SPREAD: has_spread,
         RESIDUAL: args.uncertainty,
     }
     maps = [name for name, is_asked_for in asked_for.items() if is_asked_for]
@@ -129,6 +135,7 @@ def main(args: argparse.Namespace) -> None:
         replicas=args.noise_maps,
         uncertainty=args.uncertainty,
         calibration=args.calibration,
+        flips=args.flips,
     )
     affine = None if args.voxel_size is None else upright_affine(args.voxel_size)
 

@@ -47,6 +47,11 @@ class Pretrained:
     card: Mapping[str, Any]
 
     @property
+    def flips(self) -> bool:
+        """Whether the image is also the mean over flipped slices, see :class:`Reconstructor`."""
+        return bool(self.card["flips"])
+
+    @property
     def domain(self) -> Domain:
         """The k-space that the networks were trained with."""
         return Domain.from_mapping(self.card["domain"])
@@ -104,9 +109,15 @@ def is_pretrained(checkpoint: Path | str) -> bool:
     )
 
 
-def count_networks(checkpoint: Path | str) -> int:
-    """Return the number of networks of a checkpoint, 1, or of weights in the package."""
-    return len(find_pretrained(str(checkpoint)).checkpoints) if is_pretrained(checkpoint) else 1
+def is_ensemble(checkpoints: Sequence[Path | str], flips: bool | None = None) -> bool:
+    """Return whether checkpoints, or weights in the package, give several images of a slice, whose mean is the result.
+
+    `flips` is as in :class:`Reconstructor`; None means what the model card says, and False for checkpoints.
+    """
+    if len(checkpoints) > 1 or not is_pretrained(checkpoints[0]):
+        return len(checkpoints) > 1 or bool(flips)
+    pretrained = find_pretrained(str(checkpoints[0]))
+    return len(pretrained.checkpoints) > 1 or (pretrained.flips if flips is None else flips)
 
 
 def format_card(pretrained: Pretrained) -> str:

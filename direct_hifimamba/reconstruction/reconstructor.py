@@ -55,14 +55,22 @@ from direct_hifimamba.training.compose import compose
 SCALING_KEYS = ("masked_kspace", "acs_kspace", "kspace")
 """What k-space may be scaled by."""
 
+FLIPS = ((), (-2,), (-1,), (-2, -1))
+"""Axes of an image along which it is flipped, itself first."""
+
 
 class SliceAnalysis(NamedTuple):
-    """What each network makes of a slice, and what their mean leaves unexplained."""
+    """The image of a slice by each member of an ensemble, and what their mean leaves unexplained."""
 
-    images: NDArray[np.complex64]  #: (networks, height, width), in the units of the image
-    #: (coils, height, width), samples less those of the networks' mean, in the units of k-space; 0 where nothing was
+    images: NDArray[np.complex64]  #: (members, height, width), in the units of the image
+    #: (coils, height, width), samples less those of the members' mean, in the units of k-space; 0 where nothing was
     #: sampled
     residual: NDArray[np.complex64]
+
+
+class _Output(NamedTuple):
+    image: NDArray[Any]  #: (height, width), complex or its magnitude
+    kspace: NDArray[np.complex64] | None  #: (coils, height, width), that of a complex image in all coils
 
 
 class Reconstructor:
@@ -78,9 +86,14 @@ class Reconstructor:
         `inference.crop` of the configuration: `header`, to crop images to the size that a file asks for.
     domain : Domain, optional
         K-space that the model was trained with. For other k-space there is an :class:`OutsideDomainWarning`.
+    flips : bool
+        Whether each network also reconstructs the slice flipped vertically, horizontally and both, and the image is the
+        mean of the four, flipped back. It takes four times as long.
 
     Attributes
     ----------
+    members : int
+        Number of images whose mean is the result: one for each network, or four with `flips`.
     needs_sensitivity_map : bool
         Whether the configuration takes coil sensitivities as given instead of estimating them.
     centered : bool
@@ -93,9 +106,16 @@ class Reconstructor:
     """
 
     def __init__(
-        self, engines: Sequence[Engine], dataset: DictConfig, crop: str | None = None, domain: Domain | None = None
+        self,
+        engines: Sequence[Engine],
+        dataset: DictConfig,
+        crop: str | None = None,
+        domain: Domain | None = None,
+        flips: bool = False,
     ) -> None:
         self._engines = tuple(engines)
+        self._flips = FLIPS if flips else FLIPS[:1]
+        self.members = len(self._engines) * len(self._flips)
         for engine in self._engines:
             engine.ndim = 2
             engine.models_to_device()
@@ -128,7 +148,11 @@ class Reconstructor:
 
     @classmethod
     def from_checkpoint(
-        cls, path: Path | str | Sequence[Path], config_path: Path | str | None = None, device: str = "auto"
+        cls,
+        path: Path | str | Sequence[Path],
+        config_path: Path | str | None = None,
+        device: str = "auto",
+        flips: bool = False,
     ) -> Self:
         """Build the model of a checkpoint and load its weights.
 
@@ -141,6 +165,8 @@ class Reconstructor:
             Configuration. Default: `config.yaml` beside the checkpoint; of several, they have to be the same.
         device : str
             `cpu`, `cuda` or `mps`; `auto` takes a GPU where PyTorch finds one.
+        flips : bool
+            As in :class:`Reconstructor`.
 
         Returns
         -------
@@ -169,10 +195,12 @@ class Reconstructor:
                     "that the model was trained with (--cfg)."
                 )
         _check_same_configuration(config_paths)
-        return cls._load(paths, config_paths[0], device)
+        return cls._load(paths, config_paths[0], device, flips=flips)
 
     @classmethod
-    def from_pretrained(cls, name: str, config_path: Path | str | None = None, device: str = "auto") -> Self:
+    def from_pretrained(
+        cls, name: str, config_path: Path | str | None = None, device: str = "auto", flips: bool | None = None
+    ) -> Self:
         """Build a model with weights that are part of the package.
 
         Parameters
@@ -183,6 +211,8 @@ class Reconstructor:
             Configuration. Default: that of the training.
         device : str
             `cpu`, `cuda` or `mps`; `auto` takes a GPU where PyTorch finds one.
+        flips : bool, optional
+            As in :class:`Reconstructor`. Default: as the model card says.
 
         Returns
         -------
@@ -195,10 +225,18 @@ class Reconstructor:
         """
         pretrained = find_pretrained(name)
         path = pretrained.config_path if config_path is None else Path(config_path)
-        return cls._load(pretrained.checkpoints, path, device, pretrained.domain)
+        flips = pretrained.flips if flips is None else flips
+        return cls._load(pretrained.checkpoints, path, device, pretrained.domain, flips)
 
     @classmethod
-    def _load(cls, checkpoints: Sequence[Path], config_path: Path, device: str, domain: Domain | None = None) -> Self:
+    def _load(
+        cls,
+        checkpoints: Sequence[Path],
+        config_path: Path,
+        device: str,
+        domain: Domain | None = None,
+        flips: bool = False,
+    ) -> Self:
         device = resolve_device(device)
         config = _load_config(config_path)
         engines = []
@@ -206,7 +244,7 @@ class Reconstructor:
             engine = _build_engine(config, device)
             load_weights({"model": engine.model, **engine.models}, path, config_path)
             engines.append(engine)
-        return cls(engines, config.inference.dataset, config.inference.get("crop"), domain)
+        return cls(engines, config.inference.dataset, config.inference.get("crop"), domain, flips)
 
     @property
     def network(self) -> torch.nn.Module:
@@ -374,7 +412,7 @@ class Reconstructor:
         index: int = 0,
         calibration: NDArray[Any] | None = None,
     ) -> SliceAnalysis:
-        """Reconstruct one slice with each network, and compare their mean with the samples.
+        """Reconstruct one slice with each member of the ensemble, and compare their mean with the samples.
 
         Parameters are those of :meth:`reconstruct_slice`.
 
@@ -385,11 +423,11 @@ class Reconstructor:
         """
         acquired = sampled & (kspace != 0).any(axis=0)
         if not acquired.any():
-            images = np.zeros((len(self._engines), *sampled.shape), np.complex64)
+            images = np.zeros((self.members, *sampled.shape), np.complex64)
             return SliceAnalysis(self._crop_images(images, image_size), np.zeros_like(kspace))
         batch = self._transform_slice(kspace, sampled, sensitivity_map, index, calibration)
         measured = torch.view_as_complex(batch["masked_kspace"].contiguous())[0].numpy()
-        outputs = [_run_engine(engine, batch, complex_images=True) for engine in self._engines]
+        outputs = self._run_members(batch, complex_images=True)
         if len(measured) < len(kspace):
             raise ValueError(
                 "The configuration has compress_coils, which mixes the noise of coils: no residual is known."
@@ -482,26 +520,39 @@ class Reconstructor:
 
     def _reconstruct(self, batch: dict[str, Any], complex_images: bool) -> NDArray[Any]:
         scaling_factor = batch["scaling_factor"].cpu().numpy()[0]
-        outputs = [
-            _run_engine(engine, batch, complex_images or len(self._engines) > 1).image for engine in self._engines
-        ]
-        image = outputs[0] if len(outputs) == 1 else np.mean(outputs, axis=0)
+        images = [output.image for output in self._run_members(batch, complex_images or self.members > 1)]
+        image = images[0] if len(images) == 1 else np.mean(images, axis=0)
         return (image if complex_images else np.abs(image)) * scaling_factor
 
+    def _run_members(self, batch: dict[str, Any], complex_images: bool) -> list[_Output]:
+        return [
+            _run_engine(engine, batch, complex_images, axes, self.centered)
+            for engine in self._engines
+            for axes in self._flips
+        ]
 
-class _Output(NamedTuple):
-    image: NDArray[Any]  #: (height, width), complex or its magnitude
-    kspace: NDArray[np.complex64] | None  #: (coils, height, width), that of a complex image in all coils
+
+def _flip(tensor: torch.Tensor, axes: Sequence[int], centered: bool) -> torch.Tensor:
+    """Flip an image, or its k-space, about the origin, which an even number of pixels does not have in the middle."""
+    shifts = [0 if centered and tensor.shape[axis] % 2 else 1 for axis in axes]
+    return tensor.flip(axes).roll(shifts, axes) if axes else tensor
 
 
-def _run_engine(engine: Engine, batch: dict[str, Any], complex_images: bool) -> _Output:
-    """Reconstruct one slice."""
+def _run_engine(
+    engine: Engine, batch: dict[str, Any], complex_images: bool, axes: Sequence[int], centered: bool
+) -> _Output:
+    """Reconstruct one slice, flipped along some axes of the image, and flip the result back."""
+    data_axes = [axis - 1 for axis in axes]  # k-space, maps and masks have another axis at the end
+    batch = {
+        name: _flip(value, data_axes, centered) if isinstance(value, torch.Tensor) and value.ndim == 5 else value
+        for name, value in batch.items()
+    }
     outputs: list[Any] = []
-    result = _observe(engine, outputs.append)._do_iteration(dict(batch))  # DIRECT changes the dictionary
+    result = _observe(engine, outputs.append)._do_iteration(batch)
     image = result.output_image
     magnitude = modulus(image) if image.ndim == 4 else image
     if not complex_images:
-        return _Output(magnitude[0].cpu().numpy(), None)
+        return _Output(_flip(magnitude, axes, centered)[0].cpu().numpy(), None)
     # Most engines take the magnitude of what `forward_function` gives; of several images the last counts.
     candidates = [image, *(output[0][-1] if isinstance(output[0], list) else output[0] for output in outputs)]
     image = next((candidate for candidate in candidates if _has_magnitude(candidate, magnitude)), None)
@@ -511,7 +562,8 @@ def _run_engine(engine: Engine, batch: dict[str, Any], complex_images: bool) -> 
             "and --uncertainty)."
         )
     kspace = engine.forward_operator(expand_operator(image, result.sensitivity_map, 1), dim=(2, 3))
-    return _Output(*(torch.view_as_complex(values.contiguous())[0].cpu().numpy() for values in (image, kspace)))
+    flipped = (_flip(torch.view_as_complex(values.contiguous()), axes, centered) for values in (image, kspace))
+    return _Output(*(values[0].cpu().numpy() for values in flipped))
 
 
 def _check_finite(images: NDArray[Any], index: int) -> None:

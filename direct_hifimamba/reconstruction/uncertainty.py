@@ -71,7 +71,7 @@ class Calibration:
     Attributes
     ----------
     weights : tuple of str
-        SHA-256 of the configuration and the checkpoints.
+        SHA-256 of the configuration and the checkpoints, and the number of images in the mean.
     accelerations : tuple of floats
         In ascending order.
     factors : tuple of floats

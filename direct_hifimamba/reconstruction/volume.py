@@ -86,6 +86,8 @@ class Request:
         Whether the spread of an ensemble and the residual at the samples are computed.
     calibration : Path, optional
         File of :class:`Calibration`.
+    flips : bool, optional
+        As in :meth:`Reconstructor.from_pretrained`; for checkpoints, None means False.
     """
 
     checkpoints: tuple[Path, ...]
@@ -101,6 +103,7 @@ class Request:
     replicas: int | None = None
     uncertainty: bool = False
     calibration: Path | None = None
+    flips: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,7 @@ class Slices:
 
 
 class _Scan(NamedTuple):
-    weights: tuple[Path, ...]  #: configuration and checkpoints
+    weights: list[str]  #: see :func:`load`
     reconstructor: Reconstructor
     raw: RawData
     mask: NDArray[Any] | None
@@ -161,9 +164,14 @@ class _Scan(NamedTuple):
 
 
 def load(
-    checkpoints: Sequence[Path], config_path: Path | None = None, device: str = "auto"
-) -> tuple[tuple[Path, ...], Reconstructor]:
-    """Load checkpoints, or weights in the package, and return their files, configuration first, and the model.
+    checkpoints: Sequence[Path],
+    config_path: Path | None = None,
+    device: str = "auto",
+    flips: bool | None = None,
+) -> tuple[list[str], Reconstructor]:
+    """Load checkpoints, or weights in the package, and return what determines their images, and the model.
+
+    That are the SHA-256 of the configuration and of the checkpoints, and the number of images in the mean.
 
     Raises
     ------
@@ -171,19 +179,20 @@ def load(
         As :meth:`Reconstructor.from_checkpoint`, or if a name in the package is one of several.
     """
     if len(checkpoints) > 1 or not is_pretrained(checkpoints[0]):
-        reconstructor = Reconstructor.from_checkpoint(checkpoints, config_path, device)
-        return (config_path or checkpoints[0].parent / CONFIG_NAME, *checkpoints), reconstructor
-    name = str(checkpoints[0])
-    pretrained = find_pretrained(name)
-    reconstructor = Reconstructor.from_pretrained(name, config_path, device)
-    return (config_path or pretrained.config_path, *pretrained.checkpoints), reconstructor
+        reconstructor = Reconstructor.from_checkpoint(checkpoints, config_path, device, bool(flips))
+        files = (config_path or checkpoints[0].parent / CONFIG_NAME, *checkpoints)
+    else:
+        pretrained = find_pretrained(str(checkpoints[0]))
+        reconstructor = Reconstructor.from_pretrained(pretrained.name, config_path, device, flips)
+        files = (config_path or pretrained.config_path, *pretrained.checkpoints)
+    return [*map(hash_file, files), f"mean of {reconstructor.members}"], reconstructor
 
 
 @lru_cache(maxsize=1)
 def _open(request: Request, call: str) -> _Scan:
     """Open the files of a request, once in each process and for each call of :func:`reconstruct_volume`."""
     raw, mask = open_acquisition(request.source, request.mask_path, request.axes, request.variable)
-    weights, reconstructor = load(request.checkpoints, request.config_path, request.device)
+    weights, reconstructor = load(request.checkpoints, request.config_path, request.device, request.flips)
     maps: RawData | None = None
     if request.sensitivity_map_path is not None:
         maps = open_sensitivity_map(request.sensitivity_map_path, request.axes, is_separate=True)
@@ -242,10 +251,9 @@ def reconstruct_volume(
     departures = reconstructor.find_departures(middle[None], middle_mask) if request.check else []
     for departure in departures:
         print(f"direct-hifimamba: warning: {departure}", file=sys.stderr)
-    hashes = [hash_file(path) for path in weights]
     factor = None
     if request.calibration is not None:
-        factor = Calibration.read(request.calibration, hashes).factor(sampled)
+        factor = Calibration.read(request.calibration, weights).factor(sampled)
     covariance = _find_covariance(raw, sampled) if request.replicas is not None or request.uncertainty else None
     threads = torch.get_num_threads() if jobs is None else 1
     identity = {
@@ -257,7 +265,7 @@ def reconstruct_volume(
             if raw.read_calibration is None
             else summarise(map(raw.read_calibration, range(raw.shape[0])), raw.shape).sha256,
         ],
-        "weights": hashes,
+        "weights": weights,
         "options": [
             *(request.device, request.complex_images, raw.image_size),
             *(request.replicas, request.uncertainty, factor),

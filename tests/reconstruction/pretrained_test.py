@@ -17,7 +17,7 @@ from direct_hifimamba import cli
 from direct_hifimamba.data.formats.hdf5 import write_volume
 from direct_hifimamba.reconstruction import pretrained as module
 from direct_hifimamba.reconstruction.domain import OutsideDomainWarning
-from direct_hifimamba.reconstruction.pretrained import find_pretrained, format_card, list_pretrained
+from direct_hifimamba.reconstruction.pretrained import find_pretrained, format_card, is_ensemble, list_pretrained
 from direct_hifimamba.reconstruction.reconstructor import Reconstructor, resolve_device
 from tests.reconstruction.reconstructor_test import OURS, experiments, line_mask, simulate  # noqa: F401
 
@@ -148,7 +148,13 @@ def test_the_mean_of_several_networks_is_the_image(
 
     kspace = simulate() * MASK
     both = Reconstructor.from_pretrained("multicoil")
-    single = [Reconstructor.from_checkpoint(path)(kspace, MASK, complex_images=True) for path in (first, second)]
+    assert both.members == (8 if pretrained.flips else 2)
+    assert is_ensemble(["multicoil"]) and is_ensemble([first, second]) and is_ensemble([first], flips=True)
+    assert not is_ensemble([first])
+    single = [
+        Reconstructor.from_checkpoint(path, flips=pretrained.flips)(kspace, MASK, complex_images=True)
+        for path in (first, second)
+    ]
     assert np.abs(single[0] - single[1]).max() > 1e-3 * np.abs(single[0]).max()
     atol = 1e-5 * np.abs(single[0]).max()
     np.testing.assert_allclose(both(kspace, MASK, complex_images=True), np.mean(single, axis=0), rtol=0, atol=atol)

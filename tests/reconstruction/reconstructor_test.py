@@ -37,6 +37,7 @@ from tests.helpers import TINY, perturb
 SLICES, COILS, HEIGHT, WIDTH = 3, 4, 24, 32
 OURS, VARNET = "hifimamba.hifimamba.HiFiMambaV2", "varnet.varnet.EndToEndVarNet"
 UNET, RIM = "unet.unet_2d.Unet2d", "rim.rim.RIM"
+PHYSICS = {"": "forward_operator", "i": "backward_operator"}
 MODELS: dict[str, dict[str, Any]] = {
     OURS: {"model": {"model_name": OURS, **TINY}},
     UNET: {"model": {"model_name": UNET, "num_filters": 4, "num_pool_layers": 2, "image_initialization": "sense"}},
@@ -156,6 +157,49 @@ def test_results_are_those_of_direct_predict(
         images = file["reconstruction"][()]
     assert images.shape == (SLICES, HEIGHT, WIDTH) and images.dtype == np.float32
     np.testing.assert_allclose(images, theirs, rtol=0, atol=1e-5 * theirs.max())
+
+
+@pytest.mark.parametrize("centered", [True, False])
+@pytest.mark.parametrize("shape", [(24, 32), (25, 31)])
+def test_flips_average_over_the_slice_and_its_reflections(
+    experiments: dict[str, Path], tmp_path: Path, shape: tuple[int, int], centered: bool
+) -> None:
+    config = OmegaConf.load(experiments[OURS].parent / CONFIG_NAME)
+    config.physics = {name: f"{prefix}fft2(centered={centered})" for prefix, name in PHYSICS.items()}
+    dataset = config.inference.dataset
+    dataset.name, dataset.sensitivity_maps = "FastMRIWithMaps", "stored"
+    dataset.transforms.sensitivity_map_estimation.estimate_sensitivity_maps = False
+    OmegaConf.save(config, tmp_path / "config.yaml")
+
+    def flip(array: NDArray[Any], axes: tuple[int, ...]) -> NDArray[Any]:
+        for axis in axes:
+            length = array.shape[axis]
+            origin = length // 2 if centered else 0
+            array = array.take((2 * origin - np.arange(length)) % length, axis)
+        return array
+
+    rng = np.random.default_rng(0)
+    kspace, maps = rng.normal(size=(2, 1, 3, *shape, 2)).astype(np.float32).view(np.complex64)[..., 0]
+    maps /= np.linalg.norm(maps, axis=1, keepdims=True)
+    mask = rng.random(shape) < 0.5
+
+    def images(reconstructor: Reconstructor, axes: tuple[int, ...]) -> NDArray[Any]:
+        data, sampled, sensitivity_map = (flip(array, axes) for array in (kspace * mask, mask, maps))
+        image = reconstructor(data, sampled, complex_images=True, sensitivity_map=sensitivity_map, check=False)
+        return flip(image, axes)
+
+    all_axes: tuple[tuple[int, ...], ...] = ((), (-2,), (-1,), (-2, -1))
+    plain, averaging = (
+        Reconstructor.from_checkpoint(experiments[OURS], tmp_path / "config.yaml", flips=flips)
+        for flips in (False, True)
+    )
+    expected = np.mean(single := [images(plain, axes) for axes in all_axes], axis=0)
+    atol = 1e-5 * np.abs(expected).max()
+    assert np.abs(single[0] - single[3]).max() > 100 * atol
+    for axes in all_axes:
+        np.testing.assert_allclose(images(averaging, axes), expected, rtol=0, atol=atol)
+    analysis = averaging.analyse_slice(kspace[0] * mask, mask, maps[0])
+    np.testing.assert_allclose(analysis.images, np.concatenate(single), rtol=0, atol=atol)
 
 
 @pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")  # DIRECT's

@@ -158,7 +158,7 @@ def test_everything_is_written_beside_the_image(
 
 
 def write_calibration(path: Path, ensemble: list[Path], factor: float) -> None:
-    weights = tuple(map(hash_file, (ensemble[0].parent / CONFIG_NAME, *ensemble)))
+    weights = (*map(hash_file, (ensemble[0].parent / CONFIG_NAME, *ensemble)), f"mean of {len(ensemble)}")
     Calibration(weights, (2.0, 4.0), (factor, factor), (0.5, 0.5), (0.9, 0.9), (0.8, 0.8)).write(path)
 
 
