@@ -532,17 +532,17 @@ class Reconstructor:
         ]
 
 
-def _flip(tensor: torch.Tensor, axes: Sequence[int], centered: bool) -> torch.Tensor:
+def _flip(tensor: torch.Tensor, axes: tuple[int, ...], centered: bool) -> torch.Tensor:
     """Flip an image, or its k-space, about the origin, which an even number of pixels does not have in the middle."""
     shifts = [0 if centered and tensor.shape[axis] % 2 else 1 for axis in axes]
     return tensor.flip(axes).roll(shifts, axes) if axes else tensor
 
 
 def _run_engine(
-    engine: Engine, batch: dict[str, Any], complex_images: bool, axes: Sequence[int], centered: bool
+    engine: Engine, batch: dict[str, Any], complex_images: bool, axes: tuple[int, ...], centered: bool
 ) -> _Output:
     """Reconstruct one slice, flipped along some axes of the image, and flip the result back."""
-    data_axes = [axis - 1 for axis in axes]  # k-space, maps and masks have another axis at the end
+    data_axes = tuple(axis - 1 for axis in axes)  # k-space, maps and masks have another axis at the end
     batch = {
         name: _flip(value, data_axes, centered) if isinstance(value, torch.Tensor) and value.ndim == 5 else value
         for name, value in batch.items()
