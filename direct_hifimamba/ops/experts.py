@@ -139,6 +139,7 @@ def _forward(
 
 
 @_forward.register_fake
+@library.on_one_device
 def _forward_fake(x, *_):  # type: ignore[no-untyped-def]
     return x.new_empty(x.shape)
 
@@ -175,6 +176,7 @@ def _add_gradients(
 
 
 @_add_gradients.register_fake
+@library.on_one_device
 def _add_gradients_fake(grad_x, grad, x, *tensors):  # type: ignore[no-untyped-def]
     *expert, index, weight = tensors
     pixels = len(x) if index is None else len(index)

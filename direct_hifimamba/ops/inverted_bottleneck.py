@@ -133,6 +133,7 @@ def _forward(
 
 
 @_forward.register_fake
+@library.on_one_device
 def _forward_fake(x, expand, *rest):  # type: ignore[no-untyped-def]
     (batch, height, width, channels), keep = x.shape, rest[-1]
     kept = (batch, height, width, len(expand)), (batch, height, width, channels)
@@ -243,7 +244,7 @@ def _backward(
         for name, tensor, like in zip(
             ("convolved", "projected", "statistics", "input_mean", "input_covariance"),
             (convolved, projected, statistics, input_mean, input_covariance),
-            _forward_fake(x.to("meta"), *weights, True)[1:],
+            _forward_fake(*(tensor.to("meta") for tensor in (x, *weights)), True)[1:],
             strict=True,
         )
     ]
@@ -300,6 +301,7 @@ def _backward_image(
 
 
 @_backward.register_fake
+@library.on_one_device
 def _backward_fake(grad, *tensors):  # type: ignore[no-untyped-def]
     return tuple(tensor.new_empty(tensor.shape) for tensor in tensors[:8])
 

@@ -7,9 +7,10 @@ import importlib.util
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import wraps
 
 import torch
 
@@ -154,6 +155,24 @@ def checked(
     if tuple(tensor.shape) != shape or tensor.device.type != "cpu":
         raise ValueError(f"{name} is {tuple(tensor.shape)} on {tensor.device}; expected {shape} on a CPU.")
     return tensor.contiguous()
+
+
+def on_one_device[**Arguments, Result](fake: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Make a fake implementation of an operator refuse tensors on several devices.
+
+    PyTorch calls the fake implementation as soon as one of the tensors is on the meta device, and would return memory
+    without values where others are not.
+    """
+
+    @wraps(fake)
+    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        flat = [each for part in args for each in (part if isinstance(part, list | tuple) else [part])]
+        devices = {str(each.device) for each in flat if isinstance(each, torch.Tensor)}
+        if len(devices) > 1:
+            raise ValueError(f"The tensors are on {' and '.join(sorted(devices))}; expected one device.")
+        return fake(*args, **kwargs)
+
+    return call
 
 
 def check_channels(**channels: int) -> None:

@@ -133,6 +133,7 @@ def test_what_would_be_read_or_written_elsewhere_is_refused() -> None:
         for message, wrong in (
             (rf"{name} is \(1,\).*; expected|multiples of 16", torch.zeros(1)),
             (rf"{name} is torch\.float64; expected", expert[place].double()),
+            ("on cpu and meta; expected one device", expert[place].to("meta")),
         ):
             refused(message, expert=[*expert[:place], wrong, *expert[place + 1 :]])
     refused(r"expand is \(32, 16\) on cpu; expected \(32, 32\)", x=torch.randn(9, 32))

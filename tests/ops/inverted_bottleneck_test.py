@@ -136,6 +136,10 @@ def test_sizes_that_do_not_fit_are_refused(index: int) -> None:
         wrong = [*saved[:place], saved[place].flatten()[:1], *saved[place + 1 :]]
         with pytest.raises(ValueError, match="expected"):
             module._backward(tensors[0], *tensors, *wrong)
+    for tensor in (tensors[index], saved[0]):
+        mixed = [each.to("meta") if each is tensor else each for each in (torch.ones(1, 4, 5, 16), *tensors, *saved)]
+        with pytest.raises(ValueError, match="on cpu and meta; expected one device"):
+            module._backward(*mixed)
     with pytest.raises(ValueError, match="grad is"):
         module._backward(tensors[0][:1], *tensors, *saved)
 

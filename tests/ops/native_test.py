@@ -231,6 +231,8 @@ def test_operators_refuse_sizes_that_do_not_fit(name: str) -> None:
                 if name in ScanInputs._fields:
                     with pytest.raises(errors, match="expected"):
                         operators.selective_scan(*list(changed.values())[1:-1], True, True)
+    with pytest.raises(ValueError, match="on cpu and meta; expected one device"):
+        operators.selective_scan_backward(*(given | {name: given[name].to("meta")}).values(), True)
 
 
 def test_compiles_as_one_graph() -> None:

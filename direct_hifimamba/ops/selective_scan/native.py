@@ -101,6 +101,7 @@ def _forward(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @_forward.register_fake
+@library.on_one_device
 def _forward_fake(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
     u, B, keep_states = arguments[0], arguments[3], arguments[-1]
     return torch.empty_like(u), u.new_empty(_states_shape(u, B) if keep_states else (0,))
@@ -149,6 +150,7 @@ def _backward(grad_y: torch.Tensor, *arguments: Any) -> list[torch.Tensor]:
 
 
 @_backward.register_fake
+@library.on_one_device
 def _backward_fake(grad_y: torch.Tensor, *arguments: Any) -> list[torch.Tensor]:
     return [grad_y.new_empty(0) if tensor is None else torch.empty_like(tensor) for tensor in arguments[:8]]
 
