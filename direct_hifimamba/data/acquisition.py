@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from direct_hifimamba.data.formats.hdf5 import SENSITIVITY_MAP
 from direct_hifimamba.data.formats.raw_data import MissingArrayError, RawData, describe_mask
 from direct_hifimamba.data.formats.registry import read, read_array
+from direct_hifimamba.data.fourier import check_scale
 
 MIN_CENTER = 2
 """Fewer adjacent lines around the centre of k-space calibrate nothing: a single one has no resolution."""
@@ -24,6 +25,8 @@ _EMPTY = 0.01
 
 _ROUNDING = 1e-11
 """Energy of a line relative to the mean, below which it is rounding: of single precision 1e-13, of noise above 1e-8."""
+
+_NO_CHECK = " Leave out this check (--no-check, check=False) if it is wrong."
 
 
 class Acquisition(NamedTuple):
@@ -90,6 +93,8 @@ class KSpaceSummary:
         Squared magnitude, added up over slices and coils.
     num_not_finite : int
         Number of values that are NaN or infinite.
+    maximum : float
+        Largest magnitude.
     sha256 : str
         Of all values.
     """
@@ -98,6 +103,7 @@ class KSpaceSummary:
     acquired: NDArray[np.bool_]
     energy: NDArray[np.float64]
     num_not_finite: int
+    maximum: float
     sha256: str
 
 
@@ -122,7 +128,7 @@ def summarise(slices: Iterable[NDArray[Any]], shape: tuple[int, ...]) -> KSpaceS
         )
     acquired = np.zeros((shape[0], *shape[-2:]), bool)
     energy = np.zeros(shape[-2:])
-    num_not_finite, digest = 0, hashlib.sha256(repr(shape).encode())
+    num_not_finite, maximum, digest = 0, 0.0, hashlib.sha256(repr(shape).encode())
     for index, kspace_slice in enumerate(slices):
         if not np.iscomplexobj(kspace_slice):
             raise ValueError(
@@ -130,10 +136,13 @@ def summarise(slices: Iterable[NDArray[Any]], shape: tuple[int, ...]) -> KSpaceS
                 "in a last axis become complex with kspace[..., 0] + 1j * kspace[..., 1]."
             )
         acquired[index] = (kspace_slice != 0).reshape(-1, *energy.shape).any(axis=0)
-        energy += np.square(np.abs(kspace_slice)).reshape(-1, *energy.shape).sum(axis=0, dtype=float)
+        magnitude = np.abs(kspace_slice).astype(np.float64)  # in whose squares nothing overflows
+        with np.errstate(over="ignore"):  # only where `maximum` is refused
+            energy += np.square(magnitude).reshape(-1, *energy.shape).sum(axis=0)
+        maximum = max(maximum, float(magnitude.max()))
         num_not_finite += int(np.count_nonzero(~np.isfinite(kspace_slice)))
         digest.update(np.ascontiguousarray(kspace_slice))
-    return KSpaceSummary(shape, acquired, energy, num_not_finite, digest.hexdigest())
+    return KSpaceSummary(shape, acquired, energy, num_not_finite, maximum, digest.hexdigest())
 
 
 def find_mask(acquired: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -257,7 +266,8 @@ def check_acquisition(
         it is fully sampled.
     mask : array of shape (width,), (height, width) or (slices, height, width)
         1 where k-space is sampled, 0 elsewhere; one for all slices, or one for each. With one axis, it takes whole
-        columns, also where height and width are equal.
+        columns, also where height and width are equal. The shape (1, width) stands for columns, too, and (height, 1)
+        for rows; a mask of the latter shape also stands for columns if k-space has these columns and not these rows.
     compare : bool
         Look for contradictions between k-space and mask, for zeros that were rounded, and for the zero frequency, as
         well.
@@ -284,6 +294,8 @@ def check_acquisition(
             if acquired.any() or len(kinds) == 1:
                 check_acquisition(replace(summary, acquired=acquired), values.reshape(shape), compare)
         return mask.astype(bool)
+    if mask.ndim == 2 and 1 in mask.shape and mask.shape != shape:
+        mask = _spread_lines(mask, summary.acquired.any(axis=0))
     if mask.shape not in (shape[1:], shape):
         raise ValueError(_wrong_mask_shape(summary.shape, mask.shape))
     if not np.isin(mask, (0, 1)).all():
@@ -296,11 +308,24 @@ def check_acquisition(
     acquired = summary.acquired.any(axis=0)
     if not (acquired & sampled).any():
         raise ValueError("k-space is zero wherever the mask samples; is the mask inverted, or of other data?")
+    check_scale(summary.maximum)
     if compare:
         _check_agreement(acquired, sampled, mask)
         _check_rounding(summary.energy, sampled)
-        _check_zero_frequency(summary.energy)
+        check_zero_frequency(summary.energy)
     return sampled
+
+
+def _spread_lines(mask: NDArray[Any], acquired: NDArray[np.bool_]) -> NDArray[Any]:
+    """Return a mask of the shape (1, columns) as (columns,), and one of (rows, 1) as (rows, columns)."""
+    if len(mask) == 1:
+        return mask[0]
+    height, width = acquired.shape
+    lines = mask[:, 0] != 0
+    are_columns = len(mask) == width and np.array_equal(acquired.any(axis=0), lines)
+    if len(mask) != height or (are_columns and not np.array_equal(acquired.any(axis=1), lines)):
+        return mask[:, 0]
+    return np.repeat(mask, width, axis=1)
 
 
 def _wrong_mask_shape(kspace: tuple[int, ...], mask: tuple[int, ...]) -> str:
@@ -354,20 +379,32 @@ def _check_rounding(energy: NDArray[np.float64], sampled: NDArray[np.bool_]) -> 
         if count:
             raise ValueError(
                 f"k-space has {count} {name} that are almost 0, but not exactly: a transform has probably rounded what "
-                "is missing or zero-padding. Set them to 0, give a mask without them (--mask), or leave out this "
-                "check (--no-check, check=False) if it is wrong."
+                f"is missing or zero-padding. Set them to 0, or give a mask without them (--mask).{_NO_CHECK}"
             )
 
 
-def _check_zero_frequency(energy: NDArray[np.float64]) -> None:
+def check_zero_frequency(energy: NDArray[np.float64], hint: str = _NO_CHECK) -> None:
+    """Make sure that the zero frequency is in the middle, at index length // 2, to within a sixteenth of the length.
+
+    Parameters
+    ----------
+    energy : float64 array of shape (height, width)
+        Squared magnitude of k-space.
+    hint : str
+        End of the message.
+
+    Raises
+    ------
+    ValueError
+        If there is much more energy elsewhere.
+    """
     middle = [length // 2 for length in energy.shape]
     found = [_find_peak(energy.sum(axis=1 - axis)) for axis in (0, 1)]
     if found != middle:
         shift = tuple(there - here for here, there in zip(found, middle, strict=True))
         raise ValueError(
             f"The zero frequency of k-space appears to be at index {tuple(found)} (height, width); expected "
-            f"{tuple(middle)}, the middle. Shift k-space, np.roll(kspace, {shift}, axis=(-2, -1)), and the mask, or "
-            "leave out this check (--no-check, check=False) if it is wrong."
+            f"{tuple(middle)}, the middle. Shift k-space, np.roll(kspace, {shift}, axis=(-2, -1)), and the mask.{hint}"
         )
 
 
@@ -385,7 +422,7 @@ def _find_peak(profile: NDArray[np.float64]) -> int:
     return max(near, key=lambda index: profile[index])
 
 
-def check_image_origin(kspace: NDArray[Any], sampled: NDArray[np.bool_], centered: bool) -> None:
+def check_image_origin(kspace: NDArray[Any], sampled: NDArray[np.bool_], centered: bool, hint: str = _NO_CHECK) -> None:
     """Make sure that the Fourier transform of a configuration puts the object into the middle of the image.
 
     Parameters
@@ -395,6 +432,8 @@ def check_image_origin(kspace: NDArray[Any], sampled: NDArray[np.bool_], centere
     sampled : bool array of shape (height, width)
     centered : bool
         Whether the transform has its origin in the middle (`fft2`), or at index 0 (`fft2(centered=False)`).
+    hint : str
+        End of the message.
 
     Raises
     ------
@@ -410,8 +449,7 @@ def check_image_origin(kspace: NDArray[Any], sampled: NDArray[np.bool_], centere
         raise ValueError(
             f"The object lies across the edges of the image, along its {' and '.join(wrapped)}: there, the Fourier "
             f"transform of k-space has its origin in the {there} of the image, and that of the configuration in the "
-            f"{here}. Multiply k-space by {remedy}, take the configuration of such data, or leave out this check "
-            "(--no-check, check=False) if it is wrong."
+            f"{here}. Multiply k-space by {remedy}, or take the configuration of such data.{hint}"
         )
 
 

@@ -5,6 +5,18 @@ import torch
 from direct.data import transforms
 from numpy.typing import NDArray
 
+SCALE = 1e-12, 1e15
+"""Least and greatest maximum of k-space or images whose squares single precision holds, as DIRECT computes them."""
+
+
+def check_scale(maximum: float, what: str = "k-space") -> None:
+    """Raise a ValueError unless the largest magnitude of `what` is within `SCALE`."""
+    if not SCALE[0] <= maximum <= SCALE[1]:
+        raise ValueError(
+            f"The largest magnitude of {what} is {maximum:.3g}; expected {SCALE[0]:g} to {SCALE[1]:g}, because single "
+            "precision does not hold the squares of others. Multiply all values by a power of ten."
+        )
+
 
 def image_to_kspace(image: NDArray[np.complex64]) -> NDArray[np.complex64]:
     """Centred, orthonormal 2-D Fourier transform of the last two axes: DIRECT's `fft2` with its default options."""

@@ -54,7 +54,7 @@ from direct_hifimamba.data.protocol import (
     read_protocol,
     write_protocol,
 )
-from direct_hifimamba.data.sources import KSpaceFile, NiftiFile, SourceError, check_fully_sampled
+from direct_hifimamba.data.sources import KSpaceFile, NiftiFile, SourceError, check_center, check_fully_sampled
 from direct_hifimamba.files import PARTIAL_SUFFIX, lock_folder, replace_when_complete
 
 _WHO = ("source", "subject", "acquisition")
@@ -139,6 +139,8 @@ def _write_kspace(task: Task, who: Mapping[str, str]) -> None:
         kept = [index for index in chosen if _has_content(_image(source, index, settings))]
         if not kept:
             raise SourceError(f"of its {source.num_slices} slices, none of those asked for has anything in it")
+        if settings.kspace == MEASURED and isinstance(source, KSpaceFile):
+            check_center(source.kspace(kept[len(kept) // 2]), DATA_SETS[settings.data_set].centered)
         identity = task.identity()
         provenance = {
             **identity,

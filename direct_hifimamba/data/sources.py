@@ -12,10 +12,11 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from direct_hifimamba.data.acquisition import check_image_origin, check_zero_frequency
 from direct_hifimamba.data.formats import calgary_campinas
 from direct_hifimamba.data.formats.hdf5 import acquired_columns, as_text, escape_link, header_document, read_header
 from direct_hifimamba.data.formats.registry import read
-from direct_hifimamba.data.fourier import root_sum_of_squares
+from direct_hifimamba.data.fourier import check_scale, root_sum_of_squares
 
 MAX_GAPS = 0.01
 """Fraction of the samples between the outermost ones that may be zero in fully sampled k-space."""
@@ -52,10 +53,13 @@ def check_fully_sampled(kspace: NDArray[np.complex64]) -> None:
     Raises
     ------
     SourceError
-        If it is undersampled, or not finite.
+        If it is undersampled, not finite, or too large or small for single precision.
     """
     if not np.isfinite(kspace).all():
         raise SourceError("it has values that are NaN or infinite")
+    if maximum := float(np.abs(kspace).max()):
+        with _checking():
+            check_scale(maximum)
     acquired = (kspace != 0).reshape(-1, *kspace.shape[-2:]).any(axis=0)
 
     def between(axis: int) -> NDArray[np.bool_]:
@@ -70,6 +74,34 @@ def check_fully_sampled(kspace: NDArray[np.complex64]) -> None:
             f"its k-space is undersampled: {gaps.sum()} of the {(acquired | gaps).sum()} samples between the "
             "outermost ones are zero in all coils; expected fully sampled k-space, because references are made from it"
         )
+
+
+def check_center(kspace: NDArray[np.complex64], centered: bool) -> None:
+    """Check that the zero frequency of a fully sampled slice, and the object in its image, are where they should be.
+
+    Parameters
+    ----------
+    kspace : complex64 array of shape ([coil, ]height, width)
+    centered : bool
+        Whether the origin of the image is in the middle.
+
+    Raises
+    ------
+    SourceError
+        If the zero frequency is not in the middle, or if the object lies across the edges of the image.
+    """
+    shape = kspace.shape[-2:]
+    with _checking():
+        check_zero_frequency(np.square(np.abs(kspace), dtype=np.float64).reshape(-1, *shape).sum(axis=0), hint="")
+        check_image_origin(kspace[None], np.ones(shape, bool), centered, hint="")
+
+
+@contextmanager
+def _checking() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise SourceError(str(error)) from error
 
 
 @contextmanager
@@ -108,6 +140,8 @@ class KSpaceFile:
         with _reading(path):
             self._file = h5py.File(path)
             try:
+                if not isinstance(self._file.get("kspace"), h5py.Dataset):
+                    raise SourceError(f"it has no array 'kspace', but {', '.join(self._file) or 'nothing'}")
                 self._kspace: h5py.Dataset = self._file["kspace"]
                 self._check()
                 self.num_slices = len(self._kspace)

@@ -5,6 +5,7 @@ sensitivities are estimated: its section `inference` is applied as in `direct pr
 that make no sense for undersampled k-space, or with which DIRECT's images are wrong, are refused (docs/reconstruct.md).
 """
 
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
@@ -294,6 +295,8 @@ class Reconstructor:
             :func:`direct_hifimamba.data.acquisition.check_acquisition`; if the model makes no complex images, or images
             that are not finite; or if sensitivities are missing or given without need.
         """
+        kspace, mask = np.asarray(kspace), np.asarray(mask)
+        sensitivity_map = None if sensitivity_map is None else np.asarray(sensitivity_map)
         sampled = self.check(summarise(kspace, kspace.shape), mask, kspace[len(kspace) // 2], check)
         masks = np.broadcast_to(sampled, (len(kspace), *kspace.shape[-2:]))
         for departure in self.find_departures(kspace, masks[len(kspace) // 2]) if check else ():
@@ -602,7 +605,7 @@ def resolve_device(device: str) -> str:
     found = [name for name, backend in (("cuda", torch.cuda), ("mps", torch.mps)) if backend.is_available()]
     if device == "auto":
         return [*found, "cpu"][0]
-    if device.partition(":")[0] not in (*found, "cpu"):
+    if not re.fullmatch(rf"({'|'.join((*found, 'cpu'))})(:\d+)?", device):
         raise ValueError(f"The device is {device}; expected {', '.join(['auto', *found])} or cpu.")
     return device
 

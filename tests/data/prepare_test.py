@@ -838,8 +838,18 @@ def _damage(path: Path, damage: str) -> None:
             elif damage == "other type":
                 del file["kspace"]
                 file["kspace"] = np.zeros((4, 5, 6), np.float32)
-            elif damage == "blank":
-                file["kspace"][...] = 0
+            elif damage == "group":
+                file.move("kspace", "moved")
+                file.create_group("kspace")
+            else:
+                kspace = file["kspace"][...]
+                file["kspace"][...] = {
+                    "blank": lambda: 0,
+                    "too large": lambda: kspace * np.float32(1e17),  # the squares in float32 are infinite
+                    "too small": lambda: kspace * np.float32(1e-30),
+                    "zero frequency": lambda: np.fft.ifftshift(kspace, axes=(-2, -1)),
+                    "image origin": lambda: kspace * (-1) ** np.arange(kspace.shape[-2])[:, None],
+                }[damage]()
 
 
 @pytest.mark.parametrize(
@@ -848,7 +858,16 @@ def _damage(path: Path, damage: str) -> None:
         ("fastmri", "cut short", "truncated file"),
         ("fastmri", "empty", "unable to|file signature not found"),
         ("fastmri", "NaN", "it has values that are NaN or infinite"),
-        ("fastmri", "no k-space", "doesn't exist"),
+        ("fastmri", "no k-space", "it has no array 'kspace', but ismrmrd_header, recon"),
+        ("fastmri", "group", "it has no array 'kspace', but "),
+        ("fastmri", "too large", r"The largest magnitude of k-space is .*; expected 1e-12 to 1e\+15"),
+        ("fastmri", "too small", r"The largest magnitude of k-space is .*; expected 1e-12 to 1e\+15"),
+        (
+            "m4raw",
+            "zero frequency",
+            r"at index \(0, 0\) .*, np.roll\(kspace, \(16, 16\), axis=\(-2, -1\)\)",
+        ),
+        ("m4raw", "image origin", "across the edges of the image, along its height: "),
         ("fastmri", "other type", r"shape \(4, 5, 6\) and the type float32; expected \(slices"),
         ("fastmri", "blank", "of its 8 slices, none of those asked for has anything in it"),
         ("calgary-campinas", "other type", r"shape \(4, 5, 6\) and the type float32; expected .* 2 \* coil"),

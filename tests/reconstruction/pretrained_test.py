@@ -167,6 +167,8 @@ def test_devices_are_those_that_pytorch_finds(monkeypatch: pytest.MonkeyPatch) -
     assert resolve_device("auto") == resolve_device("cpu") == "cpu"
     with pytest.raises(ValueError, match="The device is cuda:1; expected auto or cpu"):
         resolve_device("cuda:1")
+    with pytest.raises(ValueError, match="The device is cpu:x; expected auto or cpu"):
+        resolve_device("cpu:x")
     monkeypatch.setattr(torch.mps, "is_available", lambda: True)
     assert resolve_device("auto") == resolve_device("mps") == "mps"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -426,6 +426,21 @@ def test_rows_are_not_taken_for_columns() -> None:
     check_acquisition(square(partial, 0), line_mask())  # rows cut off on an edge, columns of k-space that has all
 
 
+def test_masks_of_two_axes_may_have_a_single_row_or_column() -> None:
+    mask = line_mask()
+    rows, columns = np.tile(mask[:, None], WIDTH), np.tile(mask, (WIDTH, 1))
+    for kspace in (square(mask, 1), simulate(WIDTH, WIDTH)):
+        np.testing.assert_array_equal(check_acquisition(kspace, mask[None]), columns)
+    for kspace in (square(mask, 0), simulate(WIDTH, WIDTH)):
+        np.testing.assert_array_equal(check_acquisition(kspace, mask[:, None]), rows)
+    np.testing.assert_array_equal(check_acquisition(square(mask, 1), mask[:, None]), columns)
+    np.testing.assert_array_equal(check_acquisition(contradictory(), mask[:, None]), columns[:HEIGHT])
+    with pytest.raises(ValueError, match="rows of zeros"):
+        check_acquisition(square(mask, 0), mask[None])
+    with pytest.raises(ValueError, match="is the mask inverted, or of other data"):
+        check_acquisition(square(mask, 0), ~mask[:, None])
+
+
 @pytest.mark.parametrize("shift", [(12, 16), (0, 16), (12, 0), (-6, 0), (0, 7)])
 def test_the_zero_frequency_is_looked_for(ours: Reconstructor, shift: tuple[int, int]) -> None:
     kspace = np.roll(contradictory(), shift, axis=(-2, -1))
@@ -618,6 +633,11 @@ def test_only_samples_of_the_mask_count(ours: Reconstructor) -> None:
 
 
 def test_images_scale_with_kspace(ours: Reconstructor) -> None:
+def test_tensors_and_lists_are_arrays(ours: Reconstructor) -> None:
+    kspace, mask = contradictory(), line_mask()
+    np.testing.assert_array_equal(ours(torch.from_numpy(kspace), mask.tolist()), ours(kspace, mask))
+
+
     images = ours(simulate(), line_mask())
     np.testing.assert_allclose(ours(100 * simulate(), line_mask()), 100 * images, rtol=0, atol=0.01 * images.max())
 
@@ -751,6 +771,9 @@ def contradictory() -> NDArray[np.complex64]:
         (lambda: np.moveaxis(simulate(), 1, -1), line_mask, "Are coils the last axis?"),
         (simulate, lambda: line_mask() * 0.5, "values such as 0.5"),
         (simulate, lambda: line_mask().astype([("real", "f4")]), "The mask has values of type"),
+        (lambda: 1e16 * simulate(), line_mask, "expected 1e-12 to 1e+15"),
+        (lambda: 1e-20 * simulate(), line_mask, "expected 1e-12 to 1e+15"),
+        (lambda: 1e200 * simulate().astype(complex), line_mask, "expected 1e-12 to 1e+15"),
         (simulate, lambda: np.zeros(WIDTH), "samples nothing"),
         (contradictory, lambda: ~line_mask(), "zero wherever the mask samples"),
         (contradictory, lambda: np.ones(WIDTH), "17 columns as sampled that are zero"),

@@ -152,9 +152,15 @@ def _read(path: Path, axes: Sequence[str] | None = None, variable: str | None = 
 
 
 def read_array(path: Path, name: str) -> NDArray[Any] | None:
-    """Return the real part of an image or mask without axes of length 1, whatever its name; None for k-space."""
+    """Return the real part of an image or mask, whatever its name; None for k-space.
+
+    Axes of length 1 are left out, but for the second one of lines along the first dimension, which are rows.
+    """
     array = read_cfl(path)
-    return None if max(array.shape[3:]) > 1 else np.squeeze(array.real)
+    if max(array.shape[3:]) > 1:
+        return None
+    values = np.squeeze(array.real)
+    return values[:, None] if values.shape == array.shape[:1] else values
 
 
 FORMAT = Format("BART", _matches, _read, read_array)

@@ -386,7 +386,7 @@ def _read(path: Path, axes: Sequence[str] | None = None, variable: str | None = 
         return raw
     return replace(
         raw,
-        mask=None if mask is None else np.where(padding, 0, mask),
+        mask=np.where(padding, 0, mask) if mask is not None and mask.shape[-1:] in ((1,), (width,)) else mask,
         read_slice=lambda index: np.where(padding, np.complex64(0), raw.read_slice(index)),
         messages=(f"{padding.sum()} columns are zero-padding, according to the header.",),
     )

@@ -150,13 +150,13 @@ def _read(path: Path, axes: Sequence[str] | None = None, variable: str | None = 
 
 
 def read_array(path: Path, name: str) -> NDArray[Any] | None:
-    """Return an array with this name or beginning, a vector with one axis; None if there is none."""
+    """Return an array with this name or beginning, a row vector with one axis; None if there is none."""
     found = _find(_shapes(path), name)
     if found is None:
         return None
     array = _load(path, found)[()]
     values = np.asarray(as_complex(array) if array.dtype.names else array)
-    return values.ravel() if values.ndim == 2 and 1 in values.shape else values
+    return values[0] if values.ndim == 2 and len(values) == 1 else values
 
 
 FORMAT = Format("MATLAB", _matches, _read, read_array)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from direct_hifimamba.data.formats.images import Append, Volume
+from direct_hifimamba.data.fourier import check_scale
 from direct_hifimamba.files import replace_when_complete
 
 try:
@@ -153,3 +154,4 @@ def _check_magnitude(path: Path, voxels: NDArray[Any], rounding: float) -> None:
         raise ValueError(f"{path} has values down to {voxels.min():g}; expected magnitudes, from 0 up.")
     if voxels.min() == voxels.max():
         raise ValueError(f"{path} is constant: every voxel is {voxels.max():g}; there is nothing to reconstruct.")
+    check_scale(float(voxels.max()), str(path))

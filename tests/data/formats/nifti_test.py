@@ -93,6 +93,14 @@ def test_values_below_0_by_rounding_alone_are_0(tmp_path):
         load_magnitude(tmp_path / "a.nii.gz")
 
 
+@pytest.mark.parametrize("scale", [1e16, 1e-16])
+def test_values_whose_squares_single_precision_does_not_hold_are_refused(tmp_path, scale):
+    images = scale * np.random.default_rng(0).uniform(0, 1, (3, 5, 4))
+    save_nifti(tmp_path / "a.nii.gz", images, np.eye(4), np.float32)
+    with pytest.raises(ValueError, match=r"The largest magnitude of .*a.nii.gz is .*; expected 1e-12 to 1e\+15"):
+        load_magnitude(tmp_path / "a.nii.gz")
+
+
 def test_zero_may_be_stored_half_a_step_below(tmp_path):
     stored = np.random.default_rng(0).integers(0, 255, (4, 5, 3)).astype(np.uint8)
     image = nibabel.Nifti1Image(stored, np.eye(4))

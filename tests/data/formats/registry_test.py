@@ -169,6 +169,16 @@ def test_masks_are_found(tmp_path: Path, write: Callable[..., Path]) -> None:
         np.testing.assert_array_equal(read_acquisition(without).mask, mask)
 
 
+@pytest.mark.parametrize("write", [write_mat5, write_mat73])
+def test_vectors_of_matlab_and_bart_are_rows_or_columns_as_they_lie(tmp_path: Path, write: Callable[..., Path]) -> None:
+    lines = np.arange(16) % 2 == 0
+    for mask in (lines[None], lines[:, None]):
+        array = read_array(write(tmp_path / "mask.mat", mask=mask.astype(float)), "mask")
+        np.testing.assert_array_equal(array, mask if mask.shape[1] == 1 else lines)
+        array = read_array(write_bart(tmp_path / "mask.cfl", mask), "mask")
+        np.testing.assert_array_equal(array, mask if mask.shape[1] == 1 else lines)
+
+
 @pytest.mark.parametrize(
     ("shape", "axes", "problem"),
     [
