@@ -164,6 +164,8 @@ def main(args: argparse.Namespace) -> None:
                 images = map(np.abs, images)
             write_images(path, images, volume)
     print("Wrote", *paths.values())
+    if "dicom" in paths:
+        print("DICOM images have 16 bits: values are rounded to 1/131070 of the brightest one. Other formats have 32.")
     if slices.raw.affine is None:
         size = "pixels are 1 apart" if affine is None else "voxels have the given size"
         print(f"The position of the patient is unknown: in NIfTI and DICOM, slices are upright axial ones, and {size}.")

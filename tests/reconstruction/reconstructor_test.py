@@ -543,10 +543,11 @@ def test_no_input_is_replaced(
     ],
 )
 def test_the_suffix_or_an_option_chooses_the_formats(
-    experiments: dict[str, Path], volume: Path, tmp_path: Path, options: list[Any], names: set[str]
+    experiments: dict[str, Path], volume: Path, tmp_path: Path, capsys, options: list[Any], names: set[str]
 ) -> None:
     reconstruct(experiments[OURS], volume, tmp_path / options[0], *options[1:])
     assert {path.name for path in tmp_path.iterdir()} == names
+    assert ("rounded to 1/131070" in capsys.readouterr().out) == ("scan_dicom" in names)
 
 
 def test_positions_of_a_scan_reach_the_images(experiments: dict[str, Path], tmp_path: Path, capsys) -> None:
@@ -632,12 +633,12 @@ def test_only_samples_of_the_mask_count(ours: Reconstructor) -> None:
     np.testing.assert_array_equal(ours(kspace[1:2], mask)[0], images[1])
 
 
-def test_images_scale_with_kspace(ours: Reconstructor) -> None:
 def test_tensors_and_lists_are_arrays(ours: Reconstructor) -> None:
     kspace, mask = contradictory(), line_mask()
     np.testing.assert_array_equal(ours(torch.from_numpy(kspace), mask.tolist()), ours(kspace, mask))
 
 
+def test_images_scale_with_kspace(ours: Reconstructor) -> None:
     images = ours(simulate(), line_mask())
     np.testing.assert_allclose(ours(100 * simulate(), line_mask()), 100 * images, rtol=0, atol=0.01 * images.max())
 
@@ -770,10 +771,10 @@ def contradictory() -> NDArray[np.complex64]:
         (simulate, lambda: line_mask(HEIGHT), "np.repeat(mask[:, None], 32, axis=1)"),
         (lambda: np.moveaxis(simulate(), 1, -1), line_mask, "Are coils the last axis?"),
         (simulate, lambda: line_mask() * 0.5, "values such as 0.5"),
-        (simulate, lambda: line_mask().astype([("real", "f4")]), "The mask has values of type"),
         (lambda: 1e16 * simulate(), line_mask, "expected 1e-12 to 1e+15"),
         (lambda: 1e-20 * simulate(), line_mask, "expected 1e-12 to 1e+15"),
         (lambda: 1e200 * simulate().astype(complex), line_mask, "expected 1e-12 to 1e+15"),
+        (simulate, lambda: line_mask().astype([("real", "f4")]), "The mask has values of type"),
         (simulate, lambda: np.zeros(WIDTH), "samples nothing"),
         (contradictory, lambda: ~line_mask(), "zero wherever the mask samples"),
         (contradictory, lambda: np.ones(WIDTH), "17 columns as sampled that are zero"),

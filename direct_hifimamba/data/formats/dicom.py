@@ -38,7 +38,8 @@ _EMPTY = (
 def open_writer(path: Path, volume: Volume) -> Iterator[Append]:
     """Write a folder of files as `images.open_images` does.
 
-    Magnitudes are stored as integers of 16 bits with one slope for all slices.
+    Magnitudes are stored as integers of 16 bits with one slope for all slices, which rounds them to within 1/131070 of
+    the maximum. MR images of DICOM have no more bits, and viewers seldom read its parametric maps of floats.
     """
     shapes: list[tuple[int, ...]] = []
     with fill_folder(path) as folder:
@@ -53,20 +54,22 @@ def open_writer(path: Path, volume: Volume) -> Iterator[Append]:
         images: NDArray[np.float32] = np.memmap(spool, np.float32, "r", shape=(len(shapes), *shapes[0]))
         slope = max(float(images.max()), float(np.finfo(np.float32).tiny)) / 65535
         series = {name: generate_uid(prefix=None) for name in ("Study", "Series", "FrameOfReference")}
+        affine = volume.affine_of(images.shape[1:])
         for index, image in enumerate(images):
-            _write(folder / f"{index + 1:04d}.dcm", image, index, slope, volume.affine_of(image.shape), series)
+            number, position = divmod(index, len(images) // volume.volumes)
+            data = _dataset(image, position, slope, affine, series)
+            data.InstanceNumber, data.AcquisitionNumber = index + 1, number + 1
+            if volume.volumes > 1:
+                data.TemporalPositionIdentifier, data.NumberOfTemporalPositions = number + 1, volume.volumes
+            data.save_as(folder / f"{index + 1:04d}.dcm", enforce_file_format=True)
         del images
         spool.unlink()
 
 
-def _write(
-    path: Path,
-    image: NDArray[np.float32],
-    index: int,
-    slope: float,
-    affine: NDArray[np.float64],
-    series: Mapping[str, str],
-) -> None:
+def _dataset(
+    image: NDArray[np.float32], position: int, slope: float, affine: NDArray[np.float64], series: Mapping[str, str]
+) -> FileDataset:
+    """Return the file of a slice; `position` is its number in its volume."""
     affine = np.diag([-1, -1, 1, 1]) @ affine  # from RAS+ to DICOM's LPS
     distances = np.linalg.norm(affine[:3, :3], axis=0)
     directions = affine[:3, :3] / distances
@@ -74,7 +77,7 @@ def _write(
     meta.MediaStorageSOPClassUID = MRImageStorage
     meta.MediaStorageSOPInstanceUID = generate_uid(prefix=None)
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data = FileDataset(path, {}, file_meta=meta, preamble=bytes(128))
+    data = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
     for name in _EMPTY:
         setattr(data, name, None)
     data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
@@ -82,7 +85,7 @@ def _write(
     data.FrameOfReferenceUID = series["FrameOfReference"]
     data.PatientIdentityRemoved, data.DeidentificationMethod = "YES", "No identity is read from raw data"
     data.Modality, data.Manufacturer, data.ManufacturerModelName = "MR", "direct-hifimamba", "direct-hifimamba"
-    data.SeriesNumber, data.InstanceNumber = 1, index + 1
+    data.SeriesNumber = 1
     data.SeriesDescription = "Reconstruction by a neural network"
     data.ImageType = ["DERIVED", "PRIMARY", "OTHER"]
     data.DerivationDescription = "Reconstructed from k-space by a neural network; not for diagnosis"
@@ -90,13 +93,15 @@ def _write(
     data.PixelSpacing = _decimals(distances[1:])
     data.SpacingBetweenSlices = _decimals(distances[:1])
     data.ImageOrientationPatient = _decimals([*directions[:, 2], *directions[:, 1]])
-    data.ImagePositionPatient = _decimals((affine @ [index, 0, 0, 1])[:3])
+    data.ImagePositionPatient = _decimals((affine @ [position, 0, 0, 1])[:3])
     data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
     data.Rows, data.Columns = image.shape
     data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 0
     data.RescaleIntercept, data.RescaleSlope, data.RescaleType = 0, _decimals([slope])[0], "US"
-    data.PixelData = np.round(image / float(data.RescaleSlope)).clip(0, 65535).astype("<u2").tobytes()
-    data.save_as(path, enforce_file_format=True)
+    data.PixelData = (
+        np.round(image.astype(np.float64) / float(data.RescaleSlope)).clip(0, 65535).astype("<u2").tobytes()
+    )
+    return data
 
 
 def _decimals(values: Any) -> list[DSfloat]:

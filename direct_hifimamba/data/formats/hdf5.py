@@ -104,6 +104,8 @@ def open_writer(path: Path, volume: Volume) -> Iterator[Append]:
         yield _appender(file, IMAGES)
         if volume.affine is not None:
             file.attrs["affine"] = volume.affine_of(file[IMAGES].shape[1:])
+        if volume.volumes > 1:
+            file.attrs["volumes"] = volume.volumes
         file.attrs["provenance"] = json.dumps(dict(volume.provenance), indent=1, sort_keys=True)
 
 

@@ -29,20 +29,24 @@ class Volume:
     Attributes
     ----------
     num_slices : int
+        Of all volumes.
     affine : float64 array of shape (4, 4), optional
         From the indices (slice, row, column, 1) of an image of the size `matrix` to the patient's right, anterior and
-        superior (RAS+) coordinates in mm. None: unknown.
+        superior (RAS+) coordinates in mm; the slices of each volume are counted from 0. None: unknown.
     matrix : tuple of ints, optional
         Height and width to which `affine` belongs; images may be cropped from it about the middle. None: the affine
         gives distances, and the position in the patient is unknown.
     provenance : mapping of str to JSON values
         Where the images come from.
+    volumes : int
+        Number of volumes with the same positions, one after the other.
     """
 
     num_slices: int
     affine: NDArray[np.float64] | None = None
     matrix: tuple[int, int] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    volumes: int = 1
 
     @classmethod
     def of(cls, raw: RawData, affine: NDArray[np.float64] | None = None, **provenance: Any) -> Self:
@@ -58,7 +62,7 @@ class Volume:
         """
         matrix = None if raw.affine is None else raw.shape[-2:]
         known = affine if raw.affine is None else raw.affine
-        return cls(raw.shape[0], known, matrix, {**provenance, "source": dict(raw.source)})
+        return cls(raw.shape[0], known, matrix, {**provenance, "source": dict(raw.source)}, raw.volumes)
 
     def affine_of(self, shape: tuple[int, ...]) -> NDArray[np.float64]:
         """Return the affine of images of the shape (height, width). If it is unknown, pixels are 1 apart."""

@@ -144,6 +144,7 @@ def _read(path: Path, axes: Sequence[str] | None = None, variable: str | None = 
         _Times(array),
         order,
         mask=mask,
+        volumes=times,
         image_size=(round(lengths[0] / 3), round(lengths[1] / 2)),  # DIRECT's reader asks for this part of the image
         messages=(f"{times} times of {slices} slices became {times * slices} slices.",) if times > 1 else (),
     )

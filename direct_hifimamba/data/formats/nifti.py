@@ -108,7 +108,10 @@ def _rounding(image: Any) -> float:
 
 @contextmanager
 def open_writer(path: Path, volume: Volume) -> Iterator[Append]:
-    """Write magnitudes, or real images, as `images.open_images` does; :func:`load_magnitude` reads them back."""
+    """Write magnitudes, or real images, as `images.open_images` does; several volumes have a fourth axis.
+
+    :func:`load_magnitude` reads a single volume back.
+    """
     number = 0
     with (
         replace_when_complete(path) as partial,
@@ -129,7 +132,8 @@ def open_writer(path: Path, volume: Volume) -> Iterator[Append]:
 def _write_header(file: Any, shape: tuple[int, ...], volume: Volume) -> None:
     header = nibabel.Nifti1Header(endianness="<")
     header.set_data_dtype(np.float32)
-    header.set_data_shape((*reversed(shape), volume.num_slices))
+    volumes = (volume.volumes,) if volume.volumes > 1 else ()
+    header.set_data_shape((*reversed(shape), volume.num_slices // volume.volumes, *volumes))
     affine = volume.affine_of(shape)[:, [2, 1, 0, 3]]  # columns vary fastest
     code = "aligned" if volume.matrix is None else "scanner"  # with "unknown", readers would make up an affine
     header.set_qform(affine, code)

@@ -29,9 +29,11 @@ class RawData:
         zero elsewhere.
     noise_covariance : complex128 array of shape (coils, coils), optional
         E[n n^H] of the noise n in one sample of all coils, in the units of `read_slice`.
+    volumes : int
+        Number of volumes with the same positions, such as repetitions. The slices of one follow those of the other.
     affine : float64 array of shape (4, 4), optional
-        From the indices (slice, row, column, 1) of an image of the size of k-space to the patient's right, anterior
-        and superior (RAS+) coordinates in mm.
+        From the indices (slice, row, column, 1) of an image of the size of k-space, with the slices of each volume
+        counted from 0, to the patient's right, anterior and superior (RAS+) coordinates in mm.
     image_size : tuple of ints, optional
         Height and width to which images can be cropped about the middle: the field of view that was asked for.
     source : mapping of str to str
@@ -45,6 +47,7 @@ class RawData:
     mask: NDArray[np.bool_] | None = None
     read_calibration: Callable[[int], NDArray[np.complex64]] | None = None
     noise_covariance: NDArray[np.complex128] | None = None
+    volumes: int = 1
     affine: NDArray[np.float64] | None = None
     image_size: tuple[int, int] | None = None
     source: Mapping[str, str] = field(default_factory=dict)

@@ -104,6 +104,7 @@ def assemble(readouts: NDArray[Any], load: Load, encoding: Encoding) -> RawData:
     if not image.any():
         raise ValueError(f"none of its {len(readouts)} readouts belongs to an image; is it cut short?")
     places, messages = _find_places(readouts, image)
+    volumes = len({place[:-1] for place in places})
     rows = [np.flatnonzero(image & _is_at(readouts, place)) for place in places]
     grid = _Grid.of(readouts, load, encoding, image)
     masks = np.stack([grid.mask(each) for each in rows])
@@ -128,7 +129,7 @@ def assemble(readouts: NDArray[Any], load: Load, encoding: Encoding) -> RawData:
         covariance = (np.eye(len(noise)) / repeats).astype(np.complex128)
         messages.append("K-space was prewhitened with the measured noise.")
 
-    affine, geometry = _find_affine(readouts, rows, encoding)
+    affine, geometry = _find_affine(readouts, rows, encoding, volumes)
     mask = masks[0] if (masks == masks[0]).all() else masks
     is_line_mask = mask.ndim == 2 and (mask == mask.any(axis=0)).all()
     return RawData(
@@ -137,6 +138,7 @@ def assemble(readouts: NDArray[Any], load: Load, encoding: Encoding) -> RawData:
         mask=mask.any(axis=0) if is_line_mask else mask,
         read_calibration=(lambda index: calibration_grid.read(calibration_rows[index])) if calibration_rows else None,
         noise_covariance=covariance,
+        volumes=volumes,
         affine=affine,
         image_size=encoding.image_size,
         source=encoding.source,
@@ -290,16 +292,20 @@ def _measure_noise(
 
 
 def _find_affine(
-    readouts: NDArray[Any], rows: list[NDArray[np.int64]], encoding: Encoding
+    readouts: NDArray[Any], rows: list[NDArray[np.int64]], encoding: Encoding, volumes: int
 ) -> tuple[NDArray[np.float64] | None, list[str]]:
     """Return the affine of :class:`RawData`, or None and why there is none."""
-    first = readouts[[each[0] for each in rows]]
+    every = readouts[[each[0] for each in rows]]
+    first = every[: len(every) // volumes]
     directions, position = first["directions"][0], first["position"]
     steps = np.diff(position, axis=0)
     if not np.allclose(np.linalg.norm(directions, axis=1), 1, atol=1e-2) or (len(steps) and not steps.any()):
         return None, ["The header says nothing about the position of the slices."]
     if not np.allclose(first["directions"], directions, atol=1e-3) or not np.allclose(steps, steps[:1], atol=1e-2):
         return None, ["Slices are not parallel or not equally spaced, so that they have no common position."]
+    names = "position", "directions"
+    if not all(np.allclose(every[name], np.resize(first[name], every[name].shape), atol=1e-2) for name in names):
+        return None, ["Volumes differ in their position, so that they have no common one."]
     (height, width), (length, lines) = encoding.size, encoding.matrix
     affine = np.eye(4)
     affine[:3, 0] = steps[0] if len(steps) else directions[2] * encoding.thickness

@@ -1,5 +1,6 @@
 """Tests of direct_hifimamba.data.formats.readouts with files of both formats that consist of readouts."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from direct_hifimamba.data.formats.registry import read
+from tests.data.formats import scans
 from tests.data.formats.scans import (
     COILS,
     HEIGHT,
@@ -87,11 +89,32 @@ def test_the_affine_places_voxels_in_the_patient(write: Callable[..., Path]) -> 
     np.testing.assert_allclose(alone.affine[:3, 0], to_ras * NORMAL * THICKNESS, atol=1e-5)
 
 
-def test_slices_without_a_common_position_have_no_affine(write: Callable[..., Path]) -> None:
-    raw = read(write(*lines_of(KSPACE), *lines_of(KSPACE, repetition=1)))
-    assert raw.affine is None
+def test_volumes_share_their_position(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = read(write(*lines_of(KSPACE)))
+    lines = [*lines_of(KSPACE), *lines_of(KSPACE, repetition=1)]
+    raw = read(write(*lines))
+    assert alone.affine is not None and raw.affine is not None
+    np.testing.assert_array_equal(raw.affine, alone.affine)
+    assert (alone.volumes, raw.volumes) == (1, 2)
     assert "2 volumes (by repetition) of 3 slices became 6 slices." in raw.messages
     assert_agrees(np.stack(list(raw.slices())), np.concatenate([EXPECTED, EXPECTED]))
+    one_slice = read(write(*lines_of(KSPACE[:1]), *lines_of(KSPACE[:1], repetition=1)))
+    assert one_slice.affine is not None and one_slice.volumes == 2
+
+    written = itertools.count()
+    monkeypatch.setattr(scans, "position", lambda index: position(index) + 9 * (next(written) >= len(lines) // 2))
+    moved = read(write(*lines))
+    assert moved.affine is None and moved.volumes == 2
+    assert "Volumes differ in their position, so that they have no common one." in moved.messages
+
+
+def test_slices_without_a_common_position_have_no_affine(
+    write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scans, "position", lambda index: position(index) * (1 + index))
+    raw = read(write(*lines_of(KSPACE)))
+    assert raw.affine is None
+    assert "Slices are not parallel or not equally spaced, so that they have no common position." in raw.messages
 
 
 def test_readouts_of_the_same_line_are_averaged(write: Callable[..., Path]) -> None:
