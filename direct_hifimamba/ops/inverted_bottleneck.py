@@ -96,39 +96,37 @@ def _checked(x: torch.Tensor, weights: BottleneckWeights) -> tuple[torch.Tensor,
     return checked("x", x, tuple(x.shape)), BottleneckWeights(*(checked(*arguments) for arguments in named))
 
 
-@torch.library.custom_op("direct_hifimamba::inverted_bottleneck", mutates_args=(), device_types="cpu")
-def _forward(
-    x: torch.Tensor,
-    expand: torch.Tensor,
-    expand_scale: torch.Tensor,
-    expand_offset: torch.Tensor,
-    depthwise: torch.Tensor,
-    depthwise_scale: torch.Tensor,
-    depthwise_offset: torch.Tensor,
-    project: torch.Tensor,
-    keep: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the bottleneck's output and five tensors for its backward pass, the first two empty unless `keep`.
+_INPUTS = ", ".join(f"Tensor {name}" for name in ("x", *BottleneckWeights._fields))
+_KEPT = ("convolved", "projected", "statistics", "input_mean", "input_covariance")
+
+
+@torch.library.custom_op(
+    "direct_hifimamba::inverted_bottleneck",
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"({_INPUTS}, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def _forward(x: torch.Tensor, *weights_and_keep: Any) -> tuple[torch.Tensor, ...]:
+    """Return the bottleneck's output and the tensors `_KEPT` for its backward pass, the first two empty unless `keep`.
 
     Per image these are the output of K, (height, width, E); the argument of the last GELU, (height, width, c); and in
     float64 mean and standard deviation of the second N, (2,), mean of x over pixels, (c,), and its covariance, (c, c).
     """
-    weights = BottleneckWeights(
-        expand, expand_scale, expand_offset, depthwise, depthwise_scale, depthwise_offset, project
-    )
-    x, weights = _checked(x, weights)
+    *given, keep = weights_and_keep
+    x, weights = _checked(x, BottleneckWeights(*given))
     y, convolved, projected, statistics, mean, covariance = _forward_fake(x, *weights, keep)
     batch, height, width, channels = x.shape
-    scratch = x.new_empty(0 if keep else (height, width, len(expand)))
+    inner = len(weights.expand)
+    scratch = x.new_empty(0 if keep else (height, width, inner))
     for i in range(batch):
         arguments = _Bottleneck(
-            *(height, width, channels, len(expand)),
+            *(height, width, channels, inner),
             *map(pointer, (x[i], *weights)),
             pointer(convolved[i] if keep else scratch),
             pointer(projected[i] if keep else None),
             *map(pointer, (y[i], statistics[i], mean[i], covariance[i])),
         )
-        library.call("bottleneck", arguments, 2 * height * width * expand.numel())
+        library.call("bottleneck", arguments, 2 * height * width * weights.expand.numel())
     return y, convolved, projected, statistics, mean, covariance
 
 
@@ -214,45 +212,24 @@ def _expand_gradients(
     return grad_x, weight_grad, bias_grad, taps_grad.t().reshape(depthwise.shape)
 
 
-@torch.library.custom_op("direct_hifimamba::inverted_bottleneck_backward", mutates_args=(), device_types="cpu")
-def _backward(
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    expand: torch.Tensor,
-    expand_scale: torch.Tensor,
-    expand_offset: torch.Tensor,
-    depthwise: torch.Tensor,
-    depthwise_scale: torch.Tensor,
-    depthwise_offset: torch.Tensor,
-    project: torch.Tensor,
-    convolved: torch.Tensor,
-    projected: torch.Tensor,
-    statistics: torch.Tensor,
-    input_mean: torch.Tensor,
-    input_covariance: torch.Tensor,
-) -> tuple[
-    torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
-]:
+@torch.library.custom_op(
+    "direct_hifimamba::inverted_bottleneck_backward",
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"(Tensor grad, {_INPUTS}, {', '.join(f'Tensor {name}' for name in _KEPT)}) -> Tensor[]",
+)
+def _backward(grad: torch.Tensor, x: torch.Tensor, *tensors: torch.Tensor) -> list[torch.Tensor]:
     """Return gradients of x and the weights, given that of the result and the tensors of the forward pass."""
-    weights = BottleneckWeights(
-        expand, expand_scale, expand_offset, depthwise, depthwise_scale, depthwise_offset, project
-    )
-    x, weights = _checked(x, weights)
+    x, weights = _checked(x, BottleneckWeights(*tensors[:7]))
     grad = checked("grad", grad, tuple(x.shape))
-    saved = [
-        checked(name, tensor, tuple(like.shape), like.dtype)
-        for name, tensor, like in zip(
-            ("convolved", "projected", "statistics", "input_mean", "input_covariance"),
-            (convolved, projected, statistics, input_mean, input_covariance),
-            _forward_fake(*(tensor.to("meta") for tensor in (x, *weights)), True)[1:],
-            strict=True,
-        )
-    ]
+    likes = _forward_fake(*(tensor.to("meta") for tensor in (x, *weights)), True)[1:]
+    named = zip(_KEPT, tensors[7:], likes, strict=True)
+    saved = [checked(name, tensor, tuple(like.shape), like.dtype) for name, tensor, like in named]
     grads = BottleneckWeights(*map(torch.zeros_like, weights))
     grad_x = torch.empty_like(x)
     for i in range(len(x)):
         grad_x[i] = _backward_image(x[i], weights, [tensor[i] for tensor in saved], grad[i], grads)
-    return grad_x, *grads
+    return [grad_x, *grads]
 
 
 def _backward_image(
@@ -303,7 +280,7 @@ def _backward_image(
 @_backward.register_fake
 @library.on_one_device
 def _backward_fake(grad, *tensors):  # type: ignore[no-untyped-def]
-    return tuple(tensor.new_empty(tensor.shape) for tensor in tensors[:8])
+    return [tensor.new_empty(tensor.shape) for tensor in tensors[:8]]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
