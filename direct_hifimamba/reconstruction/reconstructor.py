@@ -683,6 +683,7 @@ def _refusals(dataset: DictConfig, crop: str | None) -> dict[str, tuple[Any, str
     transforms = dataset.transforms
     normalization, estimation = transforms.normalization, transforms.sensitivity_map_estimation
     key, percentile = normalization.scaling_key, normalization.scale_percentile
+    needs_maps = estimation.estimate_sensitivity_maps and estimation.sensitivity_maps_type != SensitivityMapType.UNIT
     before_masking = (
         "it changes k-space before masking, and undersampled k-space cannot be cropped or resized; set null"
     )
@@ -691,7 +692,7 @@ def _refusals(dataset: DictConfig, crop: str | None) -> dict[str, tuple[Any, str
     return {
         "crop": (crop not in (None, "", "header"), f"it is {crop!r}; expected header or null"),
         "dataset.name": (
-            dataset.name == STORED_MASKS,
+            dataset.name == STORED_MASKS and (needs_maps or key == "acs_kspace"),
             f"it is {STORED_MASKS}, whose samples for autocalibration are in prepared files; take direct predict",
         ),
         "dataset.kspace_context": (

@@ -21,7 +21,6 @@ from direct_hifimamba.benchmark.plan.configurations import find_difference, shar
 from direct_hifimamba.benchmark.plan.specification import Specification
 from direct_hifimamba.benchmark.provenance import describe_code
 from direct_hifimamba.data.formats.hdf5 import (
-    CMRXRECON_SUFFIX,
     hash_content,
     kspace_shape,
     read_mask,
@@ -39,7 +38,7 @@ _FREE_KEYS = ("name", "description", "baseline", "data", "configs", "metrics", "
 
 def list_files(folder: Path) -> list[Path]:
     """Return the volumes in a folder, sorted by name."""
-    return sorted(path for path in folder.iterdir() if path.suffix in (".h5", CMRXRECON_SUFFIX))
+    return sorted(path for path in folder.iterdir() if path.suffix == ".h5")
 
 
 class _KSpace(NamedTuple):

@@ -31,7 +31,7 @@ from direct_hifimamba.benchmark.folder import RunFolder
 from direct_hifimamba.benchmark.plan.inputs import list_files
 from direct_hifimamba.benchmark.plan.specification import BART, Specification
 from direct_hifimamba.data.formats.bart import from_slices, read_cfl, to_slices, write_cfl
-from direct_hifimamba.data.formats.hdf5 import CMRXRECON_SUFFIX, read_mask, read_slices
+from direct_hifimamba.data.formats.hdf5 import read_mask, read_slices
 from direct_hifimamba.data.fourier import kspace_to_image, root_sum_of_squares
 from direct_hifimamba.files import replace_when_complete
 from direct_hifimamba.nn.layers.data_consistency import conjugate_gradient
@@ -278,8 +278,14 @@ def check_bart(specification: Specification, is_centered: bool) -> None:
     if splits.validation == splits.test:
         raise ValueError(f"classical names {BART}, whose weight would be chosen on the test split, {splits.test!r}.")
     test = specification.folder(splits.test, next(iter(specification.accelerations)))
-    if not is_centered or any(path.suffix == CMRXRECON_SUFFIX for path in list_files(test)):
+    if not is_centered or not all(map(_has_line_mask, list_files(test))):
         raise ValueError(f"classical names {BART}, which is run for centred k-space with masks of columns only.")
+
+
+def _has_line_mask(path: Path) -> bool:
+    with h5py.File(path) as file:
+        mask = read_mask(file)
+    return mask is not None and mask.ndim == 1
 
 
 def reconstruct_test_split(

@@ -26,7 +26,7 @@ from direct_hifimamba.benchmark.run.cost import (
 )
 from direct_hifimamba.benchmark.run.memory import extra_resident_bytes
 from direct_hifimamba.benchmark.run.processes import THREADS
-from direct_hifimamba.data.formats.hdf5 import write_cmrxrecon, write_volume
+from direct_hifimamba.data.formats.hdf5 import write_view, write_volume
 from direct_hifimamba.nn.hifimamba.bottleneck import InvertedBottleneck
 from direct_hifimamba.nn.hifimamba.config import HiFiMambaV2Config
 from direct_hifimamba.nn.hifimamba.moe import build_mixtures
@@ -124,8 +124,9 @@ def test_models_are_measured_and_a_failing_one_stands_alone(data_file: Path) -> 
 
 @pytest.mark.slow
 def test_training_and_test_files_of_different_forms(data_file: Path, tmp_path: Path) -> None:
-    radial = tmp_path / "volume.mat"
-    write_cmrxrecon(radial, data_file, np.random.default_rng(0).random((SIZE, SIZE)) < 0.5, {})
+    radial = tmp_path / "radial.h5"
+    mask = np.random.default_rng(0).random((SIZE, SIZE)) < 0.5
+    write_view(radial, data_file, mask, {}, acs_mask=mask)
     config = small_config("unet", "radial_16x")
     cost = measure_costs({"unet": config}, radial, 1, progress=False, training_file=data_file)["unet"]
     assert cost.error is None and cost.seconds_per_slice is not None
