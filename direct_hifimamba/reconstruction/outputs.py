@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from direct_hifimamba.data.formats.images import SUFFIXES, check_package, find_format
+from direct_hifimamba.data.formats.images import SUFFIXES, find_format, import_writer
 from direct_hifimamba.files import PARTIAL_SUFFIX, refuse_to_replace
 from direct_hifimamba.reconstruction.volume import NOISE, RESIDUAL, SPREAD
 
@@ -64,7 +64,7 @@ def output_paths(
         raise FileNotFoundError(f"The folder {stem.parent} is missing; make it first.")
     chosen = [name for name in SUFFIXES if name in (formats or DEFAULT_FORMATS)]
     for name in [*chosen, "nifti"] if phase else chosen:
-        check_package(name)
+        import_writer(name)
     paths = {name: stem.with_name(stem.name + SUFFIXES[name]) for name in chosen}
     if phase:
         paths = {PHASE: stem.with_name(f"{stem.name}_phase{SUFFIXES['nifti']}")} | paths

@@ -104,7 +104,7 @@ def test_finished_slices_are_not_computed_again(checkpoint: Path, source: Path, 
     (partial / "00002.npz").write_bytes((partial / "00000.npz").read_bytes()[:100])
     (partial / "00003.npz").write_bytes(b"")
     with pytest.MonkeyPatch.context() as monkeypatch:  # interrupted once more, when files are written
-        monkeypatch.setattr("direct_hifimamba.data.formats.png.open_writer", press_control_c)
+        monkeypatch.setattr("direct_hifimamba.data.formats.png.write_images", press_control_c)
         with pytest.raises(KeyboardInterrupt):
             reconstruct(*arguments)
     assert (tmp_path / "scan.h5").exists() and partial.exists()

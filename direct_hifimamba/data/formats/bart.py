@@ -8,15 +8,14 @@ References
 .. [1] Uecker et al. Berkeley Advanced Reconstruction Toolbox. Proc. ISMRM 23:2486, 2015.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from direct_hifimamba.data.formats.images import Append, Volume
+from direct_hifimamba.data.formats.images import Volume
 from direct_hifimamba.data.formats.raw_data import AXES, Format, MissingArrayError, RawData, from_array
 from direct_hifimamba.files import replace_when_complete
 
@@ -113,21 +112,14 @@ def from_slices(array: NDArray[Any]) -> NDArray[Any]:
     return array.reshape(shape).transpose(12, 13, *range(11, -1, -1))
 
 
-@contextmanager
-def open_writer(path: Path, volume: Volume) -> Iterator[Append]:
-    """Write a pair of files as `images.open_images` does; slices are BART's dimension 13."""
+def write_images(path: Path, images: Iterable[NDArray[Any]], volume: Volume) -> None:
+    """Write a pair of files as `images.write_images` does; slices are BART's dimension 13."""
     header, data = _pair(path)
-    shape: tuple[int, ...] = ()
     with replace_when_complete(header) as partial_header, replace_when_complete(data) as partial_data:
         with partial_data.open("wb") as file:
-
-            def append(image: NDArray[Any]) -> None:
-                nonlocal shape
-                shape = image.shape
+            for image in images:
                 image.T.astype("<c8", order="C").tofile(file)
-
-            yield append
-        _write_header(partial_header, (*shape, *(1,) * (_SLICE - 2), volume.num_slices))
+        _write_header(partial_header, (*image.shape, *(1,) * (_SLICE - 2), volume.num_slices))
 
 
 def _matches(path: Path) -> bool:

@@ -5,15 +5,14 @@ References
 .. [1] DICOM PS3.3, Information Object Definitions: A.4 MR Image IOD.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from direct_hifimamba.data.formats.images import Append, Volume
+from direct_hifimamba.data.formats.images import Volume
 from direct_hifimamba.files import fill_folder
 
 try:
@@ -34,35 +33,29 @@ _EMPTY = (
 """Attributes that images have to have, and that are unknown or left out on purpose."""
 
 
-@contextmanager
-def open_writer(path: Path, volume: Volume) -> Iterator[Append]:
-    """Write a folder of files as `images.open_images` does.
+def write_images(path: Path, images: Iterable[NDArray[Any]], volume: Volume) -> None:
+    """Write a folder of files as `images.write_images` does.
 
     Magnitudes are stored as integers of 16 bits with one slope for all slices, which rounds them to within 1/131070 of
     the maximum. MR images of DICOM have no more bits, and viewers seldom read its parametric maps of floats.
     """
-    shapes: list[tuple[int, ...]] = []
     with fill_folder(path) as folder:
         spool = folder / _SPOOL
         with spool.open("wb") as file:
-
-            def append(image: NDArray[Any]) -> None:
-                shapes.append(image.shape)
+            for image in images:
                 np.abs(image).astype(np.float32).tofile(file)
-
-            yield append
-        images: NDArray[np.float32] = np.memmap(spool, np.float32, "r", shape=(len(shapes), *shapes[0]))
-        slope = max(float(images.max()), float(np.finfo(np.float32).tiny)) / 65535
+        magnitudes: NDArray[np.float32] = np.memmap(spool, np.float32, "r", shape=(volume.num_slices, *image.shape))
+        slope = max(float(magnitudes.max()), float(np.finfo(np.float32).tiny)) / 65535
+        affine = volume.affine_of(image.shape)
         series = {name: generate_uid(prefix=None) for name in ("Study", "Series", "FrameOfReference")}
-        affine = volume.affine_of(images.shape[1:])
-        for index, image in enumerate(images):
-            number, position = divmod(index, len(images) // volume.volumes)
-            data = _dataset(image, position, slope, affine, series)
+        for index, magnitude in enumerate(magnitudes):
+            number, position = divmod(index, len(magnitudes) // volume.volumes)
+            data = _dataset(magnitude, position, slope, affine, series)
             data.InstanceNumber, data.AcquisitionNumber = index + 1, number + 1
             if volume.volumes > 1:
                 data.TemporalPositionIdentifier, data.NumberOfTemporalPositions = number + 1, volume.volumes
             data.save_as(folder / f"{index + 1:04d}.dcm", enforce_file_format=True)
-        del images
+        del magnitudes, magnitude
         spool.unlink()
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 from direct.data.datasets import _parse_fastmri_header
 from numpy.typing import NDArray
 
-from direct_hifimamba.data.formats.images import Append, Volume
+from direct_hifimamba.data.formats.images import Volume
 from direct_hifimamba.data.formats.raw_data import AXES, Format, MissingArrayError, RawData, from_array
 from direct_hifimamba.data.fourier import root_sum_of_squares
 from direct_hifimamba.files import replace_when_complete
@@ -61,7 +60,7 @@ def write_volume(
             if isinstance(kspace, h5py.VirtualLayout):
                 file.create_virtual_dataset("kspace", kspace)
             else:
-                _write_slices(file, kspace)
+                _write_slices(file, "kspace", kspace)
             if mask is not None:
                 file["mask"] = mask
             if header is not None:
@@ -76,28 +75,19 @@ def write_volume(
             file.attrs["provenance"] = json.dumps(provenance, indent=1, sort_keys=True)
 
 
-def _write_slices(file: h5py.File, kspace: Iterable[NDArray[np.complex64]]) -> None:
-    append = _appender(file, "kspace")
-    for kspace_slice in kspace:
-        append(kspace_slice)
-
-
-def _appender(file: h5py.File, name: str) -> Append:
-    def append(values: NDArray[Any]) -> None:
-        if name not in file:
+def _write_slices(file: h5py.File, name: str, slices: Iterable[NDArray[Any]]) -> None:
+    for index, values in enumerate(slices):
+        if index == 0:
             shape = values.shape
             file.create_dataset(name, (0, *shape), values.dtype, chunks=(1, *shape), maxshape=(None, *shape))
-        file[name].resize(len(file[name]) + 1, axis=0)
-        file[name][-1] = values
-
-    return append
+        file[name].resize(index + 1, axis=0)
+        file[name][index] = values
 
 
-@contextmanager
-def open_writer(path: Path, volume: Volume) -> Iterator[Append]:
-    """Write images, real or complex, as `images.open_images` does, to the data set `IMAGES`."""
+def write_images(path: Path, images: Iterable[NDArray[Any]], volume: Volume) -> None:
+    """Write images, real or complex, as `images.write_images` does, to the data set `IMAGES`."""
     with replace_when_complete(path) as partial, h5py.File(partial, "w") as file:
-        yield _appender(file, IMAGES)
+        _write_slices(file, IMAGES, images)
         if volume.affine is not None:
             file.attrs["affine"] = volume.affine_of(file[IMAGES].shape[1:])
         if volume.volumes > 1:

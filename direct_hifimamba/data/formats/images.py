@@ -1,10 +1,10 @@
-"""Writers of images, one for each format, to which the slices of a volume are appended one at a time."""
+"""Writers of images, one for each format, which take the slices of a volume one at a time."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Self
 
 import numpy as np
@@ -12,14 +12,11 @@ from numpy.typing import NDArray
 
 from direct_hifimamba.data.formats.raw_data import RawData
 
-Append = Callable[[NDArray[Any]], None]
-"""Appends the next slice: a float32 or complex64 array of shape (height, width)."""
-
 SUFFIXES = {"hdf5": ".h5", "nifti": ".nii.gz", "png": ".png", "cfl": ".cfl", "dicom": "_dicom"}
 """What files of a format end in. DICOM images are a folder of files, one for each slice."""
 
 _WRITERS = {"hdf5": "hdf5", "nifti": "nifti", "png": "png", "cfl": "bart", "dicom": "dicom"}
-"""Modules with a function `open_writer`."""
+"""Modules with a function `write_images`."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +86,15 @@ def upright_affine(voxel_size: Sequence[float]) -> NDArray[np.float64]:
     return affine
 
 
-def check_package(name: str) -> None:
-    """Raise an ImportError if the package that writes a format, one of `SUFFIXES`, is missing."""
-    import_module(f"{__package__}.{_WRITERS[name]}")
+def import_writer(name: str) -> ModuleType:
+    """Return the module that writes a format, one of `SUFFIXES`.
+
+    Raises
+    ------
+    ImportError
+        If the package that it needs is missing.
+    """
+    return import_module(f"{__package__}.{_WRITERS[name]}")
 
 
 def check_volume(name: str, volume: Volume) -> None:
@@ -103,21 +106,22 @@ def check_volume(name: str, volume: Volume) -> None:
         )
 
 
-@contextmanager
-def open_images(path: Path, volume: Volume) -> Iterator[Append]:
+def find_format(path: Path) -> str | None:
+    """Return the format, one of `SUFFIXES`, of which a file or folder has the name."""
+    return next((name for name, suffix in SUFFIXES.items() if path.name.endswith(suffix)), None)
+
+
+def write_images(path: Path, images: Iterable[NDArray[Any]], volume: Volume) -> None:
     """Write images; the file, or folder, appears when it is complete, and not at all after an exception.
 
     Parameters
     ----------
     path : Path
         Its end, one of `SUFFIXES`, decides about the format.
+    images : iterable of float32 or complex64 arrays of shape (height, width)
+        The slices, of which one is held at a time. Only the formats HDF5 and `.cfl` keep complex values, and the others
+        have their magnitude.
     volume : Volume
-
-    Yields
-    ------
-    Append
-        To be called with each slice. Only the formats HDF5 and `.cfl` keep complex values, and the others have their
-        magnitude.
 
     Raises
     ------
@@ -131,33 +135,19 @@ def open_images(path: Path, volume: Volume) -> Iterator[Append]:
     if name is None:
         raise ValueError(f"{path} has no format; expected a name that ends in {', '.join(SUFFIXES.values())}.")
     check_volume(name, volume)
-    writer: Callable[[Path, Volume], AbstractContextManager[Append]] = import_module(
-        f"{__package__}.{_WRITERS[name]}"
-    ).open_writer
+    import_writer(name).write_images(path, _check_images(images, volume.num_slices), volume)
+
+
+def _check_images(images: Iterable[NDArray[Any]], expected: int) -> Iterator[NDArray[Any]]:
+    """Yield images after making sure that they have the same shape, and are as many as expected."""
     shapes = []
-    with writer(path, volume) as append:
-
-        def append_checked(image: NDArray[Any]) -> None:
-            shapes.append(image.shape)
-            if image.ndim != 2 or image.shape != shapes[0] or len(shapes) > volume.num_slices:
-                raise ValueError(
-                    f"Slice {len(shapes) - 1} has the shape {image.shape}; expected {volume.num_slices} slices of the "
-                    f"shape {shapes[0]}."
-                )
-            append(image)
-
-        yield append_checked
-        if len(shapes) != volume.num_slices:
-            raise ValueError(f"{path} got {len(shapes)} slices; expected {volume.num_slices}.")
-
-
-def find_format(path: Path) -> str | None:
-    """Return the format, one of `SUFFIXES`, of which a file or folder has the name."""
-    return next((name for name, suffix in SUFFIXES.items() if path.name.endswith(suffix)), None)
-
-
-def write_images(path: Path, images: Iterable[NDArray[Any]], volume: Volume) -> None:
-    """Write images of shape (height, width) with :func:`open_images`."""
-    with open_images(path, volume) as append:
-        for image in images:
-            append(image)
+    for image in images:
+        shapes.append(image.shape)
+        if image.ndim != 2 or image.shape != shapes[0] or len(shapes) > expected:
+            raise ValueError(
+                f"Slice {len(shapes) - 1} has the shape {image.shape}; expected {expected} slices of the shape "
+                f"{shapes[0]}."
+            )
+        yield image
+    if len(shapes) != expected:
+        raise ValueError(f"There are {len(shapes)} slices; expected {expected}.")

@@ -2,15 +2,14 @@
 
 import gzip
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from direct_hifimamba.data.formats.images import Append, Volume
+from direct_hifimamba.data.formats.images import Volume
 from direct_hifimamba.data.fourier import check_scale
 from direct_hifimamba.files import replace_when_complete
 
@@ -106,27 +105,20 @@ def _rounding(image: Any) -> float:
     return 0.0 if slope == 1 else 0.5 * abs(float(slope))
 
 
-@contextmanager
-def open_writer(path: Path, volume: Volume) -> Iterator[Append]:
-    """Write magnitudes, or real images, as `images.open_images` does; several volumes have a fourth axis.
+def write_images(path: Path, images: Iterable[NDArray[Any]], volume: Volume) -> None:
+    """Write magnitudes, or real images, as `images.write_images` does; several volumes have a fourth axis.
 
     :func:`load_magnitude` reads a single volume back.
     """
-    number = 0
     with (
         replace_when_complete(path) as partial,
         partial.open("wb") as raw,
         gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file,
     ):
-
-        def append(image: NDArray[Any]) -> None:
-            nonlocal number
+        for number, image in enumerate(images):
             if number == 0:
                 _write_header(file, image.shape, volume)
             file.write((np.abs(image) if np.iscomplexobj(image) else image).astype("<f4", order="C").tobytes())
-            number += 1
-
-        yield append
 
 
 def _write_header(file: Any, shape: tuple[int, ...], volume: Volume) -> None:

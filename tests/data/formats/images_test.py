@@ -2,7 +2,7 @@
 
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from direct_hifimamba.data.formats.bart import read_cfl, to_slices
-from direct_hifimamba.data.formats.images import SUFFIXES, Volume, open_images, upright_affine, write_images
+from direct_hifimamba.data.formats.images import SUFFIXES, Volume, upright_affine, write_images
 from direct_hifimamba.data.formats.nifti import load_magnitude
 from direct_hifimamba.data.formats.registry import read
 from tests.data.formats.scans import KSPACE, TWIX_HEADER, complex_noise, lines_of, write_ismrmrd, write_twix
@@ -148,18 +148,16 @@ def test_dicom_files_are_anonymous_and_of_one_series(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", SUFFIXES)
 @pytest.mark.parametrize("problem", ["interrupted", "too few", "too many", "another shape"])
 def test_what_is_not_complete_leaves_nothing(tmp_path: Path, name: str, problem: str) -> None:
-    def write() -> None:
-        with open_images(tmp_path / f"scan{SUFFIXES[name]}", KNOWN) as append:
-            append(IMAGES[0])
-            if problem == "interrupted":
-                raise KeyboardInterrupt
-            if problem == "another shape":
-                append(IMAGES[0].T)
-            for image in IMAGES if problem == "too many" else IMAGES[:1]:
-                append(image)
+    def images() -> Iterator[NDArray[Any]]:
+        yield IMAGES[0]
+        if problem == "interrupted":
+            raise KeyboardInterrupt
+        if problem == "another shape":
+            yield IMAGES[0].T
+        yield from IMAGES if problem == "too many" else IMAGES[:1]
 
     with pytest.raises(KeyboardInterrupt if problem == "interrupted" else ValueError):
-        write()
+        write_images(tmp_path / f"scan{SUFFIXES[name]}", images(), KNOWN)
     assert not list(tmp_path.iterdir())
 
 
