@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,49 +29,31 @@ _ROUNDING = 1e-11
 _NO_CHECK = " Leave out this check (--no-check, check=False) if it is wrong."
 
 
-class Acquisition(NamedTuple):
-    """K-space and mask of a file, and what else the file says."""
-
-    kspace: NDArray[np.complex64]  #: (slices, coils, height, width)
-    mask: NDArray[Any]  #: (width,) or (height, width)
-    raw: RawData
-
-
-def read_acquisition(
+def open_acquisition(
     path: Path, mask_path: Path | None = None, axes: Sequence[str] | None = None, variable: str | None = None
-) -> Acquisition:
-    """Read all slices of k-space, and the mask.
+) -> tuple[RawData, NDArray[Any] | None]:
+    """Open a file of k-space, and read the mask.
 
     Parameters
     ----------
     path : Path
         A file of any format in :mod:`direct_hifimamba.data.formats.registry`.
     mask_path : Path, optional
-        File that has the mask, under the name `mask` where arrays have names. Default: `path`; if it has none, the
-        mask is found in k-space.
+        File that has the mask, under the name `mask` where arrays have names. Default: `path`.
     axes : sequence of str, optional
         As in :func:`registry.read`, and so is `variable`.
     variable : str, optional
 
     Returns
     -------
-    Acquisition
-        :func:`check_acquisition` says what it should be.
+    tuple
+        K-space, which is not read yet, and the mask; None if `path` has none.
 
     Raises
     ------
     ValueError
-        If a file cannot be read, or the mask cannot be found.
+        If a file cannot be read, or `mask_path` has no mask.
     """
-    raw, mask = open_acquisition(path, mask_path, axes, variable)
-    kspace = np.stack(list(raw.slices()))
-    return Acquisition(kspace, find_mask((kspace != 0).any(axis=1)) if mask is None else mask, raw)
-
-
-def open_acquisition(
-    path: Path, mask_path: Path | None = None, axes: Sequence[str] | None = None, variable: str | None = None
-) -> tuple[RawData, NDArray[Any] | None]:
-    """Open a file as :func:`read_acquisition` does, without reading k-space; the mask is None if no file has one."""
     raw = read(path, axes, variable)
     mask = raw.mask if mask_path is None else read_array(mask_path, "mask")
     if mask_path is not None and mask is None:

@@ -37,16 +37,16 @@ COARSE_GRID = 3
 POWER_ITERATIONS = 2
 """Steps that refine interpolated eigenvectors."""
 
+THRESHOLD = 0.001
+"""Singular vectors of the windows belong to the signal if their squared singular value is above this fraction of the
+largest one."""
+
 _CHUNK = 2**17
 """Elements of G that are computed at a time, so few that they fit the cache of a CPU."""
 
 
 def espirit(
-    kspace: NDArray[Any],
-    calibration: tuple[int, int] | NDArray[np.bool_],
-    kernel_size: int | tuple[int, int] | None = None,
-    threshold: float = 0.001,
-    crop: float = 0.0,
+    kspace: NDArray[Any], mask: NDArray[np.bool_], kernel_size: int | None = None, crop: float = 0.0
 ) -> NDArray[np.complex64]:
     """Estimate the coil sensitivities of one slice.
 
@@ -54,16 +54,13 @@ def espirit(
     ----------
     kspace : complex array of shape (coil, height, width)
         With the zero frequency at index length // 2. Samples outside the calibration region are not used.
-    calibration : tuple of two ints, or bool array of shape (height, width) or (width,)
-        Height and width of a centred, fully sampled block; or a mask, in which the block around the centre without gaps
-        is used. At most `MAX_CALIBRATION` samples per axis are used.
-    kernel_size : int or (height, width), optional
-        Size of the windows, at most that of the calibration region. Default: half of the region, at most `MAX_KERNEL`,
-        so that even a narrow region has several windows. (BART uses 6; with fewer than 12 sampled columns, the smaller
-        kernel gives clearly better images.)
-    threshold : float
-        Singular vectors of the windows belong to the signal if their squared singular value is above this fraction of
-        the largest one.
+    mask : bool array of shape (height, width) or (width,)
+        Sampling mask. The calibration region is the block around the centre without gaps, at most `MAX_CALIBRATION`
+        samples per axis.
+    kernel_size : int, optional
+        Height and width of the windows, at most those of the calibration region. Default: half of the region, at most
+        `MAX_KERNEL`, so that even a narrow region has several windows. (BART uses 6; with fewer than 12 sampled
+        columns, the smaller kernel gives clearly better images.)
     crop : float
         Sensitivities are zero where the eigenvalue, from 0 to 1, is below this value. Default: nowhere.
 
@@ -81,7 +78,7 @@ def espirit(
     """
     if not 0 <= crop <= 1:
         raise ValueError(f"crop is {crop}; expected an eigenvalue from 0 to 1.")
-    block, operator = _calibrate(kspace, calibration, kernel_size, threshold)
+    block, operator = _calibrate(kspace, mask, kernel_size)
     height, width = kspace.shape[-2:]
     coarse = [min(size, COARSE_GRID * points) for size, points in zip((height, width), operator.shape[:2], strict=True)]
     maps = torch.cat([torch.linalg.eigh(rows)[1][..., -1] for _, rows in _evaluate(operator, *coarse)])
@@ -99,20 +96,15 @@ def espirit(
 
 
 def _calibrate(
-    kspace: NDArray[Any],
-    calibration: tuple[int, int] | NDArray[np.bool_],
-    kernel_size: int | tuple[int, int] | None,
-    threshold: float,
+    kspace: NDArray[Any], mask: NDArray[np.bool_], kernel_size: int | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the calibration region (coil, height, width) and the samples of G, see :func:`_pixel_operator`."""
-    if not 0 <= threshold < 1:
-        raise ValueError(f"threshold is {threshold}; expected a fraction from 0 up, below 1.")
     if kspace.ndim != 3 or not len(kspace) or not np.iscomplexobj(kspace):
         raise ValueError(
             f"k-space has the shape {kspace.shape} and type {kspace.dtype}; expected complex numbers of shape (coil, "
             "height, width) and at least one coil."
         )
-    rows, columns = calibration_region(kspace.shape[1:], calibration)
+    rows, columns = calibration_region(kspace.shape[1:], mask)
     block = torch.from_numpy(kspace[:, rows, columns].astype(np.complex64))
     largest = block.abs().max()
     if not largest.isfinite() or largest == 0:
@@ -122,27 +114,23 @@ def _calibrate(
         )
     block = block / largest
     sizes = block.shape[1:]
-    if kernel_size is None:
-        kernel = tuple(min(MAX_KERNEL, (size + 1) // 2) for size in sizes)
-    else:
-        kernel = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
+    kernel = [min(MAX_KERNEL, (size + 1) // 2) for size in sizes] if kernel_size is None else [kernel_size] * 2
     if not all(1 <= width <= size for width, size in zip(kernel, sizes, strict=True)):
         raise ValueError(
             f"The kernel has the size {kernel[0]} x {kernel[1]}; expected from 1 to {sizes[0]} x {sizes[1]}, the size "
             "of the calibration region (height x width)."
         )
-    return block, _pixel_operator(_signal_kernels(block, kernel, threshold))
+    return block, _pixel_operator(_signal_kernels(block, kernel))
 
 
-def calibration_region(shape: tuple[int, ...], calibration: tuple[int, int] | NDArray[np.bool_]) -> tuple[slice, slice]:
+def calibration_region(shape: tuple[int, ...], mask: NDArray[np.bool_]) -> tuple[slice, slice]:
     """Return rows and columns of k-space that :func:`espirit` uses, at most `MAX_CALIBRATION` around the centre.
 
     Parameters
     ----------
     shape : tuple of two ints
         Height and width of k-space.
-    calibration
-        As in :func:`espirit`.
+    mask : bool array of shape (height, width) or (width,)
 
     Returns
     -------
@@ -151,39 +139,27 @@ def calibration_region(shape: tuple[int, ...], calibration: tuple[int, int] | ND
     Raises
     ------
     ValueError
-        If the region does not fit the shape, or if the mask does not sample the centre.
+        If the mask has another shape, or does not sample the centre.
     """
-    if isinstance(calibration, np.ndarray):
-        if calibration.shape not in (shape, shape[1:]):
-            raise ValueError(
-                f"The calibration mask has the shape {calibration.shape}; expected {shape} or {shape[1:]}."
-            )
-        block = center_block(np.broadcast_to(calibration.astype(bool), shape))
-        edges = [(line[0], line[-1] + 1) for line in map(np.flatnonzero, (block.any(axis=1), block.any(axis=0)))]
-    else:
-        if not all(1 <= size <= length for size, length in zip(calibration, shape, strict=True)):
-            raise ValueError(
-                f"The calibration region is {calibration[0]} x {calibration[1]}; expected from 1 x 1 to {shape[0]} x "
-                f"{shape[1]}, the size of k-space (height x width)."
-            )
-        starts = [length // 2 - size // 2 for length, size in zip(shape, calibration, strict=True)]
-        edges = [(start, start + size) for start, size in zip(starts, calibration, strict=True)]
+    if mask.shape not in (shape, shape[1:]):
+        raise ValueError(f"The calibration mask has the shape {mask.shape}; expected {shape} or {shape[1:]}.")
+    block = center_block(np.broadcast_to(mask.astype(bool), shape))
     half = MAX_CALIBRATION // 2
     rows, columns = (
-        slice(int(max(start, length // 2 - half)), int(min(stop, length // 2 + half)))
-        for (start, stop), length in zip(edges, shape, strict=True)
+        slice(int(max(line[0], length // 2 - half)), int(min(line[-1] + 1, length // 2 + half)))
+        for line, length in zip(map(np.flatnonzero, (block.any(axis=1), block.any(axis=0))), shape, strict=True)
     )
     return rows, columns
 
 
-def _signal_kernels(block: torch.Tensor, kernel: Sequence[int], threshold: float) -> torch.Tensor:
+def _signal_kernels(block: torch.Tensor, kernel: Sequence[int]) -> torch.Tensor:
     """Return an orthonormal basis (rank, coil, height, width) of the windows of the calibration region."""
     windows = block.unfold(1, kernel[0], 1).unfold(2, kernel[1], 1)
     matrix = windows.permute(1, 2, 0, 3, 4).reshape(-1, len(block) * kernel[0] * kernel[1])
     # The right singular vectors follow from the smaller one of the two Gram matrices.
     few_windows = matrix.shape[0] < matrix.shape[1]
     energies, vectors = torch.linalg.eigh(matrix @ matrix.mH if few_windows else matrix.mH @ matrix)
-    kept = energies > threshold * energies[-1]
+    kept = energies > THRESHOLD * energies[-1]
     basis = vectors[:, kept]
     if few_windows:
         basis = matrix.mH @ basis / energies[kept].sqrt()

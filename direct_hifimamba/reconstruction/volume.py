@@ -68,7 +68,7 @@ class Request:
         As in :meth:`Reconstructor.from_checkpoint`, and so are `config_path` and `device`; or one name as in
         :meth:`Reconstructor.from_pretrained`.
     source : Path
-        File of raw data, see :func:`direct_hifimamba.data.acquisition.read_acquisition`, and so are `mask_path`,
+        File of raw data, see :func:`direct_hifimamba.data.acquisition.open_acquisition`, and so are `mask_path`,
         `axes` and `variable`.
     config_path : Path, optional
     device : str

@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from direct_hifimamba import cli
-from direct_hifimamba.data.acquisition import center_block, check_acquisition, open_sensitivity_map, read_acquisition
+from direct_hifimamba.data.acquisition import center_block, check_acquisition, open_acquisition, open_sensitivity_map
 from direct_hifimamba.data.formats.bart import from_slices, write_cfl
 from direct_hifimamba.data.formats.hdf5 import write_volume
 from direct_hifimamba.data.formats.nifti import load_magnitude
@@ -385,8 +385,8 @@ def test_files_of_cmrxrecon_are_read_as_direct_reads_them(
     with h5py.File(tmp_path / "volume.mat", "w") as file:
         file["kspace_sub04"] = np.ascontiguousarray(simulate().swapaxes(-1, -2))[None].view(fields)
         file["mask04"] = mask.T
-    kspace, stored, _ = read_acquisition(tmp_path / "volume.mat")
-    np.testing.assert_array_equal(kspace, simulate())
+    raw, stored = open_acquisition(tmp_path / "volume.mat")
+    np.testing.assert_array_equal(list(raw.slices()), simulate())
     np.testing.assert_array_equal(stored, mask)
 
     checkpoint = experiments[OURS]
