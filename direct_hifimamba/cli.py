@@ -20,7 +20,6 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from types import ModuleType
 from typing import NamedTuple, NoReturn
 
 import direct_hifimamba
@@ -57,10 +56,6 @@ DIRECT_COMMANDS = {
 }
 
 
-def _import_command(name: str) -> ModuleType:
-    return importlib.import_module(f"{__package__}.commands.{name.replace('-', '_')}")
-
-
 def _build_parser(command_name: str | None) -> argparse.ArgumentParser:
     """Return the parser of all subcommands; only that of `command_name` has its arguments."""
     parser = argparse.ArgumentParser(
@@ -75,7 +70,7 @@ def _build_parser(command_name: str | None) -> argparse.ArgumentParser:
             name, help=command.help, description=command.help[0].upper() + command.help[1:] + ".", allow_abbrev=False
         )
         if name == command_name:
-            module = _import_command(name)
+            module = importlib.import_module(f"{__package__}.commands.{name.replace('-', '_')}")
             module.add_arguments(subparser)
             subparser.set_defaults(main=module.main)
     for name, help_text in DIRECT_COMMANDS.items():
@@ -86,12 +81,6 @@ def _build_parser(command_name: str | None) -> argparse.ArgumentParser:
 def _fail(message: str) -> NoReturn:
     print(f"direct-hifimamba: error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
-
-
-def _run_direct(arguments: Sequence[str]) -> None:
-    from direct_hifimamba.training import direct_command
-
-    direct_command.main(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -110,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     command_name = arguments[0] if arguments else None
     if command_name in DIRECT_COMMANDS:
-        _run_direct(arguments)
+        importlib.import_module(f"{__package__}.training.direct_command").main(arguments)
         return
     try:
         args = _build_parser(command_name).parse_args(arguments)

@@ -95,15 +95,20 @@ def espirit(
     return np.ascontiguousarray(maps.permute(2, 0, 1).numpy())
 
 
-def _calibrate(
-    kspace: NDArray[Any], mask: NDArray[np.bool_], kernel_size: int | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the calibration region (coil, height, width) and the samples of G, see :func:`_pixel_operator`."""
+def check_coils(kspace: NDArray[Any]) -> None:
+    """Raise a ValueError unless k-space is complex, of shape (coil, height, width), and has a coil."""
     if kspace.ndim != 3 or not len(kspace) or not np.iscomplexobj(kspace):
         raise ValueError(
             f"k-space has the shape {kspace.shape} and type {kspace.dtype}; expected complex numbers of shape (coil, "
             "height, width) and at least one coil."
         )
+
+
+def _calibrate(
+    kspace: NDArray[Any], mask: NDArray[np.bool_], kernel_size: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the calibration region (coil, height, width) and the samples of G, see :func:`_pixel_operator`."""
+    check_coils(kspace)
     rows, columns = calibration_region(kspace.shape[1:], mask)
     block = torch.from_numpy(kspace[:, rows, columns].astype(np.complex64))
     largest = block.abs().max()

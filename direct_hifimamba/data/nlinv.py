@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from direct_hifimamba.data.espirit import fix_phase
+from direct_hifimamba.data.espirit import check_coils, fix_phase
 
 GRID = 48
 """Largest height and width of the centre of k-space that is used."""
@@ -65,11 +65,7 @@ def nlinv(kspace: NDArray[Any], mask: NDArray[np.bool_]) -> NDArray[np.complex64
     ValueError
         If k-space or mask have another shape or type, or if the samples are all zero or not finite.
     """
-    if kspace.ndim != 3 or not len(kspace) or not np.iscomplexobj(kspace):
-        raise ValueError(
-            f"k-space has the shape {kspace.shape} and type {kspace.dtype}; expected complex numbers of shape (coil, "
-            "height, width) and at least one coil."
-        )
+    check_coils(kspace)
     if mask.shape not in (kspace.shape[1:], kspace.shape[2:]):
         raise ValueError(f"The mask has the shape {mask.shape}; expected {kspace.shape[1:]} or {kspace.shape[2:]}.")
     size = kspace.shape[1:]

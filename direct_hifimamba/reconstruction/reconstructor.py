@@ -34,7 +34,7 @@ from tqdm import tqdm
 # isort: split
 from direct.data.datasets import CMRxReconDataset  # which cannot be imported before direct.environment
 from direct.data.mri_transforms import SensitivityMapType, TransformsType
-from direct.data.transforms import expand_operator, modulus
+from direct.data.transforms import center_crop, expand_operator, modulus
 from direct.inference import build_inference_transforms
 
 from direct_hifimamba.data.acquisition import (
@@ -127,23 +127,14 @@ class Reconstructor:
         self.needs_sensitivity_map = dataset.get("sensitivity_maps") == STORED
         self._crop = crop
         transforms = dataset.transforms
-        estimation = transforms.sensitivity_map_estimation
-        self._estimates = (
-            estimation.estimate_sensitivity_maps and estimation.sensitivity_maps_type != SensitivityMapType.UNIT
-        )
+        self._estimates = _estimates_maps(transforms)
         self._needs_other_center = transforms.normalization.scaling_key == "acs_kspace" or transforms.use_acs_as_mask
         self._compresses_coils = bool(transforms.compress_coils)
         # DIRECT's reader takes as many columns as centre whatever the mask is.
         self._center_columns = CMRxReconDataset.NUM_ACS_LINES if dataset.name == "CMRxRecon" else None
         self._pad_coils = transforms.pad_coils
-        self._needs_all_kspace = [
-            option
-            for option, is_set in (
-                ("scaling_key: kspace", transforms.normalization.scaling_key == "kspace"),
-                ("compress_coils", self._compresses_coils),
-            )
-            if is_set
-        ]
+        self._needs_all_kspace = ["scaling_key: kspace"] * (transforms.normalization.scaling_key == "kspace")
+        self._needs_all_kspace += ["compress_coils"] * self._compresses_coils
         engine = self._engines[0]
         self.centered = find_fourier_convention(engine.forward_operator, engine.backward_operator).centered
 
@@ -443,7 +434,7 @@ class Reconstructor:
         return SliceAnalysis(self._crop_images(images, image_size), residual)
 
     def _crop_images(self, images: NDArray[Any], size: tuple[int, int] | None) -> NDArray[Any]:
-        return images if self._crop is None or size is None else _crop(images, size)
+        return images if self._crop is None or size is None else center_crop(torch.from_numpy(images), size).numpy()
 
     def _transform_slice(
         self,
@@ -610,16 +601,6 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def _crop(images: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
-    margins = [there - here for there, here in zip(images.shape[-2:], size, strict=True)]
-    if min(margins) < 0 or min(size) < 1:
-        raise ValueError(
-            f"Images of {images.shape[-2:]} cannot be cropped to {tuple(size)}, the size the file asks for."
-        )
-    top, left = (margin // 2 for margin in margins)
-    return images[..., top : top + size[0], left : left + size[1]]
-
-
 def _has_magnitude(image: Any, magnitude: torch.Tensor) -> bool:
     """Return whether an object is a complex image with the given magnitude."""
     return (
@@ -678,12 +659,17 @@ def _load_config(path: Path) -> DictConfig:
     return config
 
 
+def _estimates_maps(transforms: DictConfig) -> bool:
+    """Return whether DIRECT's transforms estimate sensitivities from the samples for autocalibration."""
+    estimation = transforms.sensitivity_map_estimation
+    return estimation.estimate_sensitivity_maps and estimation.sensitivity_maps_type != SensitivityMapType.UNIT
+
+
 def _refusals(dataset: DictConfig, crop: str | None) -> dict[str, tuple[Any, str]]:
     """For every option that can stand in the way: whether it does, and why."""
     transforms = dataset.transforms
     normalization, estimation = transforms.normalization, transforms.sensitivity_map_estimation
     key, percentile = normalization.scaling_key, normalization.scale_percentile
-    needs_maps = estimation.estimate_sensitivity_maps and estimation.sensitivity_maps_type != SensitivityMapType.UNIT
     before_masking = (
         "it changes k-space before masking, and undersampled k-space cannot be cropped or resized; set null"
     )
@@ -692,7 +678,7 @@ def _refusals(dataset: DictConfig, crop: str | None) -> dict[str, tuple[Any, str
     return {
         "crop": (crop not in (None, "", "header"), f"it is {crop!r}; expected header or null"),
         "dataset.name": (
-            dataset.name == STORED_MASKS and (needs_maps or key == "acs_kspace"),
+            dataset.name == STORED_MASKS and (_estimates_maps(transforms) or key == "acs_kspace"),
             f"it is {STORED_MASKS}, whose samples for autocalibration are in prepared files; take direct predict",
         ),
         "dataset.kspace_context": (

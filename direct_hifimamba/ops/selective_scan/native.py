@@ -49,11 +49,6 @@ def _view(tensor: torch.Tensor | None, groups: int) -> _ViewStruct:
 
 def _states_shape(u: torch.Tensor, B: torch.Tensor) -> tuple[int, ...]:
     """Return the shape of the chunks' initial states, (batch, group, chunk, block, state, lane); see csrc/scan.h."""
-    if u.ndim != 3 or B.ndim != 4 or B.shape[1] == 0:
-        raise ValueError(
-            f"u has shape {tuple(u.shape)} and B {tuple(B.shape)}; expected (batch, channels, length) and (batch, "
-            "groups, state, length)."
-        )
     batch, groups, state, length = B.shape
     blocks = (u.shape[1] // groups + library.LANES - 1) // library.LANES
     return batch, groups, (length + library.STEPS - 1) // library.STEPS, blocks, state, library.LANES
@@ -61,7 +56,6 @@ def _states_shape(u: torch.Tensor, B: torch.Tensor) -> tuple[int, ...]:
 
 def _run(function: str, scan: ScanArguments, **results: torch.Tensor | None) -> None:
     """Call the library with the arguments and `results` as the fields of `Scan` of these names."""
-    scan.check()
     tensors = {name: tensor for name, tensor in (scan._asdict() | results).items() if name != "delta_softplus"}
     refuse_tangents(*tensors.values())
     for name, tensor in tensors.items():
@@ -94,9 +88,11 @@ _TENSORS = (
 )
 def _forward(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the output and the states at the start of every chunk, which are empty unless `keep_states`."""
-    *scan, keep_states = arguments
+    *given, keep_states = arguments
+    scan = ScanArguments(*given)
+    scan.check()
     y, states = _forward_fake(*arguments)
-    _run("scan_forward", ScanArguments(*scan), y=y, states=states if keep_states else None)
+    _run("scan_forward", scan, y=y, states=states if keep_states else None)
     return y, states
 
 
@@ -117,6 +113,7 @@ def _backward(grad_y: torch.Tensor, *arguments: Any) -> list[torch.Tensor]:
     """Return gradients of the arguments `u` to `delta_bias`; empty ones for those that are None."""
     *tensors, states, delta_softplus = arguments
     scan = ScanArguments(*tensors, delta_softplus)
+    scan.check()
     u = scan.u
     for name, tensor, shape in (("grad_y", grad_y, u.shape), ("states", states, _states_shape(u, scan.B))):
         if tensor.shape != shape:
