@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.utils.data import default_collate
-from tqdm import tqdm
 
 # isort: split
 from direct.data.datasets import CMRxReconDataset  # which cannot be imported before direct.environment
@@ -249,12 +248,10 @@ class Reconstructor:
         kspace: NDArray[Any],
         mask: NDArray[Any],
         complex_images: bool = False,
-        progress: bool = False,
         sensitivity_map: NDArray[Any] | None = None,
-        image_size: tuple[int, int] | None = None,
         check: bool = True,
     ) -> NDArray[Any]:
-        """Reconstruct slice by slice.
+        """Reconstruct slice by slice; images have the size of k-space.
 
         Parameters
         ----------
@@ -263,13 +260,8 @@ class Reconstructor:
             1 where k-space is sampled, 0 elsewhere.
         complex_images : bool
             Return complex images, if the model makes them, rather than magnitudes.
-        progress : bool
-            Show a progress bar.
         sensitivity_map : complex array of the shape of `kspace`, optional
             Coil sensitivities, if `needs_sensitivity_map`.
-        image_size : tuple of ints, optional
-            Height and width to which images are cropped about the middle, where the configuration has `inference.crop:
-            header`. Default: that of k-space.
         check : bool
             Compare k-space with the mask, with what the configuration expects and with the domain of the training.
             Types, shapes and values are checked in any case.
@@ -294,12 +286,11 @@ class Reconstructor:
             warnings.warn(departure, OutsideDomainWarning, stacklevel=3)  # past torch.no_grad
         self.check_sensitivity_map(None if sensitivity_map is None else sensitivity_map.shape, kspace.shape)
         maps = [None] * len(kspace) if sensitivity_map is None else sensitivity_map
-        slices = zip(kspace, masks, maps, strict=True)
-        slices = tqdm(slices, "reconstruct", len(kspace), unit="slice", disable=not progress)
+        slices = enumerate(zip(kspace, masks, maps, strict=True))
         return np.stack(
             [
-                self.reconstruct_slice(kspace_slice, slice_mask, complex_images, slice_maps, image_size, index)
-                for index, (kspace_slice, slice_mask, slice_maps) in enumerate(slices)
+                self.reconstruct_slice(kspace_slice, slice_mask, complex_images, slice_maps, index=index)
+                for index, (kspace_slice, slice_mask, slice_maps) in slices
             ]
         )
 
@@ -370,9 +361,11 @@ class Reconstructor:
         sampled : bool array of shape (height, width)
             What :meth:`check` has returned, for this slice.
         complex_images : bool
-            As in :meth:`__call__`, and so are `sensitivity_map`, of this slice, and `image_size`.
+            As in :meth:`__call__`, and so is `sensitivity_map`, of this slice.
         sensitivity_map : complex array of the shape of `kspace`, optional
         image_size : tuple of ints, optional
+            Height and width to which the image is cropped about the middle, where the configuration has
+            `inference.crop: header`. Default: that of k-space.
         index : int
             Number of the slice, for messages.
         calibration : complex array of the shape of `kspace`, optional

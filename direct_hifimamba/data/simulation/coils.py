@@ -66,19 +66,14 @@ def vector_potential(vertices: NDArray[np.float64], points: NDArray[np.float64],
     return np.einsum("cvp,cvx->cxp", np.log((total + length) / (total - length)), edge / length)
 
 
-def receive_sensitivity(
-    vertices: NDArray[np.float64], points: NDArray[np.float64], wire: float = WIRE_RADIUS
-) -> NDArray[np.complex128]:
+def receive_sensitivity(vertices: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray[np.complex128]:
     """Return the receive sensitivities B_x - i B_y, shape (coil, point); arguments as in :func:`magnetic_field`."""
-    field = magnetic_field(vertices, points, wire)
+    field = magnetic_field(vertices, points, WIRE_RADIUS)
     return field[:, 0] - 1j * field[:, 1]
 
 
 def noise_covariance(
-    vertices: NDArray[np.float64],
-    points: NDArray[np.float64],
-    coil_losses: float = 0.2,
-    wire: float = WIRE_RADIUS,
+    vertices: NDArray[np.float64], points: NDArray[np.float64], coil_losses: float
 ) -> NDArray[np.float64]:
     """Return the covariance of the coils' thermal noise, with a mean variance of 1.
 
@@ -92,14 +87,12 @@ def noise_covariance(
         Positions in mm, uniformly distributed in the object.
     coil_losses : float
         Ratio of the noise variance of conductors and amplifiers to the mean variance from the object; above 0.
-    wire : float
-        Radius of the wire in mm.
 
     Returns
     -------
     float64 array of shape (coil, coil), positive definite
     """
-    potential = vector_potential(vertices, points, wire).reshape(len(vertices), -1)
+    potential = vector_potential(vertices, points, WIRE_RADIUS).reshape(len(vertices), -1)
     resistance = potential @ potential.T
     resistance += coil_losses * np.trace(resistance) / len(vertices) * np.eye(len(vertices))
     return resistance * len(vertices) / np.trace(resistance)

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -126,7 +127,9 @@ def test_models_are_measured_and_a_failing_one_stands_alone(data_file: Path) -> 
 def test_training_and_test_files_of_different_forms(data_file: Path, tmp_path: Path) -> None:
     radial = tmp_path / "radial.h5"
     mask = np.random.default_rng(0).random((SIZE, SIZE)) < 0.5
-    write_view(radial, data_file, mask, {}, acs_mask=mask)
+    with h5py.File(data_file) as file:
+        write_volume(tmp_path / "volume.h5", file["kspace"][()], {})
+    write_view(radial, tmp_path / "volume.h5", mask, {}, acs_mask=mask)
     config = small_config("unet", "radial_16x")
     cost = measure_costs({"unet": config}, radial, 1, progress=False, training_file=data_file)["unet"]
     assert cost.error is None and cost.seconds_per_slice is not None

@@ -75,7 +75,7 @@ def test_noise_is_most_alike_in_coils_that_overlap():
     vertices = coils.draw_array(8, semi_axes, rng, "ring")
     points = rng.uniform(-1, 1, (2000, 3))
     points = points[np.linalg.norm(points, axis=1) < 1] * semi_axes
-    covariance = coils.noise_covariance(vertices, points)
+    covariance = coils.noise_covariance(vertices, points, 0.2)
     np.testing.assert_allclose(np.trace(covariance), 8)
     assert np.linalg.eigvalsh(covariance).min() > 0
     scale = np.sqrt(np.diag(covariance))
