@@ -144,20 +144,19 @@ def _forward_fake(x, *_):  # type: ignore[no-untyped-def]
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("direct_hifimamba::add_expert_gradients", mutates_args=("grad_x",), device_types="cpu")
-def _add_gradients(
-    grad_x: torch.Tensor,
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    expand: torch.Tensor,
-    expand_bias: torch.Tensor,
-    project: torch.Tensor,
-    project_bias: torch.Tensor,
-    index: torch.Tensor | None,
-    weight: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+_PARAMETERS = ", ".join(f"Tensor {name}" for name in ExpertWeights._fields)
+
+
+@torch.library.custom_op(
+    "direct_hifimamba::add_expert_gradients",
+    mutates_args=("grad_x",),
+    device_types="cpu",
+    schema=f"(Tensor(a!) grad_x, Tensor grad, Tensor x, {_PARAMETERS}, Tensor? index, Tensor? weight) -> Tensor[]",
+)
+def _add_gradients(grad_x: torch.Tensor, grad: torch.Tensor, x: torch.Tensor, *tensors: Any) -> list[torch.Tensor]:
     """Return gradients of one expert's parameters and of `weight` (empty if None); add that of x to `grad_x`."""
-    expert = ExpertWeights(expand, expand_bias, project, project_bias)
+    *parameters, index, weight = tensors
+    expert = ExpertWeights(*parameters)
     x, grad = checked("x", x, tuple(x.shape)), checked("grad", grad, tuple(x.shape))
     pixels, expert, index, weight = _checked(x, expert, index, weight)
     if checked("grad_x", grad_x, tuple(x.shape)) is not grad_x:
@@ -172,7 +171,7 @@ def _add_gradients(
     library.call("expert_backward", arguments, 5 * pixels * channels * hidden)
     shapes = ((hidden, channels), (hidden, channels), (hidden,), (channels,))
     grad_expand, grad_project, grad_expand_bias, grad_project_bias = library.add_up(sums, *shapes)
-    return grad_expand, grad_expand_bias, grad_project.t().contiguous(), grad_project_bias, grad_weight
+    return [grad_expand, grad_expand_bias, grad_project.t().contiguous(), grad_project_bias, grad_weight]
 
 
 @_add_gradients.register_fake
@@ -180,7 +179,7 @@ def _add_gradients(
 def _add_gradients_fake(grad_x, grad, x, *tensors):  # type: ignore[no-untyped-def]
     *expert, index, weight = tensors
     pixels = len(x) if index is None else len(index)
-    return (*map(torch.empty_like, expert), x.new_empty(0 if weight is None else pixels))
+    return [*map(torch.empty_like, expert), x.new_empty(0 if weight is None else pixels)]
 
 
 _PER_EXPERT = len(ExpertWeights._fields) + len(Assignment._fields)

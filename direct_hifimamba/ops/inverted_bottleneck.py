@@ -163,55 +163,6 @@ class _ExpandNorm(NamedTuple):
         return weights.expand * gain[:, None], weights.expand_offset - gain * self.mean.float()
 
 
-def _project_gradients(
-    grad: torch.Tensor,
-    projected: torch.Tensor,
-    convolved: torch.Tensor,
-    gain: torch.Tensor,
-    offset: torch.Tensor,
-    weight: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return gradients of g(P g(n)) with n = gain convolved + offset.
-
-    They are the gradient of n, (height, width, E); that of P, (c, E); and sums over pixels, (E,), of the gradient of n
-    and of its product with `convolved`.
-    """
-    pixels, (channels, inner) = grad.shape[0] * grad.shape[1], weight.shape
-    normalised_grad, transposed = torch.empty_like(convolved), weight.t().contiguous()
-    sums = library.new_sums(grad, pixels, inner * channels + 2 * inner)
-    tensors = (grad, projected, convolved, gain, offset, transposed, normalised_grad, sums)
-    arguments = _ProjectBackward(pixels, channels, inner, len(sums), *map(pointer, tensors))
-    library.call("project_backward", arguments, 2 * pixels * weight.numel())
-    weight_grad, total, product = library.add_up(sums, (inner, channels), (inner,), (inner,))
-    return normalised_grad, weight_grad.t(), total, product
-
-
-def _expand_gradients(
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    depthwise: torch.Tensor,
-    normalised_grad: torch.Tensor,
-    convolved: torch.Tensor,
-    gain: torch.Tensor,
-    slope: torch.Tensor,
-    level: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return gradients of K * g(W x + b), given gain normalised_grad - slope convolved - level as that of the result.
-
-    They are `grad` plus the gradient of x, and the gradients of W, b and K.
-    """
-    (height, width, channels), inner = x.shape, len(weight)
-    grad_x, sums = torch.empty_like(x), library.new_sums(x, height * width, inner * channels + 10 * inner)
-    taps = depthwise.flatten(1).t().contiguous()
-    tensors = (x, grad, weight, bias, weight.t().contiguous(), taps, normalised_grad, convolved, gain, slope, level)
-    arguments = _ExpandBackward(height, width, channels, inner, len(sums), *map(pointer, (*tensors, grad_x, sums)))
-    library.call("expand_backward", arguments, 3 * height * width * weight.numel())
-    weight_grad, bias_grad, taps_grad = library.add_up(sums, (inner, channels), (inner,), (9, inner))
-    return grad_x, weight_grad, bias_grad, taps_grad.t().reshape(depthwise.shape)
-
-
 @torch.library.custom_op(
     "direct_hifimamba::inverted_bottleneck_backward",
     mutates_args=(),
@@ -237,29 +188,38 @@ def _backward_image(
 ) -> torch.Tensor:
     """Return the gradient of one image, and add those of the weights to `grads`."""
     convolved, projected, statistics, input_mean, input_covariance = saved
-    count = convolved.numel()
+    (height, width, channels), inner = x.shape, len(weights.expand)
+    pixels, count = height * width, convolved.numel()
     mean, std = statistics.float()
     gain = weights.depthwise_scale / std
     offset = weights.depthwise_offset - gain * mean
 
     # Through projection and second normalisation up to its affine part, with sums over pixels.
-    normalised_grad, project_grad, offset_grad, product = _project_gradients(
-        grad, projected, convolved, gain, offset, weights.project
-    )
+    normalised_grad, transposed = torch.empty_like(convolved), weights.project.t().contiguous()
+    sums = library.new_sums(x, pixels, inner * channels + 2 * inner)
+    tensors = (grad, projected, convolved, gain, offset, transposed, normalised_grad, sums)
+    arguments = _ProjectBackward(pixels, channels, inner, len(sums), *map(pointer, tensors))
+    library.call("project_backward", arguments, 2 * count * channels)
+    project_grad, offset_grad, product = library.add_up(sums, (inner, channels), (inner,), (inner,))
     scale_grad = (product - mean * offset_grad) / std
-    grads.project.add_(project_grad)
+    grads.project.add_(project_grad.t())
     grads.depthwise_offset.add_(offset_grad)
     grads.depthwise_scale.add_(scale_grad)
-    # Gradient of the convolution's output: gain * g - slope * convolved - level.
+    # Gradient of the convolution's output: gain * normalised_grad - slope * convolved - level.
     slope = (weights.depthwise_scale * scale_grad).sum() / (count * std**2)
     level = (gain * offset_grad).sum() / count - slope * mean
 
     # Through convolution, first GELU and expansion.
     norm = _ExpandNorm.of(input_mean, input_covariance, weights.expand)
-    input_grad, correlation, offset_grad, depthwise_grad = _expand_gradients(
-        grad, x, *norm.fold(weights), weights.depthwise, normalised_grad, convolved, gain, slope, level
-    )
-    grads.depthwise.add_(depthwise_grad)
+    weight, bias = norm.fold(weights)
+    input_grad, taps = torch.empty_like(x), weights.depthwise.flatten(1).t().contiguous()
+    sums = library.new_sums(x, pixels, inner * channels + 10 * inner)
+    tensors = (x, grad, weight, bias, weight.t().contiguous(), taps, normalised_grad, convolved, gain, slope, level)
+    tensors = (*tensors, input_grad, sums)
+    arguments = _ExpandBackward(height, width, channels, inner, len(sums), *map(pointer, tensors))
+    library.call("expand_backward", arguments, 3 * count * channels)
+    correlation, offset_grad, taps_grad = library.add_up(sums, (inner, channels), (inner,), (9, inner))
+    grads.depthwise.add_(taps_grad.t().reshape(weights.depthwise.shape))
 
     # Contribution of the statistics of the first normalisation, again from sums over pixels only.
     offset_grad, correlation = offset_grad.double(), correlation.double()
@@ -269,7 +229,6 @@ def _backward_image(
     grads.expand_scale.add_(scale_grad)
     slope = (scale * scale_grad).sum() / (count * norm.std**2)
     level = (scale * offset_grad).sum() / (count * norm.std) - slope * norm.mean
-    pixels = count // len(W)
     input_sum = pixels * input_mean
     input_gram = pixels * input_covariance + torch.outer(input_sum, input_mean)
     grads.expand.add_((scale / norm.std)[:, None] * correlation - level * input_sum - slope * (W @ input_gram))
