@@ -49,6 +49,17 @@ def _place(channels, blocks, length, CHUNK: tl.constexpr, CHANNELS: tl.constexpr
 
 
 @triton.jit
+def _place_states(chunk, batch, channel, channel_ok, channels, blocks, state, STATE: tl.constexpr):
+    """Return the states, (channels, state) in `A` and in what is kept of each chunk, and masks of the first two."""
+    n = tl.arange(0, STATE)
+    n_ok = n < state
+    rows = channel[:, None] * state + n[None, :]
+    all_channels = channels * (tl.num_programs(2) // blocks)
+    kept = (chunk * tl.num_programs(1) + batch) * all_channels * state + rows
+    return n, n_ok, rows, channel_ok[:, None] & n_ok[None, :], kept
+
+
+@triton.jit
 def _offsets_2d(strides, batch, channel, time):
     """Return offsets of (time, channels) in a tensor (batch, channels, length)."""
     return batch * strides[0] + channel[None, :] * strides[1] + time[:, None] * strides[2]
@@ -100,12 +111,9 @@ def _ends_kernel(
     from the end of the chunk to its beginning.
     """
     chunk, batch, group, _, channel, time, channel_ok, time_ok = _place(channels, blocks, length, CHUNK, CHANNELS)
-    n = tl.arange(0, STATE)
-    n_ok = n < state
+    n, n_ok, rows, rows_ok, kept = _place_states(chunk, batch, channel, channel_ok, channels, blocks, state, STATE)
     local = tl.arange(0, CHUNK)
 
-    rows = channel[:, None] * state + n[None, :]
-    rows_ok = channel_ok[:, None] & n_ok[None, :]
     drive = _load_sequence(x, x_strides, batch, channel, time, channel_ok, time_ok)
     deltas = _load_sequence(delta, delta_strides, batch, channel, time, channel_ok, time_ok)
     if REVERSE:
@@ -120,8 +128,6 @@ def _ends_kernel(
     end = tl.sum(tl.exp(remaining[:, :, None] * A_tile[None, :, :]) * driven, 0)
     decay = tl.exp(tl.sum(deltas, 0)[:, None] * A_tile)
 
-    all_channels = channels * (tl.num_programs(2) // blocks)
-    kept = (chunk * tl.num_programs(1) + batch) * all_channels * state + rows
     tl.store(ends + kept, end, mask=rows_ok)
     tl.store(decays + kept, decay, mask=rows_ok)
 
@@ -165,13 +171,7 @@ def _scan_kernel(
 ):
     """Store the output of each chunk."""
     chunk, batch, group, _, channel, time, channel_ok, time_ok = _place(channels, blocks, length, CHUNK, CHANNELS)
-    n = tl.arange(0, STATE)
-    n_ok = n < state
-
-    rows = channel[:, None] * state + n[None, :]
-    rows_ok = channel_ok[:, None] & n_ok[None, :]
-    all_channels = channels * (tl.num_programs(2) // blocks)
-    kept = (chunk * tl.num_programs(1) + batch) * all_channels * state + rows
+    n, n_ok, rows, rows_ok, kept = _place_states(chunk, batch, channel, channel_ok, channels, blocks, state, STATE)
 
     deltas = _load_sequence(delta, delta_strides, batch, channel, time, channel_ok, time_ok)
     drive = deltas * _load_sequence(u, u_strides, batch, channel, time, channel_ok, time_ok)
@@ -222,16 +222,11 @@ def _backward_kernel(
     batch, groups, state, length).
     """
     chunk, batch, group, block, channel, time, channel_ok, time_ok = _place(channels, blocks, length, CHUNK, CHANNELS)
-    n = tl.arange(0, STATE)
-    n_ok = n < state
+    n, n_ok, rows, rows_ok, kept = _place_states(chunk, batch, channel, channel_ok, channels, blocks, state, STATE)
     local = tl.arange(0, CHUNK)
     last_ok = (local > 0) & (time - 1 < length)
     next_ok = (local < CHUNK - 1) & (time + 1 < length)
 
-    rows = channel[:, None] * state + n[None, :]
-    rows_ok = channel_ok[:, None] & n_ok[None, :]
-    groups = tl.num_programs(2) // blocks
-    kept = (chunk * tl.num_programs(1) + batch) * channels * groups * state + rows
     A_tile = tl.load(A + rows, mask=rows_ok, other=0.0)
 
     # The state before each step is the scan up to the step before.
@@ -263,7 +258,7 @@ def _backward_kernel(
     gradient = ddrive * u_tile + tl.sum(exponent * A_tile[None, :, :], 2)
     tl.store(ddelta + _offsets_2d(ddelta_strides, batch, channel, time), gradient, mask=ok)
     tl.store(dA + kept, tl.sum(exponent * deltas[:, :, None], 0), mask=rows_ok)
-    partial = ((block * tl.num_programs(1) + batch) * groups + group) * state
+    partial = ((block * tl.num_programs(1) + batch) * (tl.num_programs(2) // blocks) + group) * state
     offsets = (partial + n[None, :]) * length + time[:, None]
     ok = time_ok[:, None] & n_ok[None, :]
     tl.store(dB + offsets, tl.sum(adjoint * drive, 1), mask=ok)
