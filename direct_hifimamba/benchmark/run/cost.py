@@ -39,6 +39,7 @@ from direct_hifimamba.nn.hifimamba.moe import RoutedExperts
 from direct_hifimamba.nn.layers import selective_scan_2d
 from direct_hifimamba.ops.library import definitions_only
 from direct_hifimamba.ops.selective_scan import selective_scan
+from direct_hifimamba.plugin import register_data_sets
 
 _STEPS_TO_PEAK = 2
 """Training iterations up to the largest memory: the first one makes the state of the optimizer."""
@@ -231,6 +232,7 @@ class _Workload:
         with TemporaryDirectory() as folder:
             path = Path(folder) / "config.yaml"
             OmegaConf.save(OmegaConf.create(self._config), path)
+            register_data_sets()  # models of DIRECT do not
             env = setup_common_environment("", path.parent, path, self._device, 0, mixed_precision=False)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the engine has replaced it
         self._engine, self._training = env.engine, env.cfg.training
