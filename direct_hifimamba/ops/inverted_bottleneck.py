@@ -214,10 +214,11 @@ def _backward_image(
     weight, bias = norm.fold(weights)
     input_grad, taps = torch.empty_like(x), weights.depthwise.flatten(1).t().contiguous()
     sums = library.new_sums(x, pixels, inner * channels + 10 * inner)
-    tensors = (x, grad, weight, bias, weight.t().contiguous(), taps, normalised_grad, convolved, gain, slope, level)
-    tensors = (*tensors, input_grad, sums)
-    arguments = _ExpandBackward(height, width, channels, inner, len(sums), *map(pointer, tensors))
-    library.call("expand_backward", arguments, 3 * count * channels)
+    inputs = (x, grad, weight, bias, weight.t().contiguous(), taps, normalised_grad, convolved, gain, slope, level)
+    addresses = map(pointer, (*inputs, input_grad, sums))
+    library.call(
+        "expand_backward", _ExpandBackward(height, width, channels, inner, len(sums), *addresses), 3 * count * channels
+    )
     correlation, offset_grad, taps_grad = library.add_up(sums, (inner, channels), (inner,), (9, inner))
     grads.depthwise.add_(taps_grad.t().reshape(weights.depthwise.shape))
 

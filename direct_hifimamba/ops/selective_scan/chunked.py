@@ -249,8 +249,8 @@ class _ChunkedScan(torch.autograd.Function):
         if torch.is_grad_enabled():
             definition = partial(selective_scan_reference, delta_softplus=ctx.delta_softplus)
             return *gradients_of_definition(definition, saved[:8], grad), None
-        scan, entering = ScanArguments(*saved[:8], ctx.delta_softplus), saved[8:]
-        grads = [None if tensor is None else torch.zeros_like(tensor) for tensor in scan.tensors]
+        scan, entering = ScanArguments._make((*saved[:8], ctx.delta_softplus)), saved[8:]
+        grads: list[Any] = [None if tensor is None else torch.zeros_like(tensor) for tensor in scan.tensors]
         du, ddelta, dA, dB, dC, dD, dz, dbias = grads
 
         tiling = _Tiling.of(scan.u, scan.B)

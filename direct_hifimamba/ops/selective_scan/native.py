@@ -63,7 +63,7 @@ def _run(function: str, scan: ScanArguments, **results: torch.Tensor | None) -> 
             raise TypeError(f"{name} is {tensor.dtype} on {tensor.device}; expected float32 on a CPU.")
     batch, groups, state, length = scan.B.shape
     channels = scan.u.shape[1]
-    views = {name for name, kind in _ScanStruct._fields_ if kind is _ViewStruct}
+    views = {field[0] for field in _ScanStruct._fields_ if field[1] is _ViewStruct}
     vectors = {
         name: None if tensor is None else tensor.contiguous() for name, tensor in tensors.items() if name not in views
     }
@@ -112,13 +112,13 @@ def _forward_fake(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
 def _backward(grad_y: torch.Tensor, *arguments: Any) -> list[torch.Tensor]:
     """Return gradients of the arguments `u` to `delta_bias`; empty ones for those that are None."""
     *tensors, states, delta_softplus = arguments
-    scan = ScanArguments(*tensors, delta_softplus)
+    scan = ScanArguments._make((*tensors, delta_softplus))
     scan.check()
     u = scan.u
     for name, tensor, shape in (("grad_y", grad_y, u.shape), ("states", states, _states_shape(u, scan.B))):
         if tensor.shape != shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {tuple(shape)}.")
-    grads = ScanArguments(*_backward_fake(grad_y, *arguments), delta_softplus)
+    grads = ScanArguments._make((*_backward_fake(grad_y, *arguments), delta_softplus))
     for shared in (grads.B, grads.C):  # the kernel adds to them, channel by channel
         shared.zero_()
     # One per sequence, summed below.
@@ -143,7 +143,7 @@ def _backward(grad_y: torch.Tensor, *arguments: Any) -> list[torch.Tensor]:
         grads = grads._replace(D=grad_D.sum(0))
     if scan.delta_bias is not None:
         grads = grads._replace(delta_bias=grad_delta_bias.sum(0))
-    return list(grads.tensors)
+    return [tensor for tensor in grads.tensors if tensor is not None]
 
 
 @_backward.register_fake
