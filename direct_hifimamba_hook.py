@@ -1,7 +1,7 @@
 """What ``import torch`` calls in every program of an environment that has direct_hifimamba installed.
 
-The entry point in group `torch.backends` names this module and not `direct_hifimamba`, so that whatever may be wrong
-with the package, ``import torch`` goes on.
+The entry point in group `torch.backends` names this module and not `direct_hifimamba`, so that ``import torch``
+succeeds even if the package is broken.
 """
 
 

@@ -1,4 +1,4 @@
-"""K-space and sampling mask of one acquisition: read from a file, and checked before anything is made of them."""
+"""K-space and sampling mask of one acquisition: how they are opened, checked and described."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -15,13 +15,13 @@ from direct_hifimamba.data.formats.registry import read, read_array
 from direct_hifimamba.data.fourier import check_scale
 
 MIN_CENTER = 2
-"""Fewer adjacent lines around the centre of k-space calibrate nothing: a single one has no resolution."""
+"""Smallest number of adjacent lines around the centre of k-space from which sensitivities can be estimated."""
 
 _PROMINENCE = 4
-"""How many times the energy expected at one place must lie at another before data are refused."""
+"""Data are refused if this many times more energy lies elsewhere than where it is expected."""
 
 _EMPTY = 0.01
-"""Part of the energy that half of an image may have and still looks empty."""
+"""Largest fraction of the energy in one half of an image that counts as empty."""
 
 _ROUNDING = 1e-11
 """Energy of a line relative to the mean, below which it is rounding: of single precision 1e-13, of noise above 1e-8."""
@@ -63,7 +63,7 @@ def open_acquisition(
 
 @dataclass(frozen=True)
 class KSpaceSummary:
-    """What the checks have to know of k-space, of which no more than one slice is in memory.
+    """Summary of k-space for the checks, which is computed slice by slice.
 
     Attributes
     ----------
@@ -159,7 +159,7 @@ def find_mask(acquired: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def describe_acquisition(
     acquired: NDArray[np.bool_], sampled: NDArray[np.bool_], was_found: bool, middle: NDArray[Any], centered: bool
 ) -> list[str]:
-    """Say what was sampled, and what looks like zero-padding and oversampling: a list of sentences.
+    """Describe what was sampled, and what looks like zero-padding and oversampling, in a list of sentences.
 
     Parameters
     ----------
@@ -239,7 +239,7 @@ def _has_kspace(path: Path, axes: Sequence[str] | None) -> bool:
 def check_acquisition(
     kspace: NDArray[Any] | KSpaceSummary, mask: NDArray[Any], compare: bool = True
 ) -> NDArray[np.bool_]:
-    """Make sure that k-space and mask can be what they are said to be.
+    """Check that k-space and mask are valid and do not contradict each other.
 
     Parameters
     ----------

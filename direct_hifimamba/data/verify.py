@@ -81,7 +81,7 @@ def _check_mask(task: Task, folder: str, options: MaskOptions) -> Iterator[str]:
             yield f"has other figures of its mask than {FILE_NAME}"
         link = file.get("kspace", getlink=True)
         if not (isinstance(link, h5py.ExternalLink) and (path.parent / link.filename).samefile(volume)):
-            yield f"has not the k-space of {task.split}/{task.name}"
+            yield f"does not have the k-space of {task.split}/{task.name}"
 
 
 def verify(dest: Path, jobs: int = 1) -> list[str]:

@@ -659,7 +659,7 @@ def _estimates_maps(transforms: DictConfig) -> bool:
 
 
 def _refusals(dataset: DictConfig, crop: str | None) -> dict[str, tuple[Any, str]]:
-    """For every option that can stand in the way: whether it does, and why."""
+    """Return, for every option that may prevent reconstruction, whether its value does, and why."""
     transforms = dataset.transforms
     normalization, estimation = transforms.normalization, transforms.sensitivity_map_estimation
     key, percentile = normalization.scaling_key, normalization.scale_percentile
@@ -776,7 +776,7 @@ def load_weights(models: Mapping[str, nn.Module], path: Path, config_path: Path)
     }
     expected = {f"{name}.{key}": value for name, model in models.items() for key, value in model.state_dict().items()}
     problems = [f"it lacks {key}" for key in expected if key not in stored]
-    problems += [f"it has {key}, which the network has not" for key in stored if key not in expected]
+    problems += [f"it has {key}, which the network does not have" for key in stored if key not in expected]
     problems += [
         f"{key} has the shape {tuple(value.shape)}, not {tuple(expected[key].shape)}"
         for key, value in stored.items()

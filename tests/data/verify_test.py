@@ -121,7 +121,7 @@ def test_a_view_of_another_file_is_found(copy_of):
     with h5py.File(out / "val_random_4x" / "file1000000.h5", "r+") as file:
         del file["kspace"]
         file["kspace"] = h5py.ExternalLink("../val/file1000017.h5", "kspace")
-    assert verify(out) == ["val_random_4x/file1000000.h5 has not the k-space of val/file1000000.h5"]
+    assert verify(out) == ["val_random_4x/file1000000.h5 does not have the k-space of val/file1000000.h5"]
 
 
 @pytest.mark.parametrize("key", ["max", "norm", "sha256", "provenance"])

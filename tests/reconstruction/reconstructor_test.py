@@ -841,7 +841,7 @@ def test_wrong_files_are_refused(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("extra weights", r"it has model\.layers\.7\.weight, which the network has not\. Both"),
+        ("extra weights", r"it has model\.layers\.7\.weight, which the network does not have\. Both"),
         ("extra model", r"it has registration_model\.weight, which"),
         ("no sensitivity model", r"it lacks sensitivity_model\.\S+ and \d+ more\."),
         ("other size", r"has the shape \(1, 1\), not \(.*\)\. Both"),

@@ -125,7 +125,7 @@ def write_images(path: Path, images: Iterable[NDArray[Any]], volume: Volume) -> 
 def _matches(path: Path) -> bool:
     header, data = _pair(path)
     if not header.is_file():
-        return path == data and path.is_file()  # which has no mark of its own; `read_cfl` asks for its header
+        return path == data and path.is_file()  # whose content says nothing; `read_cfl` reports the missing header
     with header.open("rb") as file:
         return b"# Dimensions" in file.read(4096)
 

@@ -147,7 +147,7 @@ def read_header(file: h5py.File) -> dict[str, Any]:
 
 
 def header_document(file: h5py.File) -> bytes | None:
-    """Return the ISMRMRD header, be it stored as text, as bytes or as an array with one of them; None if missing."""
+    """Return the ISMRMRD header, stored as text, as bytes or as an array of one of them; None if there is none."""
     if HEADER not in file:
         return None
     stored = file[HEADER][()]

@@ -151,7 +151,7 @@ def _is_at(readouts: NDArray[Any], place: tuple[int, ...]) -> NDArray[np.bool_]:
 
 
 def _find_places(readouts: NDArray[Any], image: NDArray[np.bool_]) -> tuple[list[tuple[int, ...]], list[str]]:
-    """Return volume and slice of each slice of the result, in order, and what is to be said about it."""
+    """Return volume and slice number of each slice of the result, in order, and messages about them."""
     used = readouts[image]
     indices, first = np.unique(used["slice"], return_index=True)
     normal = used["directions"][0, 2]
@@ -246,7 +246,7 @@ class _Grid:
         return kspace if self.whitening is None else np.tensordot(self.whitening, kspace, 1).astype(np.complex64)
 
     def describe(self, rows: NDArray[np.int64]) -> list[str]:
-        """Say what was found and what is done with it."""
+        """Return messages about what was found and what is done with it."""
         (length, _), (height, width) = self.encoding.matrix, self.encoding.size
         repeats = np.bincount(self.columns[rows]).max()
         size, scanned = self.encoding.image_size, self.encoding.image_matrix
