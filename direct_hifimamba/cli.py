@@ -20,6 +20,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 from typing import NamedTuple, NoReturn
 
 import direct_hifimamba
@@ -56,6 +57,15 @@ DIRECT_COMMANDS = {
 }
 
 
+def _import_command(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(f"{__package__}.commands.{name.replace('-', '_')}")
+    except ImportError:
+        raise
+    except Exception as error:  # of an optional package, perhaps, that does not fit others
+        raise ImportError(f"The command {name} cannot be loaded: {type(error).__name__}: {error}") from error
+
+
 def _build_parser(command_name: str | None) -> argparse.ArgumentParser:
     """Return the parser of all subcommands; only that of `command_name` has its arguments."""
     parser = argparse.ArgumentParser(
@@ -70,7 +80,7 @@ def _build_parser(command_name: str | None) -> argparse.ArgumentParser:
             name, help=command.help, description=command.help[0].upper() + command.help[1:] + ".", allow_abbrev=False
         )
         if name == command_name:
-            module = importlib.import_module(f"{__package__}.commands.{name.replace('-', '_')}")
+            module = _import_command(name)
             module.add_arguments(subparser)
             subparser.set_defaults(main=module.main)
     for name, help_text in DIRECT_COMMANDS.items():
@@ -106,7 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         args.main(args)
     except ImportError as error:
         extra = COMMANDS[command_name].extra if command_name in COMMANDS else None
-        _fail(f"{error}. Try: pip install 'direct-hifimamba[{extra}]'" if extra else str(error))
+        is_said = extra is None or "pip install" in str(error)
+        _fail(str(error) if is_said else f"{error}. Try: pip install 'direct-hifimamba[{extra}]'")
     except (ValueError, OSError) as error:
         _fail(str(error))
 

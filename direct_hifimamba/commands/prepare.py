@@ -7,8 +7,9 @@ from pathlib import Path
 from direct_hifimamba.commands.jobs import add_jobs_argument
 from direct_hifimamba.data.data_sets import DATA_SETS, MEASURED, SIMULATED
 from direct_hifimamba.data.masks import MaskOptions
-from direct_hifimamba.data.prepare import prepare, summarise
+from direct_hifimamba.data.prepare import find_leaks, prepare, summarise
 from direct_hifimamba.data.protocol import CROP, FILE_NAME, MULTI_COIL, RECONSTRUCTIONS, RESAMPLE, SINGLE_COIL, Settings
+from direct_hifimamba.files import first_and_count
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -106,6 +107,8 @@ def main(args: argparse.Namespace) -> None:
         print(f"{name}: not there")
     for remark in settings.remarks():
         print(f"Note: {remark}")
+    if leaks := find_leaks(protocol["splits"]):
+        print(f"Warning: splits are not independent: {first_and_count(leaks)}", file=sys.stderr)
     print(f"Written to {args.dest}; {FILE_NAME} there says what was done and how to configure DIRECT.")
     failed = {name: reason for split in protocol["splits"].values() for name, reason in split["failed"].items()}
     for name, reason in failed.items():

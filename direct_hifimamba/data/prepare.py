@@ -471,6 +471,27 @@ def _configurations(settings: Settings, split: str, files: Mapping[str, dict[str
     return configurations
 
 
+def find_leaks(splits: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Say which files show a subject, or come from a file, that another split has as well: a list of phrases.
+
+    Parameters
+    ----------
+    splits : mapping
+        `splits` of the protocol.
+    """
+    owners: dict[tuple[str, str], tuple[str, str]] = {}
+    leaks = []
+    for split, content in splits.items():
+        for name, record in content["files"].items():
+            identities = ("subject", record.get("subject")), ("source", record["source"].get("sha256"))
+            for kind, value in identities:
+                other, other_name = owners.setdefault((kind, value), (split, name)) if value else (split, name)
+                if other != split:
+                    leaks.append(f"{split}/{name} has the same {kind} as {other}/{other_name}, {value}")
+                    break
+    return leaks
+
+
 def summarise(reasons: Mapping[str, str]) -> str:
     """Return how many files have each of the reasons; `reasons` has the reason of each file name."""
     return "; ".join(f"{count} because {reason}" for reason, count in Counter(reasons.values()).items()) or "nothing"

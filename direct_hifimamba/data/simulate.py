@@ -22,6 +22,7 @@ from direct_hifimamba.data.data_sets import SIMULATED, subject_from_name
 from direct_hifimamba.data.fit import crop_or_pad, resample
 from direct_hifimamba.data.formats.hdf5 import read_provenance, write_volume
 from direct_hifimamba.data.formats.nifti import ORIENTATIONS, load_magnitude
+from direct_hifimamba.data.formats.optional import optional_package
 from direct_hifimamba.data.fourier import image_to_kspace
 from direct_hifimamba.data.masks import MaskOptions, draw_line_mask
 from direct_hifimamba.data.seeding import seed_from_name
@@ -124,12 +125,8 @@ def find_sources(source: str) -> list[Source]:
         If two files of the folder would get the same name.
     """
     if source == TEMPLATE:
-        try:
+        with optional_package("nilearn", f"Slices of the template {TEMPLATE}", extra="data"):
             from nilearn.datasets import MNI152_FILE_PATH
-        except ImportError as error:
-            raise ImportError(
-                f"The template {TEMPLATE} comes with nilearn; install it: pip install 'direct-hifimamba[data]'"
-            ) from error
         return [Source(TEMPLATE, Path(MNI152_FILE_PATH))]
     path = Path(source)
     if path.is_dir():

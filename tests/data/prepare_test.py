@@ -26,7 +26,7 @@ from direct_hifimamba.data.data_sets import SIMULATED
 from direct_hifimamba.data.formats.hdf5 import read_mask, read_provenance, read_slices
 from direct_hifimamba.data.fourier import kspace_to_image, root_sum_of_squares
 from direct_hifimamba.data.masks import MaskOptions
-from direct_hifimamba.data.prepare import prepare
+from direct_hifimamba.data.prepare import find_leaks, prepare
 from direct_hifimamba.data.protocol import Settings, read_protocol
 from direct_hifimamba.data.registration import register_data_sets
 from direct_hifimamba.data.sources import SourceError, check_fully_sampled
@@ -490,6 +490,21 @@ def test_several_acquisitions_share_a_folder(prepared, tmp_path, capsys):
     with pytest.raises(ValueError, match="No file has the acquisition CORPDF; there are CORPDFS_FBK, CORPD_FBK"):
         prepare(prepared("fastmri").raw, tmp_path / "other", settings)
     assert not (tmp_path / "other").exists()
+
+
+def test_subjects_and_sources_of_two_splits_are_said(prepared, tmp_path, capsys):
+    for name in CASES:
+        assert find_leaks(read_protocol(prepared(name).dest)["splits"]) == []
+    shutil.copytree(prepared("raw").raw, tmp_path / "raw")
+    shutil.copy(tmp_path / "raw/train/brain.npy", tmp_path / "raw/test/other.npy")
+    words = ["prepare", "raw", str(tmp_path / "raw"), str(tmp_path / "out"), "--mask", "FastMRIEquispaced", "4", "0.08"]
+    cli.main(words)
+    assert "test/other.npy.h5 has the same source as train/brain.npy.h5, " in capsys.readouterr().err
+    record = {"subject": "a", "source": {"sha256": "b"}}
+    other = {"subject": "a", "source": {"sha256": "c"}}
+    assert find_leaks({"train": {"files": {"1": record}}, "val": {"files": {"2": other}}}) == [
+        "val/2 has the same subject as train/1, a"
+    ]
 
 
 def test_prostate158_has_its_own_validation_list(prepared, tmp_path):

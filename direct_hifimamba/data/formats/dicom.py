@@ -13,15 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from direct_hifimamba.data.formats.images import Volume
+from direct_hifimamba.data.formats.optional import optional_package
 from direct_hifimamba.files import fill_folder
 
-try:
+with optional_package("pydicom", "DICOM images", extra="formats"):
     from pydicom import FileDataset
     from pydicom.dataset import FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
     from pydicom.valuerep import DSfloat
-except ImportError as error:
-    raise ImportError("DICOM images need pydicom; install it: pip install 'direct-hifimamba[formats]'") from error
 
 _SPOOL = "slices"
 _EMPTY = (

@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from direct_hifimamba.data.formats.optional import optional_package
 from direct_hifimamba.data.formats.raw_data import Format, RawData
 from direct_hifimamba.data.formats.readouts import READOUT, VOLUMES, Encoding, assemble
 
@@ -25,8 +26,9 @@ def _groups(path: Path) -> list[str]:
 
 
 def _read(path: Path) -> RawData:
-    from ismrmrd import constants
-    from ismrmrd.xsd import CreateFromDocument
+    with optional_package("ismrmrd", "ISMRMRD files", extra="formats"):
+        from ismrmrd import constants
+        from ismrmrd.xsd import CreateFromDocument
 
     groups = _groups(path)
     if len(groups) > 1:

@@ -10,15 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from direct_hifimamba.data.formats.images import Volume
+from direct_hifimamba.data.formats.optional import optional_package
 from direct_hifimamba.data.fourier import check_scale
 from direct_hifimamba.files import replace_when_complete
 
-try:
+with optional_package("nibabel", "NIfTI files", extra="data"):
     import nibabel
     from nibabel.filebasedimages import ImageFileError
     from nibabel.spatialimages import HeaderDataError
-except ImportError as error:
-    raise ImportError("NIfTI files need nibabel; install it: pip install 'direct-hifimamba[data]'") from error
 
 # Axes of a volume in RAS+ order that become slices, rows and columns. Rows run from anterior or superior downwards.
 ORIENTATIONS = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}

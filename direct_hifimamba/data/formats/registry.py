@@ -25,6 +25,9 @@ FORMATS: tuple[Format, ...] = (
 )
 """The first one that matches reads a file."""
 
+_BRUKER = "acqp", "method"
+"""Files in the folder of a scan of Bruker ParaVision."""
+
 
 def read(path: Path, axes: Sequence[str] | None = None, variable: str | None = None) -> RawData:
     """Read a file of raw data.
@@ -105,6 +108,14 @@ def find_format(path: Path) -> Format:
                 return format_
     if not path.exists():
         raise FileNotFoundError(f"No such file: {path}")
+    folder = path if path.is_dir() else path.parent
+    if all((folder / name).is_file() for name in _BRUKER):
+        raise ValueError(
+            f"{path} cannot be read: it belongs to a scan of Bruker ParaVision. Convert it to ISMRMRD with "
+            "bruker_to_ismrmrd or, if it is fully sampled, to BART's format with brukerapi (docs/formats.md)."
+        )
+    if path.is_dir():
+        raise ValueError(f"{path} cannot be read: it is a folder; expected a file.")
     names = ", ".join(dict.fromkeys(format_.name for format_ in FORMATS))
     raise ValueError(f"{path} cannot be read: its content is of none of the formats {names}; is it cut short?")
 
@@ -117,7 +128,7 @@ def _reading(path: Path, format_: Format | None = None) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except ImportError as error:
-        raise ValueError(f"{problem}: {error}. Try: pip install 'direct-hifimamba[formats]'") from error
+        raise ValueError(f"{problem}: {error}") from error
     except (OSError, ValueError, EOFError, KeyError, struct.error, zlib.error, zipfile.BadZipFile) as error:
         reason = error.args[0] if isinstance(error, KeyError) and error.args else error
         kind = MissingArrayError if isinstance(error, MissingArrayError) else ValueError

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from direct_hifimamba.data.formats.optional import optional_package
 from direct_hifimamba.data.formats.raw_data import Format, RawData
 from direct_hifimamba.data.formats.readouts import READOUT, Encoding, assemble
 
@@ -45,7 +46,8 @@ def _extents(path: Path) -> list[tuple[int, int]]:
 
 
 def _read(path: Path) -> RawData:
-    from twixtools import read_twix
+    with optional_package("twixtools", "Files of Siemens", extra="formats"):
+        from twixtools import read_twix
 
     end = max(offset + length for offset, length in _extents(path))
     if end > path.stat().st_size:

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
+from direct_hifimamba.data.formats.optional import optional_package
 from direct_hifimamba.files import replace_when_complete
 
 
@@ -168,10 +169,8 @@ def load_head(path: Path) -> Head:
     ValueError
         If the file does not hold one volume of finite values.
     """
-    try:
+    with optional_package("nibabel", "NIfTI files", extra="data"):
         import nibabel
-    except ImportError as error:
-        raise ImportError("NIfTI files need nibabel; install it: pip install 'direct-hifimamba[data]'") from error
     image = nibabel.as_closest_canonical(nibabel.squeeze_image(nibabel.load(path)))
     voxels = image.get_fdata(dtype=np.float32)
     if voxels.ndim != 3 or not np.isfinite(voxels).all():

@@ -205,12 +205,22 @@ def cut(path: Path) -> Path:
     return path
 
 
+def bruker(path: Path, name: str) -> Path:
+    path.mkdir()
+    for each in ("acqp", "method", "fid"):
+        (path / each).write_text("##$ACQ_dim=2")
+    return path / name
+
+
 ODD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "npy, cut short": (lambda path: cut(write_npy(path, KSPACE)), "cannot be read as NumPy"),
     "npz, cut short": (lambda path: cut(write_npz(path, kspace=KSPACE)), "is it cut short?"),
     "HDF5, cut short": (lambda path: cut(write_hdf5(path, kspace=KSPACE)), "truncated file"),
     "empty": (lambda path: (path.write_bytes(b"") and path) or path, "none of the formats"),
     "text": (lambda path: (path.write_text("text") and path) or path, "none of the formats"),
+    "folder": (lambda path: path.mkdir() or path, "it is a folder; expected a file"),
+    "Bruker, folder": (lambda path: bruker(path, "."), "of Bruker ParaVision. Convert it to ISMRMRD"),
+    "Bruker, fid": (lambda path: bruker(path, "fid"), "of Bruker ParaVision. Convert it to ISMRMRD"),
     "objects": (lambda path: write_npy(path, np.array([{}])), "Python objects"),
     "magnitudes": (lambda path: write_npy(path, abs(KSPACE)), "type float32; expected complex numbers"),
     "no slices": (lambda path: write_npy(path, KSPACE[:0]), "no samples"),
