@@ -1,6 +1,7 @@
 """Atomic replacement of files, and locks on folders."""
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,11 +19,21 @@ def replace_when_complete(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; at the end it replaces `path`, after an exception it is removed.
 
     So `path` is either complete or does not exist.
+
+    Raises
+    ------
+    OSError
+        If HDF5 cannot write, for example because the disk is full. (It raises a RuntimeError when it closes a file.)
     """
     partial = path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
     try:
         yield partial
         partial.replace(path)
+    except (OSError, RuntimeError) as error:
+        reason = re.search(r"file write failed.*error message = '(.*?)'", str(error), re.DOTALL)
+        if reason is None:
+            raise
+        raise OSError(f"{path} cannot be written: {reason[1]}") from error
     finally:
         partial.unlink(missing_ok=True)
 

@@ -9,8 +9,8 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
+from errno import EINVAL
 from pathlib import Path
-from pickle import UnpicklingError
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Self, cast
 
@@ -764,10 +764,14 @@ def load_weights(models: Mapping[str, nn.Module], path: Path, config_path: Path)
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, EOFError, RuntimeError):
+    except Exception as error:  # damaged or unsafe content can raise any exception
+        if isinstance(error, OSError) and error.errno != EINVAL:  # which PyTorch raises for files that are cut short
+            raise
         checkpoint = None
     if not isinstance(checkpoint, dict) or "model" not in checkpoint:
-        raise ValueError(f"{path} is no checkpoint of DIRECT; expected a file that direct train has written.")
+        raise ValueError(
+            f"{path} is no checkpoint of DIRECT; expected a file that direct train has written. Was it cut short?"
+        )
     stored = {
         f"{name}.{key}": value
         for name in checkpoint

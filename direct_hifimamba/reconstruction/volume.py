@@ -13,6 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -367,8 +368,10 @@ def _find_covariance(raw: RawData, sampled: NDArray[np.bool_]) -> NDArray[np.com
 
 
 def _save(path: Path, array: NDArray[Any]) -> None:
-    with replace_when_complete(path) as partial_path, partial_path.open("wb") as file:
-        np.save(file, array)
+    content = BytesIO()  # NumPy writes to files without noticing that a disk is full
+    np.save(content, array)
+    with replace_when_complete(path) as partial_path:
+        partial_path.write_bytes(content.getvalue())
 
 
 def _claim(folder: Path, identity: dict[str, Any]) -> None:

@@ -838,6 +838,14 @@ def test_wrong_files_are_refused(
     assert not list(tmp_path.glob("*out*"))
 
 
+def test_checkpoints_that_were_cut_short_are_refused(experiments: dict[str, Path], tmp_path: Path) -> None:
+    content = experiments[OURS].read_bytes()
+    for length in (0, 1, 5000, len(content) // 2, len(content) - 1000, len(content) - 1):
+        (tmp_path / "model_7.pt").write_bytes(content[:length])
+        with pytest.raises(ValueError, match=r"model_7.pt is no checkpoint of DIRECT.* Was it cut short\?"):
+            Reconstructor.from_checkpoint(tmp_path / "model_7.pt", experiments[OURS].parent / CONFIG_NAME)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -66,8 +66,13 @@ def write_cfl(path: Path, array: NDArray[Any]) -> None:
     """Write an array with at most 16 axes, those of BART, as `<path>.hdr` and `<path>.cfl` (complex64)."""
     header, data = _pair(path)
     with replace_when_complete(header) as partial_header, replace_when_complete(data) as partial_data:
-        array.T.astype("<c8", order="C").tofile(partial_data)
+        partial_data.write_bytes(_bytes(array))
         _write_header(partial_header, array.shape)
+
+
+def _bytes(array: NDArray[Any]) -> bytes:
+    # Not by `tofile`, which may not notice that a disk is full.
+    return array.T.astype("<c8", order="C").tobytes()
 
 
 def _write_header(path: Path, shape: tuple[int, ...]) -> None:
@@ -118,7 +123,7 @@ def write_images(path: Path, images: Iterable[NDArray[Any]], volume: Volume) -> 
     with replace_when_complete(header) as partial_header, replace_when_complete(data) as partial_data:
         with partial_data.open("wb") as file:
             for image in images:
-                image.T.astype("<c8", order="C").tofile(file)
+                file.write(_bytes(image))
         _write_header(partial_header, (*image.shape, *(1,) * (_SLICE - 2), volume.num_slices))
 
 

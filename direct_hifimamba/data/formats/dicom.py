@@ -42,7 +42,7 @@ def write_images(path: Path, images: Iterable[NDArray[Any]], volume: Volume) -> 
         spool = folder / _SPOOL
         with spool.open("wb") as file:
             for image in images:
-                np.abs(image).astype(np.float32).tofile(file)
+                file.write(np.abs(image).astype(np.float32).tobytes())
         magnitudes: NDArray[np.float32] = np.memmap(spool, np.float32, "r", shape=(volume.num_slices, *image.shape))
         slope = max(float(magnitudes.max()), float(np.finfo(np.float32).tiny)) / 65535
         affine = volume.affine_of(image.shape)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
+from errno import EINVAL
 from pathlib import Path
 from typing import Any
 
@@ -200,9 +201,9 @@ def load_reference_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
     except Exception as error:  # damaged or unsafe content can raise any exception
+        if isinstance(error, OSError) and error.errno != EINVAL:  # which PyTorch raises for files that are cut short
+            raise
         raise ValueError(
             f"{path} cannot be read as tensors alone ({type(error).__name__}). Expected a file that torch.save wrote "
             "from a state_dict; save the checkpoint's state_dict by itself."

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -159,6 +160,27 @@ def test_what_is_not_complete_leaves_nothing(tmp_path: Path, name: str, problem:
     with pytest.raises(KeyboardInterrupt if problem == "interrupted" else ValueError):
         write_images(tmp_path / f"scan{SUFFIXES[name]}", images(), KNOWN)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows limits no file sizes")
+@pytest.mark.parametrize("name", SUFFIXES)
+def test_a_full_disk_leaves_nothing(tmp_path: Path, name: str) -> None:
+    import resource
+
+    path = tmp_path / f"scan{SUFFIXES[name]}"
+    write_images(path, IMAGES, KNOWN)
+    files = [each for each in tmp_path.rglob("*") if each.is_file()]
+    largest = max(each.stat().st_size for each in files)
+    for each in files:
+        each.unlink()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 1, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"(?i)large|writ"):
+            write_images(path, IMAGES, KNOWN)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not [each for each in tmp_path.rglob("*") if each.is_file()]
 
 
 def test_other_suffixes_are_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import math
 import pickle
 import re
@@ -451,10 +452,17 @@ class Dangerous:
         return print, ("executed",)
 
 
+def cut_short() -> bytes:
+    buffer = io.BytesIO()
+    torch.save({"weight": torch.zeros(5000)}, buffer)
+    return buffer.getvalue()[:5000]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"", "cannot be read"),
+        (cut_short(), "cannot be read"),
         (b"no checkpoint at all", "cannot be read"),
         (pickle.dumps({"model": 1})[:-3], "cannot be read"),
         (Dangerous(), "cannot be read as tensors alone"),
