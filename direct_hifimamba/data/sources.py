@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -58,8 +58,10 @@ def check_fully_sampled(kspace: NDArray[np.complex64]) -> None:
     if not np.isfinite(kspace).all():
         raise SourceError("it has values that are NaN or infinite")
     if maximum := float(np.abs(kspace).max()):
-        with _checking():
+        try:
             check_scale(maximum)
+        except ValueError as error:
+            raise SourceError(str(error)) from error
     acquired = (kspace != 0).reshape(-1, *kspace.shape[-2:]).any(axis=0)
 
     def between(axis: int) -> NDArray[np.bool_]:
@@ -76,12 +78,15 @@ def check_fully_sampled(kspace: NDArray[np.complex64]) -> None:
         )
 
 
-def check_center(kspace: NDArray[np.complex64], centered: bool) -> None:
-    """Check that the zero frequency of a fully sampled slice, and the object in its image, are where they should be.
+def check_center(slices: Iterable[NDArray[np.complex64]], centered: bool) -> None:
+    """Check that the zero frequency of fully sampled slices, and the object in their images, are where they should be.
+
+    One slice in which they are is enough: an object that fills the field of view may be brightest on its edges.
 
     Parameters
     ----------
-    kspace : complex64 array of shape ([coil, ]height, width)
+    slices : iterable of complex64 arrays of shape ([coil, ]height, width)
+        At least one.
     centered : bool
         Whether the origin of the image is in the middle.
 
@@ -90,18 +95,18 @@ def check_center(kspace: NDArray[np.complex64], centered: bool) -> None:
     SourceError
         If the zero frequency is not in the middle, or if the object lies across the edges of the image.
     """
-    shape = kspace.shape[-2:]
-    with _checking():
-        check_zero_frequency(np.square(np.abs(kspace), dtype=np.float64).reshape(-1, *shape).sum(axis=0), hint="")
-        check_image_origin(kspace[None], np.ones(shape, bool), centered, hint="")
-
-
-@contextmanager
-def _checking() -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise SourceError(str(error)) from error
+    found: ValueError | None = None
+    for kspace in slices:
+        shape = kspace.shape[-2:]
+        energy = np.square(np.abs(kspace), dtype=np.float64).reshape(-1, *shape).sum(axis=0)
+        try:
+            check_zero_frequency(energy, hint="")
+            check_image_origin(kspace[None], np.ones(shape, bool), centered, hint="")
+        except ValueError as error:
+            found = error
+        else:
+            return
+    raise SourceError(str(found)) from found
 
 
 @contextmanager

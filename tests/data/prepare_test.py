@@ -29,9 +29,10 @@ from direct_hifimamba.data.masks import MaskOptions
 from direct_hifimamba.data.prepare import find_leaks, prepare
 from direct_hifimamba.data.protocol import Settings, read_protocol
 from direct_hifimamba.data.registration import register_data_sets
-from direct_hifimamba.data.sources import SourceError, check_fully_sampled
+from direct_hifimamba.data.sources import SourceError, check_center, check_fully_sampled
 from direct_hifimamba.data.verify import verify
 from tests.data import lookalikes
+from tests.data.lookalikes import centred_fft
 
 SIZE = (24, 24)
 
@@ -599,6 +600,17 @@ def test_edges_that_were_not_acquired_are_no_gaps():
         check_fully_sampled(kspace * acquired)
         with pytest.raises(SourceError, match="undersampled"):
             check_fully_sampled(kspace * acquired * (np.arange(40) % 2))
+
+
+def test_one_slice_across_the_edges_does_not_make_a_volume_wrong():
+    image = np.zeros((32, 32), np.complex64)
+    image[8:24, 8:24] = 1
+    inside = centred_fft(image)
+    across = inside * (-1) ** np.arange(32)
+    check_center([across, inside], centered=True)
+    check_center([across, across * (-1) ** np.arange(32)[:, None]], centered=False)
+    with pytest.raises(SourceError, match="across the edges of the image, along its width"):
+        check_center([across, across], centered=True)
 
 
 def test_links_that_lead_nowhere_are_an_error(tmp_path, capsys):
