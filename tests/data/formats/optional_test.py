@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from direct_hifimamba import cli
-from direct_hifimamba.data.formats.images import check_package
+from direct_hifimamba.data.formats.images import import_writer
 from direct_hifimamba.data.formats.optional import optional_package
 from direct_hifimamba.data.formats.registry import read
 from tests.data.formats.scans import KSPACE, lines_of, write_ismrmrd
@@ -27,7 +27,7 @@ def test_broken_packages_of_images_are_one_error(
     break_package(monkeypatch, tmp_path, package)
     monkeypatch.delitem(sys.modules, f"direct_hifimamba.data.formats.{form}", raising=False)
     with pytest.raises(ImportError, match=rf"need {package}, .*AttributeError: `np.float_` .*hifimamba\[{extra}\]"):
-        check_package(form)
+        import_writer(form)
 
 
 def test_a_broken_package_of_raw_data_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
