@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from direct_hifimamba.benchmark.plan.inputs import KSpaceMemory, check_predictions, describe_folders
 from direct_hifimamba.benchmark.run.classical import Acquisition, reconstruct
-from direct_hifimamba.benchmark.score.metrics import DEFAULT, METRICS
-from direct_hifimamba.benchmark.score.scoring import find_volumes, score_runs
+from direct_hifimamba.benchmark.score.metrics import METRICS
+from direct_hifimamba.benchmark.score.scoring import ALWAYS, BANDS, find_volumes, score_runs
 from direct_hifimamba.data.formats.hdf5 import write_view, write_volume
 
 SLICES, SHAPE, CROP = 35, (15, 640, 368), (320, 320)
@@ -63,7 +63,7 @@ def describe(folder: Path) -> None:
 def score(folder: Path, metrics: list[str]) -> None:
     """Do what the stage `score` does."""
     volumes = find_volumes(folder / "test_equispaced_4x", folder / "predictions", True)
-    score_runs({folder / "scores.parquet": volumes}, 1, "score", metrics)
+    score_runs({folder / "scores.parquet": volumes}, 1, metrics)
 
 
 def classical(folder: Path) -> None:
@@ -77,9 +77,9 @@ CALLS: dict[str, Callable[[Path], None]] = {
     "run: check predictions, remove masks": lambda folder: check_predictions(
         folder / "predictions", folder / "test_equispaced_4x"
     ),
-    "score: default metrics": lambda folder: score(folder, list(DEFAULT)),
-    "score: repeated": lambda folder: score(folder, list(DEFAULT)),
-    "score: all other metrics": lambda folder: score(folder, list(METRICS)),
+    "score: default metrics": lambda folder: score(folder, list(ALWAYS)),
+    "score: repeated": lambda folder: score(folder, list(ALWAYS)),
+    "score: all other metrics": lambda folder: score(folder, [*METRICS, *BANDS]),
     "BART: one slice, one weight": classical,
 }
 

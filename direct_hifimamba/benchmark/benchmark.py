@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from direct_hifimamba.benchmark.executors import Executor, Task
 from direct_hifimamba.benchmark.executors.cores import available_cores
-from direct_hifimamba.benchmark.folder import BenchmarkFolder
+from direct_hifimamba.benchmark.folder import BenchmarkFolder, RunFolder
 from direct_hifimamba.benchmark.plan.configurations import compose_models, training_config
 from direct_hifimamba.benchmark.plan.inputs import (
     KSpaceMemory,
@@ -25,14 +25,12 @@ from direct_hifimamba.benchmark.plan.specification import MIN_ITERATIONS, Specif
 from direct_hifimamba.benchmark.report.report import write_report
 from direct_hifimamba.benchmark.report.tables import write_csv, write_markdown
 from direct_hifimamba.benchmark.run.classical import check_bart, reconstruct_test_split
-from direct_hifimamba.benchmark.run.cost import Cost, measure_costs
-from direct_hifimamba.benchmark.run.matrix import Benchmark, score_trials
-from direct_hifimamba.benchmark.run.processes import THREADS
+from direct_hifimamba.benchmark.run.cost import measure_costs
+from direct_hifimamba.benchmark.run.matrix import KINDS, Benchmark, Kind
 from direct_hifimamba.benchmark.run.runner import Run, RunError, do_run, write_failure
 from direct_hifimamba.benchmark.score.collect import collect, find_predictions
-from direct_hifimamba.benchmark.score.metrics import DEFAULT
 from direct_hifimamba.benchmark.score.results import Results
-from direct_hifimamba.benchmark.score.scoring import Volume, is_scored, score_runs
+from direct_hifimamba.benchmark.score.scoring import is_scored, score_runs
 
 STAGES = ("plan", "run", "score", "report")
 COST = "cost"
@@ -112,36 +110,54 @@ def run(benchmark: Benchmark, path: Path, executor: Executor) -> None:
         After all runs have ended.
     """
     measure(benchmark, path, executor)
-    planned = benchmark.plan()
-    for kind in ("trial", "cell"):
-        runs = []
-        for entry in (entry for entry in planned if entry.kind == kind):
-            try:
-                runs.append(benchmark.make_run(entry))
-            except RunError as error:
-                write_failure(benchmark.folder.run(entry.name), str(error))
-        for one in runs:
-            one.set_aside_if_of_another_configuration()
-        waiting = [one for one in runs if not (one.is_finished or one.has_diverged)]
-        for one in waiting:
-            one.folder.failure.unlink(missing_ok=True)  # it would count as progress
-        tasks = [_task(benchmark, path, "run", one.name) for one in waiting]
-        with _progress(runs, kind) as show:
-            failures = executor.run("run", tasks, show) if tasks else {}
-        for one in waiting:
-            if one.name in failures and one.error is None:
-                write_failure(one.folder, failures[one.name])
-        if kind == "trial":
-            score_trials(benchmark, available_cores())
-    names = [entry.name for entry in planned if entry.kind == "classical"]
-    accelerations = benchmark.specification.accelerations
-    tasks = [
-        _task(benchmark, path, "run", name)
-        for name in names
-        if not all(benchmark.folder.run(name).predictions(acceleration).is_dir() for acceleration in accelerations)
+    _train(benchmark, path, executor, "trial")
+    score(benchmark, path, executor, ("trial",))
+    _train(benchmark, path, executor, "cell")
+    waiting = [
+        run.name
+        for run in benchmark.plan()
+        if run.kind == "classical" and not _has_predictions(benchmark, benchmark.folder.run(run.name))
     ]
-    for name, reason in (executor.run("run", tasks, lambda: None) if tasks else {}).items():
+    for name, reason in _execute(benchmark, path, executor, "run", waiting).items():
         write_failure(benchmark.folder.run(name), reason)
+
+
+def _train(benchmark: Benchmark, path: Path, executor: Executor, kind: Kind) -> None:
+    """Do the trainings of one kind that are not finished."""
+    runs = []
+    for entry in (entry for entry in benchmark.plan() if entry.kind == kind):
+        try:
+            runs.append(benchmark.make_run(entry))
+        except RunError as error:
+            write_failure(benchmark.folder.run(entry.name), str(error))
+    for one in runs:
+        one.set_aside_if_of_another_configuration()
+    waiting = [one for one in runs if not (one.is_finished or one.has_diverged)]
+    for one in waiting:
+        one.folder.failure.unlink(missing_ok=True)  # it would count as progress
+    with _progress(runs, kind) as show:
+        failures = _execute(benchmark, path, executor, "run", [one.name for one in waiting], show)
+    for one in waiting:
+        if one.name in failures and one.error is None:
+            write_failure(one.folder, failures[one.name])
+
+
+def _has_predictions(benchmark: Benchmark, folder: RunFolder) -> bool:
+    return all(folder.predictions(name).is_dir() for name in benchmark.specification.accelerations)
+
+
+def _execute(
+    benchmark: Benchmark,
+    path: Path,
+    executor: Executor,
+    stage: str,
+    names: Sequence[str],
+    show_progress: Callable[[], None] = lambda: None,
+) -> dict[str, str]:
+    """Run one stage of some runs, and return why some have failed."""
+    words = ("benchmark", str(path.resolve()), "--output", str(benchmark.folder.path.resolve()), "--stage", stage)
+    tasks = [Task(name, (*words, "--run", name), benchmark.folder.run(name).path) for name in names]
+    return executor.run(stage, tasks, show_progress)
 
 
 def measure(benchmark: Benchmark, path: Path, executor: Executor) -> None:
@@ -153,8 +169,7 @@ def measure(benchmark: Benchmark, path: Path, executor: Executor) -> None:
     costs = benchmark.read_costs()
     has_failed = not benchmark.specification.has_minutes and any(cost.error is not None for cost in costs.values())
     if has_failed or not costs.keys() >= benchmark.configs.keys():
-        failures = executor.run("run", [_task(benchmark, path, "run", COST)], lambda: None)
-        for reason in failures.values():
+        for reason in _execute(benchmark, path, executor, "run", [COST]).values():
             print(f"The cost of the models could not be measured: {reason}")
 
 
@@ -181,14 +196,13 @@ def do(benchmark: Benchmark, name: str) -> None:
         files = list_files(test)[0], list_files(training)[0]
         benchmark.write_costs(measure_costs(configs, files[0], _COST_ROUNDS, specification.device, True, files[1]))
     elif name in planned and planned[name].kind == "classical":
-        cells = [benchmark.folder.run(entry.name) for entry in planned.values() if entry.kind == "cell"]
-        accelerations = specification.accelerations
-        shapes = [cell for cell in cells if all(cell.predictions(entry).is_dir() for entry in accelerations)]
-        if not shapes:
+        cells = (benchmark.folder.run(entry.name) for entry in planned.values() if entry.kind == "cell")
+        shapes = next((cell for cell in cells if _has_predictions(benchmark, cell)), None)
+        if shapes is None:
             raise RunError("No run of a model has finished; images are cropped to the size of its predictions.")
         folder = benchmark.folder.run(name)
         folder.failure.unlink(missing_ok=True)
-        reconstruct_test_split(specification, folder, shapes[0], available_cores())
+        reconstruct_test_split(specification, folder, shapes, available_cores())
     elif name in planned:
         run = benchmark.make_run(planned[name])
         folders = [run.training_data, *run.prediction_data.values()]
@@ -199,7 +213,7 @@ def do(benchmark: Benchmark, name: str) -> None:
         raise ValueError(f"The plan has no run {name!r}; expected {COST} or one of {', '.join(planned)}.")
 
 
-def score(benchmark: Benchmark, path: Path, executor: Executor) -> None:
+def score(benchmark: Benchmark, path: Path, executor: Executor, kinds: Sequence[Kind] = KINDS) -> None:
     """Score the predictions of all finished runs; what was scored before is not scored again.
 
     Parameters
@@ -208,16 +222,20 @@ def score(benchmark: Benchmark, path: Path, executor: Executor) -> None:
     path : Path
         Specification.
     executor : Executor
+    kinds : sequence of str
+        Kinds of runs that are scored.
 
     Raises
     ------
     ValueError
         If predictions cannot be scored.
     """
-    metrics = [*DEFAULT, *benchmark.specification.metrics]
-    waiting = [name for name, volumes in _predicted(benchmark).items() if not is_scored(volumes, metrics)]
-    tasks = [_task(benchmark, path, "score", name) for name in waiting]
-    failures = executor.run("score", tasks, lambda: None) if tasks else {}
+    waiting = [
+        run.name
+        for run, tables in find_predictions(benchmark).items()
+        if run.kind in kinds and not is_scored(tables, benchmark.metrics(run.kind))
+    ]
+    failures = _execute(benchmark, path, executor, "score", waiting)
     if failures:
         raise ValueError("; ".join(f"{name} could not be scored: {reason}" for name, reason in failures.items()))
 
@@ -230,22 +248,13 @@ def score_one(benchmark: Benchmark, name: str) -> None:
     ValueError
         If there is no such run, or its predictions are not those of all files.
     """
-    predicted = _predicted(benchmark)
+    predicted = {run.name: (run.kind, tables) for run, tables in find_predictions(benchmark).items()}
     if name not in predicted:
         raise ValueError(
             f"There are no predictions of a run {name!r} to score; expected one of: {', '.join(predicted)}."
         )
-    metrics = [*DEFAULT, *benchmark.specification.metrics]
-    score_runs(predicted[name], available_cores(), "score", metrics)
-
-
-def _predicted(benchmark: Benchmark) -> dict[str, dict[Path, list[Volume]]]:
-    """Return the volumes of the finished runs that can be scored, by run and table."""
-    predicted: dict[str, dict[Path, list[Volume]]] = {}
-    for path, volumes in find_predictions(benchmark).values():
-        run = str(path.parent.parent.relative_to(benchmark.folder.path))
-        predicted.setdefault(run, {})[path] = volumes
-    return predicted
+    kind, tables = predicted[name]
+    score_runs(tables, available_cores(), benchmark.metrics(kind))
 
 
 def report(benchmark: Benchmark, command: Sequence[str]) -> Results:
@@ -257,34 +266,14 @@ def report(benchmark: Benchmark, command: Sequence[str]) -> Results:
     command : sequence of str
         Arguments of `direct-hifimamba`, for the record.
     """
-    folder, planned = benchmark.folder, benchmark.plan()
-    cells: dict[tuple[str, int], Run] = {}
-    searched: list[Run] = []
-    for entry in (entry for entry in planned if entry.kind != "classical"):
-        try:
-            run = benchmark.make_run(entry)
-        except RunError:
-            continue
-        if entry.kind == "cell":
-            cells[entry.model, entry.seed] = run
-        else:
-            searched.append(run)
-    found = benchmark.read_costs()
-    costs = {label: found.get(label, Cost(THREADS, error="It was not measured.")) for label in benchmark.configs}
-    trials, jobs = benchmark.read_trials(), available_cores()
-    results, scores = collect(benchmark, read_plan(folder), costs, trials, searched, cells, command, jobs)
+    folder = benchmark.folder
+    results, scores = collect(benchmark, command, available_cores())
     scores.save(folder.scores)
     results.save(folder.results_json)
     write_csv(folder.results_csv, results)
     write_markdown(folder.results_markdown, results)
     write_report(folder, results, scores)
     return results
-
-
-def _task(benchmark: Benchmark, path: Path, stage: str, name: str) -> Task:
-    words = ["benchmark", str(path.resolve()), "--output", str(benchmark.folder.path.resolve())]
-    folder = benchmark.folder.run(name).path
-    return Task(name, (*words, "--stage", stage, "--run", name), folder)
 
 
 @contextmanager

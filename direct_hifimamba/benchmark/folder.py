@@ -83,11 +83,6 @@ class BenchmarkFolder:
         return self.path / "plan.json"
 
     @property
-    def search(self) -> Path:
-        """Scores of the learning rates that were tried."""
-        return self.path / "search.json"
-
-    @property
     def hashes(self) -> Path:
         """Hashes of k-space by size and modification time of its files."""
         return self.path / "hashes.json"

@@ -21,7 +21,7 @@ def test_nothing_shares_a_place() -> None:
         folder.trial("a", 1e-3),
         folder.trial("a", 1),
     ]
-    names = ["specification", "plan", "hashes", "search", "cost", "results_json", "scores", "results_csv"]
+    names = ["specification", "plan", "hashes", "cost", "results_json", "scores", "results_csv"]
     names += ["results_markdown", "report"]
     paths = [getattr(folder, name) for name in names]
     for run in runs:

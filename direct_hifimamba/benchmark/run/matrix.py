@@ -1,19 +1,17 @@
 """The runs of a benchmark: models times learning rates on the validation split, then models times seeds on the test."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Literal, get_args
 
-import pyarrow as pa
 from omegaconf import DictConfig
 from pydantic import TypeAdapter
 
 from direct_hifimamba.benchmark.executors.cores import count_workers
-from direct_hifimamba.benchmark.folder import BenchmarkFolder
+from direct_hifimamba.benchmark.folder import BenchmarkFolder, RunFolder
 from direct_hifimamba.benchmark.plan.configurations import is_centered, training_config
 from direct_hifimamba.benchmark.plan.initialisation import Initialisation
 from direct_hifimamba.benchmark.plan.specification import MIN_ITERATIONS, Budget, Specification
@@ -21,9 +19,12 @@ from direct_hifimamba.benchmark.run.cost import Cost
 from direct_hifimamba.benchmark.run.runner import Run, RunError
 from direct_hifimamba.benchmark.score.metrics import METRICS
 from direct_hifimamba.benchmark.score.results import Trial
-from direct_hifimamba.benchmark.score.scoring import find_volumes, score_runs
-from direct_hifimamba.benchmark.score.table import Scores
+from direct_hifimamba.benchmark.score.scoring import ALWAYS
+from direct_hifimamba.benchmark.score.table import RunTable, Scores
 from direct_hifimamba.files import replace_when_complete
+
+Kind = Literal["trial", "cell", "classical"]
+KINDS = get_args(Kind)
 
 _COSTS = TypeAdapter(dict[str, Cost])
 _TRIAL_SHARE = 4
@@ -50,7 +51,7 @@ class PlannedRun:
     """
 
     name: str
-    kind: Literal["trial", "cell", "classical"]
+    kind: Kind
     model: str
     seed: int
     learning_rate: float | None
@@ -82,37 +83,35 @@ class Benchmark:
 
     def plan(self) -> list[PlannedRun]:
         """Return all runs in the order in which they are begun."""
-        specification, root = self.specification, self.folder.path
-        search, seeds = specification.search, specification.seeds
-        trials = [
-            PlannedRun(
-                str(self.folder.trial(label, rate).path.relative_to(root)),
-                "trial",
-                label,
-                seeds[0],
-                rate,
-                self.budget("trial").iterations,
-            )
+        specification = self.specification
+        rates = specification.search.learning_rates if specification.search else []
+        folders: list[tuple[RunFolder, Kind, str, int, float | None]] = [
+            (self.folder.trial(label, rate), "trial", label, specification.seeds[0], rate)
             for label in specification.models
-            for rate in (search.learning_rates if search else [])
+            for rate in rates
         ]
-        cells = [
+        folders += [
+            (self.folder.cell(label, seed), "cell", label, seed, None)
+            for seed in specification.seeds
+            for label in specification.models
+        ]
+        folders += [(self.folder.cell(label, 0), "classical", label, 0, None) for label in specification.classical]
+        return [
             PlannedRun(
-                str(self.folder.cell(label, seed).path.relative_to(root)),
-                "cell",
+                str(folder.path.relative_to(self.folder.path)),
+                kind,
                 label,
                 seed,
-                None,
-                specification.budget.iterations,
+                rate,
+                None if kind == "classical" else self.budget(kind).iterations,
             )
-            for seed in seeds
-            for label in specification.models
+            for folder, kind, label, seed, rate in folders
         ]
-        classical = [
-            PlannedRun(str(self.folder.cell(label, 0).path.relative_to(root)), "classical", label, 0, None, None)
-            for label in specification.classical
-        ]
-        return [*trials, *cells, *classical]
+
+    def metrics(self, kind: str) -> list[str]:
+        """Return the metrics that a run of some kind is scored by: of a trial, that of the search alone."""
+        search = self.specification.search
+        return [search.metric] if kind == "trial" and search is not None else [*ALWAYS, *self.specification.metrics]
 
     def prediction_data(self, kind: str) -> dict[str, Path]:
         """Return by acceleration the folder that a run of some kind reconstructs."""
@@ -129,11 +128,19 @@ class Benchmark:
         with replace_when_complete(self.folder.cost) as partial:
             partial.write_bytes(_COSTS.dump_json(dict(costs), indent=1) + b"\n")
 
-    def read_trials(self) -> dict[str, list[Trial]]:
-        """Return by label what the search has found, an empty list where there was none."""
-        path = self.folder.search
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        return {label: [Trial(*trial) for trial in values.get(label, [])] for label in self.specification.models}
+    def read_trials(self, label: str) -> list[Trial]:
+        """Return the learning rates that were tried for a model with their mean scores, nothing without a search."""
+        search = self.specification.search
+        return [Trial(rate, self._trial_score(label, rate)) for rate in (search.learning_rates if search else ())]
+
+    def _trial_score(self, label: str, rate: float) -> float | None:
+        """Return the mean over volumes and accelerations; None if one of them has no score."""
+        folder, (metric,) = self.folder.trial(label, rate), self.metrics("trial")
+        names = list(self.specification.accelerations)
+        tables = {(label, None, name): RunTable.read(folder.scores(name)).select([metric]) for name in names}
+        found = [Scores.join(tables).volumes(label, name, metric).get(None, {}) for name in names]
+        values = [value for volumes in found for value in volumes.values()]
+        return fmean(values) if all(found) and all(map(math.isfinite, values)) else None
 
     def make_run(self, planned: PlannedRun) -> Run:
         """Return a planned run with its configuration.
@@ -147,7 +154,7 @@ class Benchmark:
         # As many workers as when the cost was measured, so that they depend on no other machine.
         cost = self.read_costs().get(label, Cost(threads=1, workers=count_workers(), error="it was not measured"))
         if planned.kind == "cell" and specification.search is not None:
-            rate = choose_learning_rate(self.read_trials()[label], specification.search.metric)
+            rate = choose_learning_rate(self.read_trials(label), specification.search.metric)
         return Run(
             name=planned.name,
             folder=self.folder.run(planned.name),
@@ -188,43 +195,6 @@ def count_iterations(budget: Budget, cost: Cost) -> int:
     if cost.seconds_per_step is None:
         raise RunError(f"The time of an iteration, which the budget asks for, could not be measured: {cost.error}")
     return max(MIN_ITERATIONS, round(60 * (budget.minutes or 0) / cost.seconds_per_step))
-
-
-def score_trials(benchmark: Benchmark, jobs: int) -> None:
-    """Score the finished runs of the search by its metric, and write what :meth:`Benchmark.read_trials` reads."""
-    search = benchmark.specification.search
-    if search is None:
-        return
-    runs: dict[tuple[str, float], Run] = {}
-    for planned in benchmark.plan():
-        if planned.kind == "trial" and planned.learning_rate is not None:
-            try:
-                run = benchmark.make_run(planned)
-            except RunError:
-                continue
-            if run.is_finished:
-                runs[planned.model, planned.learning_rate] = run
-    volumes = {
-        run.folder.scores(name): find_volumes(data, run.folder.predictions(name), benchmark.is_centered())
-        for run in runs.values()
-        for name, data in run.prediction_data.items()
-    }
-    tables = score_runs(volumes, jobs, "score the search", [search.metric], with_spectrum=False)
-    scores = {key: _mean_score(run, tables, search.metric) for key, run in runs.items()}
-    found = {
-        label: [[rate, scores.get((label, rate))] for rate in search.learning_rates]
-        for label in benchmark.specification.models
-    }
-    with replace_when_complete(benchmark.folder.search) as partial:
-        partial.write_text(json.dumps(found, indent=1), encoding="utf-8")
-
-
-def _mean_score(run: Run, tables: Mapping[Path, pa.Table], metric: str) -> float | None:
-    """Return the mean of a metric over volumes and accelerations; None if it is not defined for one of them."""
-    accelerations = list(run.prediction_data)
-    scores = Scores.join({(run.name, None, name): tables[run.folder.scores(name)] for name in accelerations})
-    values = [value for name in accelerations for value in scores.volumes(run.name, name, metric)[None].values()]
-    return fmean(values) if all(map(math.isfinite, values)) else None
 
 
 def choose_learning_rate(trials: Sequence[Trial], metric: str) -> float:

@@ -240,6 +240,7 @@ def _predict(run: Run, acceleration: str) -> None:
 def _call(run: Run, arguments: Sequence[str]) -> None:
     """Call DIRECT in this process."""
     handlers = logging.root.handlers[:]  # to which DIRECT adds
+    print(as_typed(arguments))
     try:
         run_direct(arguments)
     except SystemExit as error:

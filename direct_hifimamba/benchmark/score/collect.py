@@ -10,14 +10,14 @@ import yaml
 from omegaconf import OmegaConf
 
 from direct_hifimamba.benchmark import provenance
-from direct_hifimamba.benchmark.folder import RunFolder, slug
+from direct_hifimamba.benchmark.folder import slug
 from direct_hifimamba.benchmark.plan.configurations import evaluation_settings
-from direct_hifimamba.benchmark.plan.inputs import list_files
-from direct_hifimamba.benchmark.plan.specification import BART
+from direct_hifimamba.benchmark.plan.inputs import list_files, read_plan
+from direct_hifimamba.benchmark.plan.specification import Specification
 from direct_hifimamba.benchmark.run.cost import Cost
-from direct_hifimamba.benchmark.run.matrix import Benchmark
-from direct_hifimamba.benchmark.run.processes import ENVIRONMENT, THREADS
-from direct_hifimamba.benchmark.run.runner import Run
+from direct_hifimamba.benchmark.run.matrix import Benchmark, PlannedRun
+from direct_hifimamba.benchmark.run.processes import THREADS
+from direct_hifimamba.benchmark.run.runner import RunError
 from direct_hifimamba.benchmark.score.metrics import DEFAULT, metric_definitions
 from direct_hifimamba.benchmark.score.results import (
     Data,
@@ -27,7 +27,6 @@ from direct_hifimamba.benchmark.score.results import (
     Provenance,
     Results,
     Spread,
-    Trial,
     digest,
 )
 from direct_hifimamba.benchmark.score.scores import SPECTRUM_EDGES
@@ -38,61 +37,43 @@ from direct_hifimamba.benchmark.score.table import Scores
 ZERO_FILLED = "zero-filled"
 
 
-def collect(
-    benchmark: Benchmark,
-    inputs: Mapping[str, Any],
-    costs: Mapping[str, Cost],
-    trials: Mapping[str, list[Trial]],
-    searched: Sequence[Run],
-    cells: Mapping[tuple[str, int], Run],
-    command: Sequence[str],
-    jobs: int,
-) -> tuple[Results, Scores]:
-    """Score the test split and describe everything.
+def collect(benchmark: Benchmark, command: Sequence[str], jobs: int) -> tuple[Results, Scores]:
+    """Score what of the test split has not been scored yet, and describe everything.
 
     Parameters
     ----------
     benchmark : Benchmark
-    inputs : dict
-        See :func:`direct_hifimamba.benchmark.plan.inputs.describe_inputs`.
-    costs : dict
-        By label.
-    trials : dict
-        By label, what the search has tried.
-    searched : sequence of Run
-        The runs of the search.
-    cells : dict
-        By label and seed, the final runs that could be made.
     command : sequence of str
         Arguments of `direct-hifimamba`.
     jobs : int
         Number of processes.
     """
-    specification = benchmark.specification
-    finished = {key: run for key, run in cells.items() if run.is_finished}
-    bart = _describe_bart(benchmark)
-    predictions = find_predictions(benchmark)
-    metrics = [*DEFAULT, *specification.metrics]
-    tables = score_runs(dict(predictions.values()), jobs, "score", metrics)
-    scores = Scores.join({key: tables[path] for key, (path, _) in predictions.items()})
-    commands = [provenance.as_typed(command)]
-    for run in (*searched, *cells.values()):
-        arguments = [run.training_command(), *map(run.prediction_command, run.prediction_data)]
-        commands += [provenance.as_typed(words, ENVIRONMENT) for words in arguments]
-    budget = {key: float(value) for key, value in specification.budget.model_dump(exclude_none=True).items()}
+    specification, inputs, planned = benchmark.specification, read_plan(benchmark.folder), benchmark.plan()
+    predicted = {run: tables for run, tables in find_predictions(benchmark).items() if run.kind != "trial"}
+    scores = Scores.join(
+        {
+            (run.model, None if run.kind == "classical" else run.seed, name): table
+            for run, tables in predicted.items()
+            for name, table in zip(
+                specification.accelerations, score_runs(tables, jobs, benchmark.metrics(run.kind)).values(), strict=True
+            )
+        }
+    )
+    firsts = [run for run in planned if run.kind == "cell" and run.seed == specification.seeds[0]]
+    classical = [run for run in planned if run.kind == "classical" and run in predicted]
     results = Results(
         name=specification.name,
         description=specification.description,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         baseline=specification.baseline,
         protocol=Protocol(
-            data=_describe_data(benchmark, inputs),
+            data=_describe_data(specification, inputs),
             accelerations=list(specification.accelerations),
-            budget=budget,
+            budget={key: float(value) for key, value in specification.budget.model_dump(exclude_none=True).items()},
             schedule=specification.schedule,
             loss=next(iter(inputs["shared"].values()))["training.loss"],
             seeds=list(specification.seeds),
-            metrics=metric_definitions(metrics),
+            metrics=metric_definitions([*DEFAULT, *specification.metrics]),
             spectrum_edges=list(SPECTRUM_EDGES),
             evaluation=evaluation_settings(benchmark.configs),
         ),
@@ -101,46 +82,26 @@ def collect(
             host=provenance.describe_host(specification.device),
             threads=THREADS,
             git_revision=provenance.git_revision(),
-            commands=commands,
+            commands=[provenance.as_typed(command)],
             specification=specification.to_yaml(benchmark.folder.path),
         ),
         models=[
-            *(
-                _describe_model(
-                    label, costs[label], trials[label], [run for (name, _), run in cells.items() if name == label]
-                )
-                for label in benchmark.configs
-            ),
+            *(_describe_model(benchmark, run) for run in firsts),
             Model(ZERO_FILLED, slug(ZERO_FILLED), "classical"),
-            *([bart] if bart else []),
+            *(_describe_classical(benchmark, run) for run in classical),
         ],
         failures=[
-            Failure(label, seed, _read_failure(benchmark.folder.cell(label, seed)))
-            for label in benchmark.configs
-            for seed in specification.seeds
-            if (label, seed) not in finished
+            Failure(run.model, run.seed, _read_failure(benchmark, run))
+            for run in planned
+            if run.kind == "cell" and run not in predicted
         ],
         summary=summarise_scores(scores, specification.baseline, inputs["groups"]),
     )
     return results, scores
 
 
-def _read_failure(folder: RunFolder) -> str:
-    return folder.failure.read_text(encoding="utf-8") if folder.failure.exists() else "It has not been run yet."
-
-
-def _describe_bart(benchmark: Benchmark) -> Model | None:
-    """Return the row of BART, None if there are no reconstructions of it."""
-    folder, specification = benchmark.folder.cell(BART, 0), benchmark.specification
-    predictions = [folder.predictions(name) for name in specification.accelerations]
-    if BART not in specification.classical or not all(path.is_dir() for path in predictions):
-        return None
-    settings = {path.name: yaml.safe_load(path.with_suffix(".yaml").read_text()) for path in predictions}
-    return Model(BART, slug(BART), "classical", config=yaml.safe_dump(settings, sort_keys=False))
-
-
-def find_predictions(benchmark: Benchmark) -> dict[tuple[str, int | None, str], tuple[Path, list[Volume]]]:
-    """Return by model, seed and acceleration what there is to score, and the path of the table.
+def find_predictions(benchmark: Benchmark) -> dict[PlannedRun, dict[Path, list[Volume]]]:
+    """Return by run what there is to score: volumes by the path of their table, in the order of the accelerations.
 
     Zero-filled images are scored once a run has finished, since they are cropped to the size of its predictions.
 
@@ -149,33 +110,42 @@ def find_predictions(benchmark: Benchmark) -> dict[tuple[str, int | None, str], 
     ValueError
         If the predictions of a run are not those of all files.
     """
-    specification, is_centered = benchmark.specification, benchmark.is_centered()
-    cells: list[tuple[str, int | None]] = [(label, s) for label in benchmark.configs for s in specification.seeds]
-    folders = {cell: benchmark.folder.cell(cell[0], cell[1] or 0) for cell in cells}
-    folders |= {(label, None): benchmark.folder.cell(label, 0) for label in (ZERO_FILLED, *specification.classical)}
-    names = list(specification.accelerations)
-    finished = {
-        cell: folder
-        for cell, folder in folders.items()
-        if not folder.failure.exists() and all(folder.predictions(name).is_dir() for name in names)
-    }
-    found = {}
-    for (label, seed), folder in folders.items():
-        for name in names if (label, seed) in finished or (label == ZERO_FILLED and finished) else ():
-            data = specification.folder(specification.splits.test, name)
-            if label == ZERO_FILLED:
-                shapes = next(iter(finished.values())).predictions(name)
-                volumes = [Volume(path, None, shapes / path.name, is_centered) for path in list_files(data)]
-            else:
-                volumes = find_volumes(data, folder.predictions(name), is_centered)
-            found[label, seed, name] = folder.scores(name), volumes
+    is_centered = benchmark.is_centered()
+    found: dict[PlannedRun, dict[Path, list[Volume]]] = {}
+    for run in benchmark.plan():
+        folder, data = benchmark.folder.run(run.name), benchmark.prediction_data(run.kind)
+        if not folder.failure.exists() and all(folder.predictions(name).is_dir() for name in data):
+            found[run] = {
+                folder.scores(name): find_volumes(path, folder.predictions(name), is_centered)
+                for name, path in data.items()
+            }
+    finished = next((run for run in found if run.kind != "trial"), None)
+    if finished is not None:
+        folder = benchmark.folder.cell(ZERO_FILLED, 0)
+        shapes = benchmark.folder.run(finished.name)
+        name = str(folder.path.relative_to(benchmark.folder.path))
+        zero_filled = PlannedRun(name, "classical", ZERO_FILLED, 0, None, None)
+        found[zero_filled] = {
+            folder.scores(name): [
+                Volume(path, None, shapes.predictions(name) / path.name, is_centered) for path in list_files(data)
+            ]
+            for name, data in benchmark.prediction_data("classical").items()
+        }
     return found
 
 
-def _describe_data(benchmark: Benchmark, inputs: Mapping[str, Any]) -> Data:
-    specification = benchmark.specification
+def _read_failure(benchmark: Benchmark, run: PlannedRun) -> str:
+    failure = benchmark.folder.run(run.name).failure
+    return failure.read_text(encoding="utf-8") if failure.exists() else "It has not been run yet."
+
+
+def _describe_data(specification: Specification, inputs: Mapping[str, Any]) -> Data:
     splits, data = specification.splits, inputs["data"]
-    tests = {name: data[specification.folder(splits.test, name).name] for name in specification.accelerations}
+
+    def of_split(split: str) -> dict[str, Any]:
+        return {name: data[specification.folder(split, name).name] for name in specification.accelerations}
+
+    tests = of_split(splits.test)
     volumes = next(iter(tests.values()))
     return Data(
         origin=inputs["origin"],
@@ -186,16 +156,17 @@ def _describe_data(benchmark: Benchmark, inputs: Mapping[str, Any]) -> Data:
             for acceleration, files in tests.items()
         },
         training=digest(data[splits.training]),
-        validation=digest(
-            {name: data[specification.folder(splits.validation, name).name] for name in specification.accelerations}
-        ),
+        validation=digest(of_split(splits.validation)),
         protocol=inputs["protocol"],
         groups=dict(inputs["groups"]),
         sources=dict(inputs["sources"]),
     )
 
 
-def _describe_model(label: str, cost: Cost, trials: list[Trial], runs: Sequence[Run]) -> Model:
+def _describe_model(benchmark: Benchmark, planned: PlannedRun) -> Model:
+    """Describe a model by one of its runs."""
+    label = planned.model
+    cost = benchmark.read_costs().get(label, Cost(THREADS))
     described = Model(
         label,
         slug(label),
@@ -206,15 +177,26 @@ def _describe_model(label: str, cost: Cost, trials: list[Trial], runs: Sequence[
         seconds_per_iteration=cost.seconds_per_iteration,
         seconds_per_slice=cost.seconds_per_slice,
         peak_memory_bytes=None if cost.peak_memory_bytes is None else Spread.of([cost.peak_memory_bytes]),
-        search=trials,
+        search=benchmark.read_trials(label),
     )
-    if not runs:
+    try:
+        run = benchmark.make_run(planned)
+    except RunError:
         return described
-    config = runs[0].config
+    config = run.config
     return replace(
         described,
         model_name=config.model.model_name,
         config=OmegaConf.to_yaml(config),
-        iterations=runs[0].iterations,
+        iterations=run.iterations,
         learning_rate=config.training.lr,
     )
+
+
+def _describe_classical(benchmark: Benchmark, run: PlannedRun) -> Model:
+    folder = benchmark.folder.run(run.name)
+    settings = {
+        name: yaml.safe_load(folder.predictions(name).with_suffix(".yaml").read_text())
+        for name in benchmark.specification.accelerations
+    }
+    return Model(run.model, slug(run.model), "classical", config=yaml.safe_dump(settings, sort_keys=False))

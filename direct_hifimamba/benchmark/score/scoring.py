@@ -10,12 +10,14 @@ import pyarrow as pa
 from direct_hifimamba.benchmark.plan.inputs import list_files
 from direct_hifimamba.benchmark.score.images import load_reconstruction, load_target, load_zero_filled
 from direct_hifimamba.benchmark.score.metric import Array
-from direct_hifimamba.benchmark.score.metrics import DEFAULT, metric_definitions
+from direct_hifimamba.benchmark.score.metrics import DEFAULT, METRICS, metric_definitions
 from direct_hifimamba.benchmark.score.scores import SPECTRUM_EDGES, error_spectrum, score_volume
 from direct_hifimamba.benchmark.score.table import SPECTRUM, RunTable, spectrum_names
 from direct_hifimamba.data.parallel import map_files
 
 BANDS = spectrum_names(len(SPECTRUM_EDGES) - 1)
+ALWAYS = (*DEFAULT, *BANDS)
+"""Metrics and bands of the error spectrum that are computed unless others are asked for."""
 
 
 class Volume(NamedTuple):
@@ -62,11 +64,7 @@ def find_volumes(data: Path, predictions: Path, is_centered: bool) -> list[Volum
 
 
 def score_runs(
-    runs: Mapping[Path, Sequence[Volume]],
-    jobs: int,
-    description: str,
-    metrics: Iterable[str] = DEFAULT,
-    with_spectrum: bool = True,
+    runs: Mapping[Path, Sequence[Volume]], jobs: int, metrics: Iterable[str] = ALWAYS
 ) -> dict[Path, pa.Table]:
     """Score what was not scored yet, with a progress bar; the table of a run is written as soon as it is complete.
 
@@ -76,10 +74,8 @@ def score_runs(
         The volumes of each run by the path of its table.
     jobs : int
         Number of processes.
-    description : str
     metrics : iterable of str
-    with_spectrum : bool
-        Whether the error spectrum is computed as well.
+        Names of metrics, and of bands of the error spectrum.
 
     Returns
     -------
@@ -91,10 +87,10 @@ def score_runs(
     ValueError
         If a table is damaged, or a prediction does not fit its file.
     """
-    definitions = _definitions(metrics, with_spectrum)
+    definitions = _definitions(metrics)
     tables = {path: _update(path, volumes, definitions) for path, volumes in runs.items()}
     tasks = [(volume, names) for path, (_, names) in tables.items() if names for volume in runs[path]]
-    scored = iter(map_files(_score, tasks, jobs, description) if tasks else ())
+    scored = iter(map_files(_score, tasks, jobs, "score") if tasks else ())
     found = {}
     for path, (table, names) in tables.items():
         if names:
@@ -107,13 +103,14 @@ def score_runs(
 
 def is_scored(runs: Mapping[Path, Sequence[Volume]], metrics: Iterable[str]) -> bool:
     """Return whether :func:`score_runs` would find that all of this has been scored; raises what it raises."""
-    definitions = _definitions(metrics, True)
+    definitions = _definitions(metrics)
     return not any(_update(path, volumes, definitions)[1] for path, volumes in runs.items())
 
 
-def _definitions(metrics: Iterable[str], with_spectrum: bool) -> dict[str, str]:
+def _definitions(metrics: Iterable[str]) -> dict[str, str]:
     bands = dict.fromkeys(BANDS, f"relative error energy between {SPECTRUM_EDGES}")
-    return metric_definitions(metrics) | (bands if with_spectrum else {})
+    known = metric_definitions(METRICS) | bands
+    return {name: known[name] for name in metrics}
 
 
 def _update(path: Path, volumes: Sequence[Volume], definitions: Mapping[str, str]) -> tuple[RunTable, list[str]]:

@@ -10,7 +10,7 @@ import pytest
 
 from direct_hifimamba.benchmark.score import scoring
 from direct_hifimamba.benchmark.score.metrics import DEFAULT
-from direct_hifimamba.benchmark.score.scoring import BANDS, Volume, find_volumes, score_runs
+from direct_hifimamba.benchmark.score.scoring import ALWAYS, BANDS, Volume, find_volumes, score_runs
 from direct_hifimamba.data.formats.hdf5 import write_view, write_volume
 from tests.data.lookalikes import centred_fft, magnitude, measure
 
@@ -53,9 +53,9 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
     return found
 
 
-def score(folder: Path, metrics: Sequence[str] = DEFAULT, with_spectrum: bool = True) -> pa.Table:
+def score(folder: Path, metrics: Sequence[str] = ALWAYS) -> pa.Table:
     volumes = find_volumes(folder / "test", folder / "predictions", True)
-    (table,) = score_runs({folder / "scores" / "4x.parquet": volumes}, 1, "", metrics, with_spectrum).values()
+    (table,) = score_runs({folder / "scores" / "4x.parquet": volumes}, 1, metrics).values()
     return table
 
 
@@ -76,7 +76,7 @@ def test_scores_do_not_depend_on_the_form_of_the_file(tmp_path: Path, coils: int
         file["reconstruction"] = np.zeros((2, 96, 64), np.float32)
     volumes = [Volume(path, None, reference, True) for path in (view, radial, other)]
     runs = {tmp_path / f"{volume.data.suffix}.{volume.data.stem}": [volume] for volume in volumes}
-    found = [table.column("value").to_pylist() for table in score_runs(runs, 1, "test").values()]
+    found = [table.column("value").to_pylist() for table in score_runs(runs, 1).values()]
     assert found[0] == found[1] != found[2]
 
 
@@ -86,7 +86,7 @@ def test_nothing_is_scored_twice(folder: Path, computed: list[tuple[str, list[st
     assert {row["slice"] for row in first.to_pylist() if row["metric"] in BANDS} == {None}
     computed.clear()
     assert score(folder).equals(first) and computed == []
-    more = score(folder, [*DEFAULT, "hfen"])
+    more = score(folder, [*ALWAYS, "hfen"])
     assert computed == [(name, ["hfen"]) for name in NAMES]
     assert set(more["metric"].unique().to_pylist()) == {*DEFAULT, "hfen", *BANDS}
     computed.clear()
@@ -96,17 +96,17 @@ def test_nothing_is_scored_twice(folder: Path, computed: list[tuple[str, list[st
 def test_what_has_changed_is_scored_again(
     folder: Path, computed: list[tuple[str, list[str]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = score(folder, ["fastmri_nmse"], with_spectrum=False)
+    first = score(folder, ["fastmri_nmse"])
     computed.clear()
     (folder / "predictions" / "a.h5").touch()  # of the same content
-    assert score(folder, ["fastmri_nmse"], with_spectrum=False).equals(first) and computed == []
+    assert score(folder, ["fastmri_nmse"]).equals(first) and computed == []
     write_prediction(folder, "b.h5", np.ones((2, 48, 64)))
-    changed = score(folder, ["fastmri_nmse"], with_spectrum=False)
+    changed = score(folder, ["fastmri_nmse"])
     assert computed == [(name, ["fastmri_nmse"]) for name in NAMES]
     assert changed["value"][:2].equals(first["value"][:2]) and not changed["value"][2:].equals(first["value"][2:])
     computed.clear()
     monkeypatch.setattr(scoring, "metric_definitions", lambda names: dict.fromkeys(names, "another version"))
-    score(folder, ["fastmri_nmse"], with_spectrum=False)
+    score(folder, ["fastmri_nmse"])
     assert [file for file, _ in computed] == list(NAMES)
 
 
