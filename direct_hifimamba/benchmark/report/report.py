@@ -8,26 +8,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from direct_hifimamba.benchmark.folder import BenchmarkFolder
 from direct_hifimamba.benchmark.plan.specification import Specification
+from direct_hifimamba.benchmark.report import tables
 from direct_hifimamba.benchmark.report.charts import CHARTS
 from direct_hifimamba.benchmark.report.charts.chart import ReportData
-from direct_hifimamba.benchmark.report.charts.style import choose_styles, draw_key
+from direct_hifimamba.benchmark.report.charts.style import choose_styles
 from direct_hifimamba.benchmark.report.curves import read_curve
-from direct_hifimamba.benchmark.report.pictures import ERROR_COLOURS, ZOOM
-from direct_hifimamba.benchmark.report.slices import anchor, compare_slices
-from direct_hifimamba.benchmark.report.tables import (
-    COST_REMARK,
-    RANKING,
-    TIES,
-    TITLES,
-    UNCERTAINTY,
-    cost_table,
-    failure_table,
-    format_budget,
-    groups_remark,
-    score_tables,
-    search_table,
-    write_text,
-)
+from direct_hifimamba.benchmark.report.pictures import ZOOM
+from direct_hifimamba.benchmark.report.slices import compare_slices
 from direct_hifimamba.benchmark.score.metric import GROUPS
 from direct_hifimamba.benchmark.score.metrics import METRICS
 from direct_hifimamba.benchmark.score.results import Results
@@ -63,47 +50,7 @@ def write_report(folder: BenchmarkFolder, results: Results, scores: Scores) -> P
     curves = {key: curve for key, path in found.items() if (curve := read_curve(path)) is not None}
     styles = choose_styles([model.label for model in results.models], highlighted)
     data = ReportData(results, scores, curves, styles)
-    charts = {name: (chart, drawings) for name, chart in CHARTS.items() if (drawings := chart(data))}
-    comparisons = [
-        comparison
-        for acceleration in accelerations
-        if (comparison := compare_slices(folder, specification, results, scores, acceleration, highlighted))
-    ]
-    text = (
-        _environment()
-        .get_template("report.html")
-        .render(
-            results=results,
-            budget=format_budget(results.protocol),
-            highlighted=highlighted,
-            simulated=SIMULATED,
-            ties=TIES,
-            remarks=[UNCERTAINTY, *groups_remark(results.summary)],
-            titles=TITLES,
-            definitions=GROUPS,
-            metrics={name: METRICS[name] for name in scores.metrics},
-            ranking=METRICS[RANKING],
-            tables={
-                name: score_tables(results.models, results.summary, results.baseline, name) for name in accelerations
-            },
-            costs=cost_table(results.models),
-            cost_remark=COST_REMARK,
-            searched=search_table(results.models),
-            keys={label: draw_key(style) for label, style in styles.items()},
-            charts=charts,
-            comparisons=comparisons,
-            error_colours=ERROR_COLOURS,
-            zoom=ZOOM,
-            failures=failure_table(results.failures),
-            protocol_text=json.dumps(asdict(results.protocol), indent=1),
-        )
-    )
-    folder.report.parent.mkdir(parents=True, exist_ok=True)
-    write_text(folder.report, text)
-    return folder.report
-
-
-def _environment() -> Environment:
+    compared = (compare_slices(folder, specification, results, scores, name) for name in accelerations)
     environment = Environment(
         loader=PackageLoader(__package__),
         autoescape=True,
@@ -111,8 +58,32 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["anchor"] = anchor
-    return environment
+    text = environment.get_template("report.html").render(
+        results=results,
+        budget=tables.format_budget(results.protocol),
+        highlighted=highlighted,
+        simulated=SIMULATED,
+        ties=tables.TIES,
+        remarks=[tables.UNCERTAINTY, *tables.groups_remark(results.summary)],
+        titles=tables.TITLES,
+        definitions=GROUPS,
+        metrics={name: METRICS[name] for name in scores.metrics},
+        ranking=METRICS[tables.RANKING],
+        tables={
+            name: tables.score_tables(results.models, results.summary, results.baseline, name) for name in accelerations
+        },
+        costs=tables.cost_table(results.models),
+        cost_remark=tables.COST_REMARK,
+        searched=tables.search_table(results.models),
+        charts={name: (chart, drawings) for name, chart in CHARTS.items() if (drawings := chart(data))},
+        comparisons=[comparison for comparison in compared if comparison is not None],
+        zoom=ZOOM,
+        failures=tables.failure_table(results.failures),
+        protocol_text=json.dumps(asdict(results.protocol), indent=1),
+    )
+    folder.report.parent.mkdir(parents=True, exist_ok=True)
+    tables.write_text(folder.report, text)
+    return folder.report
 
 
 def _choose_highlighted(results: Results) -> list[str]:

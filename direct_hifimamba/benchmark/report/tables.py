@@ -2,8 +2,8 @@
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ NOTHING = "-"
 NO_BREAK = "\N{NO-BREAK SPACE}"
 EDGE = "(edge)"
 RANKING = "fastmri_psnr"
-"""The metric by which tables are sorted at first, and slices are chosen."""
+"""The metric by which tables are sorted, and slices are chosen."""
 
 TITLES = {
     "fastmri": "fastMRI",
@@ -49,14 +49,12 @@ COST_REMARK = (
 
 @dataclass(frozen=True)
 class Cell:
-    """A number or text, its interval, what HTML shows on demand, and the value to sort by."""
+    """A number or text, its interval, and what HTML shows on demand."""
 
     text: str = NOTHING
-    value: float | str | None = None
     interval: str = ""
     details: tuple[str, ...] = ()
     mark: Literal["", "best", "tied"] = ""
-    link: str = ""
 
     def to_markdown(self) -> str:
         """Return the cell without its details."""
@@ -65,33 +63,19 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Column:
-    """A column; `descending` says which order the first click gives, `arrow` which direction is better in Markdown."""
-
-    heading: str
-    descending: bool = False
-    is_text: bool = False
-    arrow: str = ""
-
-
-@dataclass(frozen=True)
 class Table:
-    """A table whose first column has the headings of the rows; it is sorted by the column with index `sorted_by`."""
+    """A table; its first column has the headings of the rows, and its first `texts` columns have no numbers."""
 
     caption: str
-    columns: Sequence[Column]
+    headings: Sequence[str]
     rows: Sequence[Sequence[Cell]]
-    sorted_by: int | None = None
+    texts: int = 1
 
     def to_markdown(self) -> str:
         """Return the table without its caption."""
-        header = [f"{column.heading} {column.arrow}".strip() for column in self.columns]
-        alignment = ["---" if column.is_text else "---:" for column in self.columns]
-        lines = [header, alignment, *([cell.to_markdown() for cell in row] for row in self.rows)]
+        alignment = ["---" if index < self.texts else "---:" for index in range(len(self.headings))]
+        lines = [self.headings, alignment, *([cell.to_markdown() for cell in row] for row in self.rows)]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-MODEL = Column("model", is_text=True)
 
 
 def score_tables(
@@ -108,8 +92,8 @@ def score_tables(
             others = [label for label in labels if label != baseline and (label, chosen) in rows]
             title = f"{TITLES[group]} at {acceleration}"
             tables[group] = [
-                _metric_table(f"{title}: mean over subjects and seeds", labels, names, rows, score_cell, chosen),
-                _metric_table(f"{title}: difference to {baseline}", others, names, rows, _difference_cell, chosen),
+                _metric_table(f"{title}: mean over subjects and seeds", labels, names, rows, score_cell),
+                _metric_table(f"{title}: difference to {baseline}", others, names, rows, _difference_cell),
             ]
     return tables
 
@@ -127,19 +111,13 @@ def _metric_table(
     names: Sequence[str],
     rows: dict[tuple[str, str], SummaryRow],
     make_cell: Callable[[SummaryRow | None], Cell],
-    sorted_by: str,
 ) -> Table:
-    metrics = [METRICS[name] for name in names]
-    columns = [
-        Column(metric.heading, metric.higher_is_better, arrow="↑" if metric.higher_is_better else "↓")
-        for metric in metrics
-    ]
+    headings = [f"{METRICS[name].heading} {'↑' if METRICS[name].higher_is_better else '↓'}" for name in names]
     lines = []
     for label in labels:
         seeds = max((rows[label, name].seeds for name in names if (label, name) in rows), default=0)
-        cells = [make_cell(rows.get((label, name))) for name in names]
-        lines.append([Cell(label, label), *cells, Cell(str(seeds), seeds)])
-    return Table(caption, [MODEL, *columns, Column("seeds", True)], lines, 1 + names.index(sorted_by))
+        lines.append([Cell(label), *(make_cell(rows.get((label, name))) for name in names), Cell(str(seeds))])
+    return Table(caption, ["model", *headings, "seeds"], lines)
 
 
 def score_cell(row: SummaryRow | None) -> Cell:
@@ -153,7 +131,7 @@ def score_cell(row: SummaryRow | None) -> Cell:
         f"{_count(row.subjects, 'subject')}, {_count(row.volumes, 'volume')}, {_count(row.slices, 'slice')}",
     ]
     mark: Literal["best", "tied", ""] = "best" if best is None else "" if best.is_distinguishable else "tied"
-    return Cell(metric.format(row.mean), row.mean, _interval(row, metric), tuple(details), mark)
+    return Cell(metric.format(row.mean), _interval(row, metric), tuple(details), mark)
 
 
 def _difference_cell(row: SummaryRow | None) -> Cell:
@@ -166,8 +144,7 @@ def _difference_cell(row: SummaryRow | None) -> Cell:
         "no p-value" if p is None else "p < 0.001" if p < 1e-3 else f"p = {p:.3f}",
     ]
     mark: Literal["tied", ""] = "" if difference.is_distinguishable else "tied"
-    text = metric.format(difference.mean, "+")
-    return Cell(text, difference.mean, _interval(difference, metric, "+"), tuple(details), mark)
+    return Cell(metric.format(difference.mean, "+"), _interval(difference, metric, "+"), tuple(details), mark)
 
 
 def _format(metric: Metric, value: float | None) -> str:
@@ -215,7 +192,7 @@ class Cost:
         if isinstance(spread, Spread) and spread.low < spread.high:
             ends = (format_engineering(end, self.unit) for end in (spread.low, spread.high))
             interval = f"[{', '.join(ends)}]".replace(" ", NO_BREAK).replace(f",{NO_BREAK}", ", ")
-        return Cell(format_engineering(value, self.unit), value, interval)
+        return Cell(format_engineering(value, self.unit), interval)
 
 
 COSTS = (
@@ -230,37 +207,41 @@ COSTS = (
 
 def cost_table(models: Iterable[Model]) -> Table:
     """Return what the models cost."""
-    headings = [*(cost.label for cost in COSTS), "iterations", "training, min (estimated)", "learning rate"]
+    headings = ["model", *(cost.label for cost in COSTS), "iterations", "training, min (estimated)", "learning rate"]
     rows = []
     for model in models:
         minutes, rate = model.training_minutes, model.learning_rate
-        edge = f" {EDGE}" if model.is_at_edge else ""
         rows.append(
             [
-                Cell(model.label, model.label),
+                Cell(model.label),
                 *(cost.cell(model) for cost in COSTS),
-                Cell() if model.iterations is None else Cell(str(model.iterations), model.iterations),
-                Cell() if minutes is None else Cell(f"{minutes:.1f}", minutes),
-                Cell() if rate is None else Cell(f"{rate:g}{edge}", rate),
+                Cell() if model.iterations is None else Cell(str(model.iterations)),
+                Cell() if minutes is None else Cell(f"{minutes:.1f}"),
+                Cell() if rate is None else Cell(f"{rate:g}{f' {EDGE}' if model.is_at_edge else ''}"),
             ]
         )
-    return Table("What the models cost.", [MODEL, *map(Column, headings)], rows)
+    return Table("What the models cost.", headings, rows)
 
 
 def search_table(models: Iterable[Model]) -> Table:
     """Return the scores of the learning rates that were tried."""
     searched = [model for model in models if model.search]
-    rates = sorted({trial.learning_rate for model in searched for trial in model.search})
-    rows = []
-    for model in searched:
-        scores = {trial.learning_rate: trial.score for trial in model.search}
-        cells = []
-        for rate in rates:
-            score = scores.get(rate)
-            text = ("failed" if rate in scores else NOTHING) if score is None else f"{score:.4g}"
-            cells.append(Cell(text, score, mark="best" if rate == model.learning_rate else ""))
-        rows.append([Cell(model.label, model.label), *cells])
-    return Table("Scores of learning rates on the validation split.", [MODEL, *(Column(f"{r:g}") for r in rates)], rows)
+    rates = list(dict.fromkeys(trial.learning_rate for model in searched for trial in model.search))
+    rows = [
+        [
+            Cell(model.label),
+            *(
+                Cell(
+                    "failed" if trial.score is None else f"{trial.score:.4g}",
+                    mark="best" if trial.learning_rate == model.learning_rate else "",
+                )
+                for trial in model.search
+            ),
+        ]
+        for model in searched
+    ]
+    headings = ["model", *(f"{rate:g}" for rate in rates)]
+    return Table("Scores of learning rates on the validation split.", headings, rows)
 
 
 def failure_table(failures: Iterable[Failure]) -> Table:
@@ -269,7 +250,7 @@ def failure_table(failures: Iterable[Failure]) -> Table:
         [Cell(failure.model), Cell(str(failure.seed)), Cell(" ".join((failure.error or "unknown").split()))]
         for failure in failures
     ]
-    return Table("Failures", [Column(name, is_text=True) for name in ("model", "seed", "reason")], rows)
+    return Table("Failures", ("model", "seed", "reason"), rows, texts=3)
 
 
 def format_engineering(value: float, unit: str = "") -> str:
@@ -288,24 +269,27 @@ def format_budget(protocol: Protocol) -> str:
 
 def write_csv(path: Path, results: Results) -> None:
     """Write one line per model, acceleration and metric; differences are this model minus the other one."""
-    write_text(path, csv_text(results.summary))
+    write_text(path, csv_text([csv_row(row) for row in results.summary]))
 
 
-def csv_text(summary: Iterable[SummaryRow], budgets: Sequence[str] | None = None) -> str:
-    """Return the summary, one line per row; with a column of budgets in front if they are given, one per row."""
-    plain = ["model", "acceleration", "metric", "seeds", "subjects", "volumes", "slices"]
-    plain += ["mean", "std", "low", "high", "seed_std", "singles"]
-    differences = ("difference", "difference_to_best")
-    parts = ("mean", "low", "high", "p_value", "seed_std", "seeds", "singles")
+def csv_row(row: SummaryRow) -> dict[str, Any]:
+    """Return the numbers of a row by the names of their columns, which are the same for all rows."""
+    values: dict[str, Any] = {}
+    for name in (field.name for field in fields(row)):
+        value = getattr(row, name)
+        if name.startswith("difference"):
+            values |= {f"{name}_{part.name}": getattr(value, part.name, None) for part in fields(Difference)}
+        else:
+            values[name] = value
+    return {name: " ".join(map(str, value)) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows with equal columns as CSV."""
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    header = [*plain, *(f"{name}_{part}" for name in differences for part in parts)]
-    writer.writerow(header if budgets is None else ["budget", *header])
-    for index, row in enumerate(summary):
-        values: list[Any] = [] if budgets is None else [budgets[index]]
-        values += [getattr(row, name) for name in plain]
-        values += [getattr(getattr(row, name), part, None) for name in differences for part in parts]
-        writer.writerow([" ".join(map(str, value)) if isinstance(value, list) else value for value in values])
+    writer = csv.DictWriter(buffer, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return buffer.getvalue()
 
 

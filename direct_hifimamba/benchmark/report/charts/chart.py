@@ -7,7 +7,6 @@ from typing import Any
 
 from direct_hifimamba.benchmark.report.charts.style import Style
 from direct_hifimamba.benchmark.report.curves import Curve
-from direct_hifimamba.benchmark.report.tables import Table
 from direct_hifimamba.benchmark.score.results import Results
 from direct_hifimamba.benchmark.score.summary import SummaryRow
 from direct_hifimamba.benchmark.score.table import Scores
@@ -30,23 +29,20 @@ class ReportData:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A drawing as a data URI, the models in it, what it shows in words, and its numbers if words do not have them."""
+    """A drawing as a data URI, and what it shows in words."""
 
     uri: str
-    labels: list[str]
     title: str
     description: str
-    table: Table | None = None
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A kind of chart: a section of the page. `has_legend` says whether it needs one."""
+    """A kind of chart: a section of the page."""
 
     function: Callable[[ReportData], list[Drawing]]
     title: str
     text: str
-    has_legend: bool = True
 
     def __call__(self, data: ReportData) -> list[Drawing]:
         """Return the drawings, none if there is nothing to show."""

@@ -29,7 +29,7 @@ def _draw(data: ReportData, acceleration: str, cost: Cost) -> Drawing | None:
         for label, value in costs.items():
             mean, low, high = mean_and_interval(rows[label])
             axes.plot([value, value], [low, high], color=data.styles[label].colour, linewidth=1.3)
-            axes.plot([value], [mean], **data.styles[label].line)
+            axes.plot([value], [mean], label=label, **data.styles[label].line)
         lowest, highest = min(costs.values()), max(costs.values())
         axes.set_xscale("log")
         axes.set_xlim(lowest / 1.25, highest * 1.25)
@@ -44,4 +44,4 @@ def _draw(data: ReportData, acceleration: str, cost: Cost) -> Drawing | None:
         for label, value in costs.items()
     )
     title = f"{metric.label} against {cost.label} at {acceleration}"
-    return Drawing(drawing.uri, list(costs), title, f"{', '.join(words)}.")
+    return Drawing(drawing.uri, title, f"{', '.join(words)}.")

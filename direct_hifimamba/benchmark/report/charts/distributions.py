@@ -1,11 +1,11 @@
-"""Scores of slices and volumes."""
+"""Scores of slices."""
 
 from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from direct_hifimamba.benchmark.report.charts.chart import Drawing, ReportData, chart, mean_and_interval
+from direct_hifimamba.benchmark.report.charts.chart import Drawing, ReportData, chart
 from direct_hifimamba.benchmark.report.charts.style import canvas
 from direct_hifimamba.benchmark.report.tables import TITLES
 from direct_hifimamba.benchmark.score.metric import Array
@@ -14,10 +14,8 @@ from direct_hifimamba.benchmark.score.metrics import METRICS
 
 @chart(
     title="Distributions",
-    text="Coloured box: quartiles of the slices, with whiskers to the 5th and 95th percentile. Dots below it: volumes. "
-    "Diamond and bar: mean and its 95 % interval. Every value is the mean over the seeds. Only trained models are "
-    "shown.",
-    has_legend=False,
+    text="Boxes: quartiles of the slices, with whiskers to the 5th and 95th percentile. Values are means over "
+    "seeds. Only trained models are shown.",
 )
 def distributions(data: ReportData) -> list[Drawing]:
     """Return a chart per metric and acceleration. Untrained reconstructions, which are far off, would set the scale."""
@@ -33,43 +31,26 @@ def distributions(data: ReportData) -> list[Drawing]:
 
 
 def _draw(data: ReportData, acceleration: str, name: str, labels: list[str]) -> Drawing:
-    metric, rows = METRICS[name], data.rows(acceleration, name)
+    metric = METRICS[name]
+    values = [_mean_over_seeds(data.scores.slices(label, acceleration, name)) for label in labels]
     with canvas(metric.heading, height=0.65 + 0.34 * len(labels)) as drawing:
-        axes = drawing.axes
-        for row, label in enumerate(labels):
-            colour = data.styles[label].colour
-            line = {"color": colour, "linewidth": 1.3}
-            slices, volumes = (
-                _mean_over_seeds(find(label, acceleration, name)) for find in (data.scores.slices, data.scores.volumes)
-            )
-            axes.boxplot(
-                [slices],
-                positions=[row],
-                orientation="horizontal",
-                whis=(5, 95),
-                widths=0.62,
-                showfliers=False,
-                boxprops=line,
-                whiskerprops=line,
-                capprops=line,
-                medianprops=line,
-            )
-            axes.plot(volumes, [row + 0.4] * len(volumes), "o", markersize=3, color=colour)
-            mean, low, high = mean_and_interval(rows[label])
-            axes.plot([low, high], [row, row], color="black", linewidth=3, solid_capstyle="butt")
-            axes.plot([mean], [row], "D", color="black", markersize=4.5)
-        axes.set_yticks(range(len(labels)), labels)
-        for tick, label in zip(axes.get_yticklabels(), labels, strict=True):
-            tick.set_fontweight("bold" if data.styles[label].highlighted else "normal")
-        axes.tick_params(axis="y", length=0)
-        axes.set_ylim(len(labels) - 0.35, -0.5)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.grid(visible=False, axis="y")
-    means = ", ".join(f"{label} {metric.format(rows[label].mean)}" for label in labels)
-    return Drawing(drawing.uri, labels, f"{metric.label} at {acceleration}, {TITLES[metric.group]}", f"Means: {means}.")
+        boxes = drawing.axes.boxplot(
+            values, orientation="horizontal", whis=(5, 95), widths=0.62, showfliers=False, tick_labels=labels
+        )
+        for label, box, median in zip(labels, boxes["boxes"], boxes["medians"], strict=True):
+            box.set_color(data.styles[label].colour)
+            median.set_color(data.styles[label].colour)
+        drawing.axes.invert_yaxis()
+        drawing.axes.xaxis.set_major_locator(MaxNLocator(5))
+        drawing.axes.grid(visible=False, axis="y")
+    medians = ", ".join(
+        f"{label} {metric.format(float(np.median(found)))}" for label, found in zip(labels, values, strict=True)
+    )
+    title = f"{metric.label} at {acceleration}, {TITLES[metric.group]}"
+    return Drawing(drawing.uri, title, f"Medians: {medians}.")
 
 
-def _mean_over_seeds(seeds: Mapping[int | None, Mapping[str, Array | float]]) -> Array:
+def _mean_over_seeds(seeds: Mapping[int | None, Mapping[str, Array]]) -> Array:
     """Return the mean over seeds of every value, without those that are not defined."""
     values = [np.hstack(list(files.values())) for files in seeds.values()]
     means = np.ma.masked_invalid(values).mean(axis=0)

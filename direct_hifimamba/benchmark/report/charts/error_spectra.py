@@ -5,7 +5,6 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from direct_hifimamba.benchmark.report.charts.chart import Drawing, ReportData, chart
 from direct_hifimamba.benchmark.report.charts.style import canvas
-from direct_hifimamba.benchmark.report.tables import MODEL, Cell, Column, Table
 from direct_hifimamba.benchmark.score.table import spectrum_names
 
 
@@ -35,17 +34,9 @@ def _draw(data: ReportData, acceleration: str) -> Drawing | None:
     with canvas("spatial frequency / Nyquist frequency", "relative error energy, magnitude", height=3.4) as drawing:
         for label, values in spectra.items():
             middles = np.convolve(edges, (0.5, 0.5), "valid")
-            drawing.axes.plot(middles, values, markevery=3, **data.styles[label].line)
+            drawing.axes.plot(middles, values, label=label, markevery=3, **data.styles[label].line)
         drawing.axes.set_yscale("log")
         drawing.axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         drawing.axes.yaxis.set_minor_locator(NullLocator())
-    table = Table(
-        f"Relative error energy at {acceleration} by upper bound of the band, in units of the Nyquist frequency.",
-        [MODEL, *(Column(f"{edge:.3g}") for edge in edges[1:])],
-        [
-            [Cell(label, label), *(Cell(f"{value:.2g}", float(value)) for value in values)]
-            for label, values in spectra.items()
-        ],
-    )
-    description = "The numbers are in the table below."
-    return Drawing(drawing.uri, list(spectra), f"Relative error energy at {acceleration}", description, table)
+    description = "The numbers are in scores.parquet, as the metrics spectrum_0 (centre), spectrum_1, ..."
+    return Drawing(drawing.uri, f"Relative error energy at {acceleration}", description)

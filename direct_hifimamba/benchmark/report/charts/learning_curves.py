@@ -53,14 +53,13 @@ def _draw(
         with canvas(x_label, label) as drawing:
             for (model, _), (x, values) in found.items():
                 style = data.styles[model].line | {"markersize": 4, "markevery": max(1, len(x) // 8)}
-                drawing.axes.plot(x, values, **style)
+                drawing.axes.plot(x, values, label=model, **style)
             scale(drawing.axes)
             drawing.axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             drawing.axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ends = ", ".join(f"{model} (seed {seed}) {values[-1]:.3g}" for (model, seed), (_, values) in found.items())
-        models = list(dict.fromkeys(model for model, _ in found))
         title = " ".join(filter(None, (label, condition, "against", x_label)))
-        drawings.append(Drawing(drawing.uri, models, f"{title[0].upper()}{title[1:]}", f"At the end: {ends}."))
+        drawings.append(Drawing(drawing.uri, f"{title[0].upper()}{title[1:]}", f"At the end: {ends}."))
     return drawings
 
 

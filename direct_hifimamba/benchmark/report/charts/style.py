@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,6 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 HIGHLIGHT = "#d55e00"
 COLOURS = ("#0011ff", "#66aaaa", "#660000", "#ee33ff", "#999966", "#550055", "#9955aa", "#446655", "#551199")
@@ -70,14 +70,6 @@ def choose_styles(labels: Sequence[str], highlighted: Sequence[str]) -> dict[str
     return styles
 
 
-def draw_key(style: Style) -> str:
-    """Return the line and marker of a style, for a legend, as a data URI."""
-    with mpl.rc_context(SETTINGS):
-        figure = Figure(figsize=(0.5, 0.2))
-        figure.add_artist(Line2D([0.05, 0.5, 0.95], [0.5, 0.5, 0.5], markevery=[1], **style.line))
-        return _to_uri(figure)
-
-
 class Canvas:
     """Axes of a chart; after the block in which it is drawn, `uri` holds it."""
 
@@ -88,7 +80,7 @@ class Canvas:
 
 @contextmanager
 def canvas(x_label: str, y_label: str = "", height: float = 2.8) -> Iterator[Canvas]:
-    """Yield a canvas with labelled axes; `height` is in inches."""
+    """Yield a canvas with labelled axes; `height` is in inches, without the legend below."""
     with mpl.rc_context(SETTINGS):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         drawing = Canvas(figure.add_subplot())
@@ -96,10 +88,11 @@ def canvas(x_label: str, y_label: str = "", height: float = 2.8) -> Iterator[Can
         drawing.axes.set_axisbelow(True)
         yield drawing
         drawing.axes.set(xlabel=x_label, ylabel=y_label)
-        drawing.uri = _to_uri(figure)
-
-
-def _to_uri(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+        handles, labels = drawing.axes.get_legend_handles_labels()
+        entries = dict(zip(labels, handles, strict=True))  # a model is drawn once for every seed
+        if entries:
+            figure.set_figheight(height + 0.2 * math.ceil(len(entries) / 2))
+            figure.legend(entries.values(), entries, loc="outside lower center", ncols=2, fontsize="small")
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    drawing.uri = "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
