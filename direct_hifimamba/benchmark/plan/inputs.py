@@ -5,9 +5,8 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +40,7 @@ def list_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix == ".h5")
 
 
-class _KSpace(NamedTuple):
+class KSpace(NamedTuple):
     """What is remembered about the k-space of a file: number of slices, and hashes of those that are not empty."""
 
     sha256: str
@@ -65,7 +64,7 @@ class KSpaceMemory:
     def __init__(self, path: Path, data: Path, read_only: bool = False) -> None:
         self._path, self._data, self._read_only = path, data, read_only
         stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        self._known = {key: _KSpace(*value) for key, value in stored.items()}
+        self._known = {key: KSpace(*value) for key, value in stored.items()}
 
     def key(self, path: Path, file: h5py.File) -> str:
         """Return names, sizes and times of the files that hold the k-space of a file: itself, or those it links to."""
@@ -78,7 +77,7 @@ class KSpaceMemory:
         stats = [(os.path.relpath(source, self._data), source.stat()) for source in sources]
         return " ".join(f"{name}:{stat.st_size}:{stat.st_mtime_ns}" for name, stat in stats)
 
-    def hash(self, paths: Mapping[str, Path], jobs: int, verify: bool = False) -> dict[str, _KSpace]:
+    def hash(self, paths: Mapping[str, Path], jobs: int, verify: bool = False) -> dict[str, KSpace]:
         """Return what is known about the k-space of files by their keys; what is not is read in several processes.
 
         Parameters
@@ -103,8 +102,13 @@ class KSpaceMemory:
                         partial.write_text(json.dumps(self._known), encoding="utf-8")
         return {key: self._known[key] for key in paths}
 
+    @property
+    def slices(self) -> dict[str, list[str]]:
+        """Hashes of the slices that are not empty, by the hash of all k-space of a file."""
+        return {kspace.sha256: kspace.slices for kspace in self._known.values()}
 
-def _hash_kspace(path: Path) -> _KSpace:
+
+def _hash_kspace(path: Path) -> KSpace:
     """Read all k-space of a file; each slice has to be a reference."""
     slices = []
     try:
@@ -113,7 +117,7 @@ def _hash_kspace(path: Path) -> _KSpace:
                 if kspace.any():
                     check_fully_sampled(kspace)
                     slices.append(hashlib.sha256(np.ascontiguousarray(kspace)).hexdigest()[:16])
-            return _KSpace(hash_content(file), kspace_shape(file)[0], slices)
+            return KSpace(hash_content(file), kspace_shape(file)[0], slices)
     except SourceError as error:
         raise ValueError(f"{path} is no reference: {error}.") from error
     except (OSError, KeyError) as error:
@@ -122,15 +126,13 @@ def _hash_kspace(path: Path) -> _KSpace:
 
 def describe_folders(
     folders: Sequence[Path], memory: KSpaceMemory, jobs: int = 1, verify: bool = False
-) -> tuple[dict[str, dict[str, dict[str, Any]]], dict[str, dict[str, list[str]]]]:
+) -> dict[str, dict[str, dict[str, Any]]]:
     """Describe the files of folders.
 
     Returns
     -------
-    described : dict
+    dict
         By folder and file: hash of the k-space `sha256`, number of `slices`, and hash of the `mask`, None without one.
-    slices : dict
-        By folder and file: hashes of the slices.
 
     Raises
     ------
@@ -161,16 +163,10 @@ def describe_folders(
             masks[path] = None if hashed is None else hashlib.sha256(hashed).hexdigest()
     known = memory.hash({key: path for path, key in keys.items()}, jobs, verify)
     described: dict[str, dict[str, dict[str, Any]]] = {folder.name: {} for folder in folders}
-    slices: dict[str, dict[str, list[str]]] = {folder.name: {} for folder in folders}
     for path, key in keys.items():
-        kspace = known[key]
-        described[path.parent.name][path.name] = {
-            "sha256": kspace.sha256,
-            "slices": kspace.size,
-            "mask": masks[path],
-        }
-        slices[path.parent.name][path.name] = kspace.slices
-    return described, slices
+        kspace = {"sha256": known[key].sha256, "slices": known[key].size, "mask": masks[path]}
+        described[path.parent.name][path.name] = kspace
+    return described
 
 
 def describe_data(
@@ -200,15 +196,20 @@ def describe_data(
             if folder.name == splits.training:
                 raise ValueError(f"The models would be trained on {folder.name}, a folder of the split {split}.")
             folders[folder.name] = folder
-    data, slices = describe_folders(list(folders.values()), memory, jobs, verify)
-    _check_masks(data, splits.training)
+    data = describe_folders(list(folders.values()), memory, jobs, verify)
+    for name, files in data.items():
+        lacking = [file for file, described in files.items() if described["mask"] is None]
+        if lacking and name != splits.training:
+            raise ValueError(
+                f"{name}/{lacking[0]} has no sampling mask; masks of the validation and the test split have to be "
+                "stored, as direct-hifimamba prepare and simulate --mask do."
+            )
     for split in (splits.validation, splits.test):
         _check_volumes({name: data[name] for name in (f"{split}_{suffix}" for suffix in specification.accelerations)})
     first = next(iter(specification.accelerations))
     evaluated = (specification.folder(split, first) for split in (splits.validation, splits.test))
     compared = list(dict.fromkeys([folders[splits.training], *evaluated]))
-    _check_origins(compared)
-    _check_overlap({folder.name: slices[folder.name] for folder in compared})
+    _check_disjoint({folder: data[folder.name] for folder in compared}, memory.slices)
     return data
 
 
@@ -231,7 +232,7 @@ def check_unchanged(folder: BenchmarkFolder, data: Path, names: Sequence[str]) -
         If a file has changed since the plan was made; the first one is named.
     """
     memory = KSpaceMemory(folder.hashes, data, read_only=True)
-    found, _ = describe_folders([data / name for name in names], memory)
+    found = describe_folders([data / name for name in names], memory)
     planned = read_plan(folder)["data"]
     difference = find_difference({name: planned[name] for name in names}, found)
     if difference is not None:
@@ -239,16 +240,6 @@ def check_unchanged(folder: BenchmarkFolder, data: Path, names: Sequence[str]) -
             f"{data} has changed since {folder.plan} was written: {difference[0]} was {_short(difference[1])} and is "
             f"{_short(difference[2])}. Restore the file, or choose another --output."
         )
-
-
-def _check_masks(data: Mapping[str, Mapping[str, Any]], training: str) -> None:
-    for folder, files in data.items():
-        for name, described in files.items():
-            if folder != training and described["mask"] is None:
-                raise ValueError(
-                    f"{folder}/{name} has no sampling mask; masks of the validation and the test split have to be "
-                    "stored, as direct-hifimamba prepare and simulate --mask do."
-                )
 
 
 def _check_volumes(folders: Mapping[str, Mapping[str, Any]]) -> None:
@@ -265,40 +256,31 @@ def _check_volumes(folders: Mapping[str, Mapping[str, Any]]) -> None:
             )
 
 
-def _check_origins(folders: Sequence[Path]) -> None:
-    """Make sure that no subject and no file of the download is in two folders, whatever was made of it."""
-    found: dict[Path, dict[tuple[str, str], Path]] = {
-        folder: {identity: path for path in list_files(folder) for identity in _identities(path)} for folder in folders
-    }
-    for first, second in combinations(folders, 2):
-        for kind, value in sorted(found[first].keys() & found[second].keys()):
-            one, other = found[first][kind, value], found[second][kind, value]
+def _check_disjoint(folders: Mapping[Path, Mapping[str, Any]], slices: Mapping[str, Sequence[str]]) -> None:
+    """Make sure that no subject, no file of the download and no slice is in two folders.
+
+    Parameters
+    ----------
+    folders : mapping
+        The described files of each folder.
+    slices : mapping
+        Hashes of slices by that of their k-space.
+    """
+    owners: dict[tuple[str, str], str] = {}
+    for folder, files in folders.items():
+        found: dict[tuple[str, str], str] = {}
+        for file, described in files.items():
+            origin = read_origin(folder / file)
+            identities = {("k-space of a slice", digest) for digest in slices[described["sha256"]]}
+            identities.add(("subject", str(origin.get("subject", ""))))
+            identities.add(("source (SHA-256)", str(origin.get("source", {}).get("sha256", ""))))
+            found |= {identity: f"{folder.name}/{file}" for identity in identities if identity[1]}
+        for identity in sorted(owners.keys() & found.keys()):
             raise ValueError(
-                f"{second.name}/{other.name} and {first.name}/{one.name} have the same {kind}, {value}; training, "
-                "validation and test have to be different subjects. Remove one of them, and prepare the data again."
+                f"{found[identity]} and {owners[identity]} have the same {', '.join(identity)}; training, validation "
+                "and test have to be different subjects. Remove one of them, and prepare the data again."
             )
-
-
-def _identities(path: Path) -> Iterator[tuple[str, str]]:
-    origin = read_origin(path)
-    if "subject" in origin:
-        yield "subject", str(origin["subject"])
-    if "sha256" in origin.get("source", {}):
-        yield "source (SHA-256)", str(origin["source"]["sha256"])
-
-
-def _check_overlap(folders: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
-    """Make sure that no slice is in two folders."""
-    owners = {
-        folder: {digest: name for name, slices in files.items() for digest in slices}
-        for folder, files in folders.items()
-    }
-    for first, second in combinations(folders, 2):
-        for digest in owners[first].keys() & owners[second].keys():
-            raise ValueError(
-                f"{second}/{owners[second][digest]} has k-space of {first}/{owners[first][digest]}; training, "
-                "validation and test have to be different volumes. Remove one of them, and prepare the data again."
-            )
+        owners |= found
 
 
 def _describe_group(origin: Mapping[str, Any], name: str) -> str:
@@ -395,42 +377,31 @@ def check_same(folder: BenchmarkFolder, specification: Specification, inputs: Ma
     ValueError
         If anything else differs; the first difference is named.
     """
-    before, now = (
-        {"specification": yaml.safe_load(text), **copy.deepcopy(dict(described))}
-        for text, described in (
-            (folder.specification.read_text(encoding="utf-8"), read_plan(folder)),
-            (specification.to_yaml(folder.path), inputs),
-        )
-    )
-    for described in (before, now):
-        described.pop("runs", None)
-    _check_growth(folder, specification, before, now)
-
-
-def _check_growth(
-    folder: BenchmarkFolder, specification: Specification, before: dict[str, Any], now: dict[str, Any]
-) -> None:
-    """Make sure that a benchmark differs in additions alone; removes from both descriptions what may differ."""
+    before: dict[str, Any] = {"specification": yaml.safe_load(folder.specification.read_text(encoding="utf-8"))}
+    now: dict[str, Any] = {"specification": yaml.safe_load(specification.to_yaml(folder.path))}
+    before |= read_plan(folder)
+    now |= copy.deepcopy(dict(inputs))
     added = [label for label in now["models"] if label not in before["models"]]
     if added and specification.has_minutes:
         raise ValueError(
             f"{folder.path} was begun without the model {added[0]}, which cannot be added: the iterations of a budget "
             "of minutes come from times that were measured side by side. Choose another --output."
         )
+    has_network = any(_is_own(configs) for configs in before["models"].values())
     for described in (before, now):
+        described.pop("runs", None)
         values = described["specification"]
         for key in _FREE_KEYS:
             values.pop(key, None)
         values["accelerations"] = list(values["accelerations"])
+        values["seeds"] = values["seeds"][:1]  # the search's
         for model in values["models"].values():
             model.pop("configs")
-        values["seeds"] = values["seeds"][:1]  # the search's
-        for models in (values["models"], described["models"]):
-            for label in added:
-                models.pop(label, None)
-    if not any(_is_own(configs) for configs in before["models"].values()):
-        before["code"].pop("network", None)
-        now["code"].pop("network", None)
+        for label in added:
+            values["models"].pop(label, None)
+            described["models"].pop(label, None)
+        if not has_network:
+            described["code"].pop("network", None)
     difference = find_difference(before, now)
     if difference is not None:
         key, stored, current = difference
@@ -476,7 +447,10 @@ def check_predictions(predictions: Path, data: Path) -> None:
         if mask is None:
             raise ValueError(f"{path} has no sampling mask; prepare the data again.")
         if not np.isfinite(images).all():
-            raise DivergedError(f"The reconstruction of {path.name} is not finite: {_count_bad(images)} of its pixels.")
+            bad = np.count_nonzero(~np.isfinite(images))
+            raise DivergedError(
+                f"The reconstruction of {path.name} is not finite: {bad} of {images.size} of its pixels."
+            )
         if used is None:
             continue
         # DIRECT stores (slices, height or 1, width, 1).
@@ -485,7 +459,3 @@ def check_predictions(predictions: Path, data: Path) -> None:
             raise ValueError(f"{path.name} was reconstructed from another mask than the stored one.")
         with replace_when_complete(predictions / path.name) as partial, h5py.File(partial, "w") as file:
             file["reconstruction"] = images
-
-
-def _count_bad(images: np.ndarray) -> str:
-    return f"{int((~np.isfinite(images)).sum())} of {images.size}"

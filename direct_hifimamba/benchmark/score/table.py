@@ -8,7 +8,6 @@ the seed of a reconstruction without training is null.
 
 import hashlib
 import json
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,20 +167,17 @@ class Scores:
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table
-        keys = [table[name].combine_chunks().dictionary_encode() for name in ("model", "acceleration", "metric")]
-        self.models, self.accelerations, metrics = (key.dictionary.to_pylist() for key in keys)
+        keys = ["model", "acceleration", "metric", "seed", "file"]
+        grouped = table.group_by(keys, use_threads=False).aggregate([("value", "list")])
+        self._slices: dict[tuple[str, str, str], dict[int | None, dict[str, Array]]] = {}
+        for *part, seed, file, values in zip(
+            *(grouped[name].to_pylist() for name in [*keys, "value_list"]), strict=True
+        ):
+            files = self._slices.setdefault((part[0], part[1], part[2]), {}).setdefault(seed, {})
+            files[file] = np.array(values, np.float64)  # null becomes NaN
+        self.models, self.accelerations = (list(dict.fromkeys(key[part] for key in self._slices)) for part in (0, 1))
+        metrics = {metric for _, _, metric in self._slices}
         self.metrics = [name for name in METRICS if name in metrics]
-        self._parts: dict[tuple[str, str, str], pa.Table] = {}
-        shape = [len(key.dictionary) for key in keys]
-        if len(table):
-            codes = np.ravel_multi_index([key.indices.to_numpy() for key in keys], shape)
-            order = np.argsort(codes, kind="stable")
-            starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
-            ordered = table.take(order)
-            for start, stop in zip(starts, [*starts[1:], len(table)], strict=True):
-                model, acceleration, metric = np.unravel_index(codes[order[start]], shape)
-                part = self.models[model], self.accelerations[acceleration], metrics[metric]
-                self._parts[part] = ordered.slice(start, stop - start)
 
     @classmethod
     def join(cls, tables: Mapping[tuple[str, int | None, str], pa.Table]) -> Self:
@@ -209,18 +205,12 @@ class Scores:
 
     def seeds(self, model: str, acceleration: str) -> list[int | None]:
         """Return the seeds of the runs that were scored; [None] without training, [] if there is no run."""
-        parts = (part for key, part in self._parts.items() if key[:2] == (model, acceleration))
-        return list(dict.fromkeys(seed for part in parts for seed in part["seed"].unique().to_pylist()))
+        found = (seeds for key, seeds in self._slices.items() if key[:2] == (model, acceleration))
+        return list(dict.fromkeys(seed for seeds in found for seed in seeds))
 
     def slices(self, model: str, acceleration: str, metric: str) -> dict[int | None, dict[str, Array]]:
         """Return the scores of slices by seed and file, arrays of shape (slices,), NaN where one is not defined."""
-        found: dict[int | None, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-        part = self._parts.get((model, acceleration, metric))
-        if part is not None:
-            columns = (part[name].to_pylist() for name in ("seed", "file", "value"))
-            for seed, file, value in zip(*columns, strict=True):
-                found[seed][file].append(np.nan if value is None else value)
-        return {seed: {file: np.array(values) for file, values in files.items()} for seed, files in found.items()}
+        return self._slices.get((model, acceleration, metric), {})
 
     def volumes(self, model: str, acceleration: str, metric: str) -> dict[int | None, dict[str, float]]:
         """Return the scores of volumes by seed and file, NaN where one is not defined."""
