@@ -20,10 +20,9 @@ from direct_hifimamba.benchmark.executors import Task, local
 from direct_hifimamba.benchmark.folder import BenchmarkFolder
 from direct_hifimamba.benchmark.plan.specification import MIN_ITERATIONS
 from direct_hifimamba.benchmark.report.curves import read_curve
-from direct_hifimamba.benchmark.run.cost import Cost
 from direct_hifimamba.benchmark.run.runner import lock_folder, write_failure
 from direct_hifimamba.benchmark.score.metrics import DEFAULT
-from direct_hifimamba.benchmark.score.results import Results
+from direct_hifimamba.benchmark.score.results import Cost, Results
 from direct_hifimamba.benchmark.score.summary import SummaryRow
 from direct_hifimamba.benchmark.score.table import Scores
 from direct_hifimamba.commands.benchmark import _signals_as_interrupt

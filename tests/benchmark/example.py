@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from direct_hifimamba.benchmark.folder import slug
 from direct_hifimamba.benchmark.score.metrics import METRICS, metric_definitions
 from direct_hifimamba.benchmark.score.results import (
+    Cost,
     Data,
     Failure,
     Model,
@@ -106,19 +106,21 @@ def make_evaluation(forward_operator: str = "fft2", crop: str | None = None) -> 
 
 def make_model(label: str) -> Model:
     if label == ZERO_FILLED:
-        return Model(label, slug(label), "classical", seconds_per_slice=Spread(0.01, 0.009, 0.012))
+        return Model(label, "classical")
     return Model(
         label,
-        slug(label),
         "trained",
         model_name="unet.unet_2d.Unet2d",
         config="model: {}\n",
-        parameters=1_234_567,
-        active_parameters=1_000_000.5,
-        macs=3.2e9,
-        seconds_per_iteration=Spread(0.512, 0.498, 0.61),
-        seconds_per_slice=Spread(0.1, 0.09, 0.12),
-        peak_memory_bytes=Spread.of([1.5 * 2**30]),
+        cost=Cost(
+            threads=1,
+            parameters=1_234_567,
+            active_parameters=1_000_000,
+            macs=3_200_000_000,
+            seconds_per_iteration=Spread(0.512, 0.498, 0.61),
+            seconds_per_slice=Spread(0.1, 0.09, 0.12),
+            peak_memory_bytes=3 * 2**29,
+        ),
         iterations=600,
         learning_rate=2e-3,
         search=[Trial(1e-3, 30.0), Trial(2e-3, 31.0), Trial(4e-3, None)],

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from scipy.ndimage import gaussian_filter
 
-from direct_hifimamba.benchmark.folder import BenchmarkFolder, slug
+from direct_hifimamba.benchmark.folder import BenchmarkFolder
 from direct_hifimamba.benchmark.plan.specification import Specification
 from direct_hifimamba.benchmark.score.collect import ZERO_FILLED
 from direct_hifimamba.benchmark.score.images import load_target, load_zero_filled
 from direct_hifimamba.benchmark.score.metrics import METRICS, metric_definitions
 from direct_hifimamba.benchmark.score.results import (
+    Cost,
     Data,
     Failure,
     Model,
@@ -129,8 +130,8 @@ def write_folder(
         ),
         models=[
             *(_describe(label, network.parameters) for label, network in networks.items()),
-            Model(FAILING, slug(FAILING), "trained"),
-            *(Model(label, slug(label), "classical") for label in (CLASSICAL, ZERO_FILLED)),
+            Model(FAILING, "trained"),
+            *(Model(label, "classical") for label in (CLASSICAL, ZERO_FILLED)),
         ],
         failures=[Failure(FAILING, seed, ERROR) for seed in seeds],
         summary=summarise_scores(scores, "VarNet"),
@@ -209,16 +210,18 @@ def _describe(label: str, parameters: int) -> Model:
 
     return Model(
         label,
-        slug(label),
         "trained",
         "hifimamba.hifimamba.HiFiMambaV2" if label == OURS else "varnet.varnet.EndToEndVarNet",
         "physics: null",
-        parameters,
-        0.8 * parameters,
-        4096.0 * parameters,
-        around(3e-6 * parameters),
-        around(1e-6 * parameters),
-        Spread.of([1e3 * parameters]),
+        Cost(
+            threads=1,
+            parameters=parameters,
+            active_parameters=parameters - 1000,
+            macs=4096 * parameters,
+            seconds_per_iteration=around(3e-6 * parameters),
+            seconds_per_slice=around(1e-6 * parameters),
+            peak_memory_bytes=1000 * parameters,
+        ),
         ITERATIONS,
         1e-3,
         [Trial(5e-4, 31.2), Trial(1e-3, 32.1), Trial(2e-3, None)],

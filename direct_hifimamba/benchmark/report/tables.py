@@ -170,8 +170,8 @@ def groups_remark(summary: Iterable[SummaryRow]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """A column of the cost table: attribute of :class:`Model`, name and unit; and whether it has a chart."""
+class CostColumn:
+    """A column of the cost table: attribute of `Cost`, name and unit; and whether it has a chart."""
 
     attribute: str
     label: str
@@ -180,28 +180,28 @@ class Cost:
 
     def of(self, model: Model) -> float | None:
         """Return the cost of a model; the median, where it was measured repeatedly."""
-        value = getattr(model, self.attribute)
+        value = getattr(model.cost, self.attribute, None)
         return value.median if isinstance(value, Spread) else value
 
     def cell(self, model: Model) -> Cell:
         """Return the cost of a model, with the lowest and highest value where it was measured repeatedly."""
-        value, spread = self.of(model), getattr(model, self.attribute)
+        value, spread = self.of(model), getattr(model.cost, self.attribute, None)
         if value is None:
             return Cell()
         interval = ""
-        if isinstance(spread, Spread) and spread.low < spread.high:
-            ends = (format_engineering(end, self.unit) for end in (spread.low, spread.high))
-            interval = f"[{', '.join(ends)}]".replace(" ", NO_BREAK).replace(f",{NO_BREAK}", ", ")
+        if isinstance(spread, Spread):
+            ends = (format_engineering(end, self.unit).replace(" ", NO_BREAK) for end in (spread.low, spread.high))
+            interval = f"[{', '.join(ends)}]"
         return Cell(format_engineering(value, self.unit), interval)
 
 
 COSTS = (
-    Cost("parameters", "parameters"),
-    Cost("active_parameters", "active parameters per pixel", is_charted=False),
-    Cost("macs", "multiply-accumulates per slice"),
-    Cost("seconds_per_slice", "time per slice", "s"),
-    Cost("seconds_per_iteration", "time per training iteration", "s"),
-    Cost("peak_memory_bytes", "peak memory in training", "B", is_charted=False),
+    CostColumn("parameters", "parameters"),
+    CostColumn("active_parameters", "active parameters per pixel", is_charted=False),
+    CostColumn("macs", "multiply-accumulates per slice"),
+    CostColumn("seconds_per_slice", "time per slice", "s"),
+    CostColumn("seconds_per_iteration", "time per training iteration", "s"),
+    CostColumn("peak_memory_bytes", "peak memory in training", "B", is_charted=False),
 )
 
 

@@ -20,7 +20,6 @@ import torch
 from direct.environment import setup_common_environment
 from direct.utils import str_to_class
 from omegaconf import DictConfig, OmegaConf
-from pydantic.dataclasses import dataclass
 from torch import nn
 from torch.utils.data import default_collate
 from torch.utils.flop_counter import FlopCounterMode
@@ -33,8 +32,7 @@ from direct.train import build_transforms_from_environment
 from direct_hifimamba.benchmark.executors.cores import count_workers
 from direct_hifimamba.benchmark.run.memory import extra_resident_bytes
 from direct_hifimamba.benchmark.run.processes import THREADS, start_process
-from direct_hifimamba.benchmark.score.results import Spread
-from direct_hifimamba.benchmark.validation import CONFIG
+from direct_hifimamba.benchmark.score.results import Cost, Spread
 from direct_hifimamba.nn.hifimamba.moe import RoutedExperts
 from direct_hifimamba.nn.layers import selective_scan_2d
 from direct_hifimamba.ops.library import definitions_only
@@ -43,41 +41,6 @@ from direct_hifimamba.plugin import register_data_sets
 
 _STEPS_TO_PEAK = 2
 """Training iterations up to the largest memory: the first one makes the state of the optimizer."""
-
-
-@dataclass(frozen=True, config=CONFIG)
-class Cost:
-    """Cost of one model with everything that trains with it; None where it could not be measured."""
-
-    threads: int
-    """Threads of PyTorch."""
-    parameters: int | None = None
-    """Number of trainable parameters."""
-    active_parameters: int | None = None
-    """Number of those that act on one pixel: of routed experts, the one that the pixel chooses."""
-    macs: int | None = None
-    """Multiply-accumulates of the reconstruction of one slice, see :func:`count_macs`."""
-    seconds_per_iteration: Spread | None = None
-    """One iteration of training on a batch that has been loaded: forward, loss, backward, clipping, optimizer."""
-    seconds_per_batch: Spread | None = None
-    """Loading of one batch by one process: reading, masks, sensitivity maps."""
-    seconds_per_slice: Spread | None = None
-    """Reconstruction of one slice that has been loaded."""
-    peak_memory_bytes: int | None = None
-    """Memory of training. CPU: what it adds to the resident size of a process that holds model and batch (None except
-    on Linux). CUDA: the most that PyTorch had allocated, model and batch included."""
-    workers: int = 0
-    """Processes that load batches for a training at the same time."""
-    error: str | None = None
-    """Why something could not be measured."""
-
-    @property
-    def seconds_per_step(self) -> float | None:
-        """The median time of a training iteration with the loading of its batch, for which workers do not wait."""
-        if self.seconds_per_iteration is None or self.seconds_per_batch is None:
-            return None
-        compute, load = self.seconds_per_iteration.median, self.seconds_per_batch.median
-        return max(compute, load / self.workers) if self.workers else compute + load
 
 
 def measure_costs(

@@ -15,10 +15,9 @@ from direct_hifimamba.benchmark.folder import BenchmarkFolder, RunFolder
 from direct_hifimamba.benchmark.plan.configurations import is_centered, training_config
 from direct_hifimamba.benchmark.plan.initialisation import Initialisation
 from direct_hifimamba.benchmark.plan.specification import MIN_ITERATIONS, Budget, Specification
-from direct_hifimamba.benchmark.run.cost import Cost
 from direct_hifimamba.benchmark.run.runner import Run, RunError
 from direct_hifimamba.benchmark.score.metrics import METRICS
-from direct_hifimamba.benchmark.score.results import Trial
+from direct_hifimamba.benchmark.score.results import Cost, Trial
 from direct_hifimamba.benchmark.score.scoring import ALWAYS
 from direct_hifimamba.benchmark.score.table import RunTable, Scores
 from direct_hifimamba.files import replace_when_complete

@@ -10,11 +10,9 @@ import yaml
 from omegaconf import OmegaConf
 
 from direct_hifimamba.benchmark import provenance
-from direct_hifimamba.benchmark.folder import slug
 from direct_hifimamba.benchmark.plan.configurations import evaluation_settings
 from direct_hifimamba.benchmark.plan.inputs import list_files, read_plan
 from direct_hifimamba.benchmark.plan.specification import Specification
-from direct_hifimamba.benchmark.run.cost import Cost
 from direct_hifimamba.benchmark.run.matrix import Benchmark, PlannedRun
 from direct_hifimamba.benchmark.run.processes import THREADS
 from direct_hifimamba.benchmark.run.runner import RunError
@@ -26,7 +24,6 @@ from direct_hifimamba.benchmark.score.results import (
     Protocol,
     Provenance,
     Results,
-    Spread,
     digest,
 )
 from direct_hifimamba.benchmark.score.scores import SPECTRUM_EDGES
@@ -87,7 +84,7 @@ def collect(benchmark: Benchmark, command: Sequence[str], jobs: int) -> tuple[Re
         ),
         models=[
             *(_describe_model(benchmark, run) for run in firsts),
-            Model(ZERO_FILLED, slug(ZERO_FILLED), "classical"),
+            Model(ZERO_FILLED, "classical"),
             *(_describe_classical(benchmark, run) for run in classical),
         ],
         failures=[
@@ -166,30 +163,17 @@ def _describe_data(specification: Specification, inputs: Mapping[str, Any]) -> D
 def _describe_model(benchmark: Benchmark, planned: PlannedRun) -> Model:
     """Describe a model by one of its runs."""
     label = planned.model
-    cost = benchmark.read_costs().get(label, Cost(THREADS))
-    described = Model(
-        label,
-        slug(label),
-        "trained",
-        parameters=cost.parameters,
-        active_parameters=cost.active_parameters,
-        macs=cost.macs,
-        seconds_per_iteration=cost.seconds_per_iteration,
-        seconds_per_slice=cost.seconds_per_slice,
-        peak_memory_bytes=None if cost.peak_memory_bytes is None else Spread.of([cost.peak_memory_bytes]),
-        search=benchmark.read_trials(label),
-    )
+    described = Model(label, "trained", cost=benchmark.read_costs().get(label), search=benchmark.read_trials(label))
     try:
         run = benchmark.make_run(planned)
     except RunError:
         return described
-    config = run.config
     return replace(
         described,
-        model_name=config.model.model_name,
-        config=OmegaConf.to_yaml(config),
+        model_name=run.config.model.model_name,
+        config=OmegaConf.to_yaml(run.config),
         iterations=run.iterations,
-        learning_rate=config.training.lr,
+        learning_rate=run.config.training.lr,
     )
 
 
@@ -199,4 +183,4 @@ def _describe_classical(benchmark: Benchmark, run: PlannedRun) -> Model:
         name: yaml.safe_load(folder.predictions(name).with_suffix(".yaml").read_text())
         for name in benchmark.specification.accelerations
     }
-    return Model(run.model, slug(run.model), "classical", config=yaml.safe_dump(settings, sort_keys=False))
+    return Model(run.model, "classical", config=yaml.safe_dump(settings, sort_keys=False))

@@ -44,7 +44,7 @@ class Data:
 
 @dataclass(frozen=True, config=CONFIG)
 class Protocol:
-    """What was asked of all models alike; `hash` covers what has to be equal in one table."""
+    """What was asked of all models alike."""
 
     data: Data
     accelerations: list[str]
@@ -58,7 +58,7 @@ class Protocol:
 
     @property
     def hash(self) -> str:
-        """Digest of :attr:`comparable`, kept in the file."""
+        """Digest of :attr:`comparable`."""
         return digest(self.comparable)
 
     @property
@@ -105,6 +105,41 @@ class Spread:
 
 
 @dataclass(frozen=True, config=CONFIG)
+class Cost:
+    """Cost of one model with everything that trains with it; None where it could not be measured."""
+
+    threads: int
+    """Threads of PyTorch."""
+    parameters: int | None = None
+    """Number of trainable parameters."""
+    active_parameters: int | None = None
+    """Number of those that act on one pixel: of routed experts, the one that the pixel chooses."""
+    macs: int | None = None
+    """Multiply-accumulates of the reconstruction of one slice, see `count_macs` in `run/cost.py`."""
+    seconds_per_iteration: Spread | None = None
+    """One iteration of training on a batch that has been loaded: forward, loss, backward, clipping, optimizer."""
+    seconds_per_batch: Spread | None = None
+    """Loading of one batch by one process: reading, masks, sensitivity maps."""
+    seconds_per_slice: Spread | None = None
+    """Reconstruction of one slice that has been loaded."""
+    peak_memory_bytes: int | None = None
+    """Memory of training. CPU: what it adds to the resident size of a process that holds model and batch (None except
+    on Linux). CUDA: the most that PyTorch had allocated, model and batch included."""
+    workers: int = 0
+    """Processes that load batches for a training at the same time."""
+    error: str | None = None
+    """Why something could not be measured."""
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """The median time of a training iteration with the loading of its batch, for which workers do not wait."""
+        if self.seconds_per_iteration is None or self.seconds_per_batch is None:
+            return None
+        compute, load = self.seconds_per_iteration.median, self.seconds_per_batch.median
+        return max(compute, load / self.workers) if self.workers else compute + load
+
+
+@dataclass(frozen=True, config=CONFIG)
 class Trial:
     """A learning rate that was tried on the validation split; `score` is None where training failed."""
 
@@ -117,16 +152,10 @@ class Model:
     """A row of the tables: what was compared and what it costs."""
 
     label: str
-    slug: str
     kind: Literal["trained", "classical"]
     model_name: str | None = None
     config: str | None = None
-    parameters: int | None = None
-    active_parameters: float | None = None
-    macs: float | None = None
-    seconds_per_iteration: Spread | None = None
-    seconds_per_slice: Spread | None = None
-    peak_memory_bytes: Spread | None = None
+    cost: Cost | None = None
     iterations: int | None = None
     learning_rate: float | None = None
     search: list[Trial] = field(default_factory=list)
@@ -134,9 +163,9 @@ class Model:
     @property
     def training_minutes(self) -> float | None:
         """An estimate: the median time per iteration times the number of iterations."""
-        if self.seconds_per_iteration is None or self.iterations is None:
+        if self.cost is None or self.cost.seconds_per_iteration is None or self.iterations is None:
             return None
-        return self.seconds_per_iteration.median * self.iterations / 60
+        return self.cost.seconds_per_iteration.median * self.iterations / 60
 
     @property
     def is_at_edge(self) -> bool:
@@ -167,7 +196,7 @@ class Results:
     models: list[Model]
     failures: list[Failure]
     summary: list[SummaryRow]
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
 
     @classmethod
     def load(cls, path: Path) -> "Results":
@@ -178,29 +207,17 @@ class Results:
         OSError
             If it cannot be read.
         ValueError
-            If it is no such file, or was changed in a way that its protocol's hash shows.
+            If it is no such file.
         """
         try:
-            values = json.loads(path.read_bytes())
-            expected = values["protocol"].pop("hash")
-            results = _ADAPTER.validate_json(json.dumps(values))
+            return _ADAPTER.validate_json(path.read_bytes())
         except ValidationError as error:
             raise ValueError(f"{path} is no results.json of this version: {first_error(error)}") from error
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path} is no results.json of a benchmark: {error!r}.") from error
-        if results.protocol.hash != expected:
-            raise ValueError(
-                f"The protocol in {path} does not have the hash {expected} that is given with it: the file was "
-                "changed. Run the benchmark again, which writes it."
-            )
-        return results
 
     def save(self, path: Path) -> None:
         """Write `results.json`; the file appears when it is complete."""
-        values = _ADAPTER.dump_python(self, mode="json")
-        values["protocol"]["hash"] = self.protocol.hash
         with replace_when_complete(path) as partial:
-            partial.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", "utf-8")
+            partial.write_bytes(_ADAPTER.dump_json(self, indent=1) + b"\n")
 
 
 _ADAPTER = TypeAdapter(Results)

@@ -169,10 +169,10 @@ def test_cost_table_has_the_time_of_the_whole_training(document: Any, written: W
     rows = {words(row.find("th")): dict(zip(headers, row, strict=True)) for row in table.xpath("./tbody/tr")}
     for model in written.results.models:
         cells = rows[model.label]
-        if model.seconds_per_iteration is None or model.iterations is None:
+        if model.cost is None or model.cost.seconds_per_iteration is None or model.iterations is None:
             assert words(cells["training, min (estimated)"]) == "-"
         else:
-            minutes = model.seconds_per_iteration.median * model.iterations / 60
+            minutes = model.cost.seconds_per_iteration.median * model.iterations / 60
             assert words(cells["training, min (estimated)"]) == f"{minutes:.1f}"
             assert words(cells["iterations"]) == str(model.iterations)
 

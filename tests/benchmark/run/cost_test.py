@@ -18,8 +18,6 @@ from torch.utils.flop_counter import FlopCounterMode
 import direct_hifimamba.benchmark.run.cost as cost_module
 from direct_hifimamba.benchmark.executors.cores import count_workers
 from direct_hifimamba.benchmark.run.cost import (
-    Cost,
-    Spread,
     count_active_parameters,
     count_macs,
     count_parameters,
@@ -27,6 +25,7 @@ from direct_hifimamba.benchmark.run.cost import (
 )
 from direct_hifimamba.benchmark.run.memory import extra_resident_bytes
 from direct_hifimamba.benchmark.run.processes import THREADS
+from direct_hifimamba.benchmark.score.results import Cost, Spread
 from direct_hifimamba.data.formats.hdf5 import write_view, write_volume
 from direct_hifimamba.nn.hifimamba.bottleneck import InvertedBottleneck
 from direct_hifimamba.nn.hifimamba.config import HiFiMambaV2Config

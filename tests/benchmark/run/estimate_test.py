@@ -4,9 +4,8 @@ import pytest
 
 from direct_hifimamba.benchmark.benchmark import plan
 from direct_hifimamba.benchmark.plan.configurations import checkpoint_steps
-from direct_hifimamba.benchmark.run.cost import Cost
 from direct_hifimamba.benchmark.run.estimate import estimate, format_estimates
-from direct_hifimamba.benchmark.score.results import Spread
+from direct_hifimamba.benchmark.score.results import Cost, Spread
 from tests.benchmark.small_benchmark import MASKS, SHAPE, SLICES, VOLUMES, write_specification
 
 _SECONDS = {"seconds_per_iteration": 1.0, "seconds_per_batch": 3.0, "seconds_per_slice": 0.5}

@@ -1,10 +1,9 @@
 import pytest
 
 from direct_hifimamba.benchmark.plan.specification import Budget
-from direct_hifimamba.benchmark.run.cost import Cost, Spread
 from direct_hifimamba.benchmark.run.matrix import choose_learning_rate, count_iterations
 from direct_hifimamba.benchmark.run.runner import RunError
-from direct_hifimamba.benchmark.score.results import Trial
+from direct_hifimamba.benchmark.score.results import Cost, Spread, Trial
 
 
 def test_minutes_become_iterations_by_the_median_time_of_one() -> None:

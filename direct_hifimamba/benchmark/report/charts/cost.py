@@ -4,7 +4,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
 from direct_hifimamba.benchmark.report.charts.chart import Drawing, ReportData, chart, mean_and_interval
 from direct_hifimamba.benchmark.report.charts.style import canvas
-from direct_hifimamba.benchmark.report.tables import COSTS, RANKING, Cost, format_engineering
+from direct_hifimamba.benchmark.report.tables import COSTS, RANKING, CostColumn, format_engineering
 from direct_hifimamba.benchmark.score.metrics import METRICS
 
 
@@ -19,7 +19,7 @@ def cost(data: ReportData) -> list[Drawing]:
     return [drawing for drawing in drawings if drawing is not None]
 
 
-def _draw(data: ReportData, acceleration: str, cost: Cost) -> Drawing | None:
+def _draw(data: ReportData, acceleration: str, cost: CostColumn) -> Drawing | None:
     metric, rows = METRICS[RANKING], data.rows(acceleration, RANKING)
     costs = {model.label: found for model in data.results.models if model.label in rows and (found := cost.of(model))}
     if not costs:
