@@ -194,7 +194,7 @@ def do(benchmark: Benchmark, name: str) -> None:
             for label, configs in benchmark.configs.items()
         }
         files = list_files(test)[0], list_files(training)[0]
-        benchmark.write_costs(measure_costs(configs, files[0], _COST_ROUNDS, specification.device, True, files[1]))
+        benchmark.write_costs(measure_costs(configs, files[0], _COST_ROUNDS, specification.device, files[1]))
     elif name in planned and planned[name].kind == "classical":
         cells = (benchmark.folder.run(entry.name) for entry in planned.values() if entry.kind == "cell")
         shapes = next((cell for cell in cells if _has_predictions(benchmark, cell)), None)

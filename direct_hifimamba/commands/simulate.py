@@ -1,6 +1,7 @@
 """`direct-hifimamba simulate`: write a small simulated multi-coil data set."""
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 
 from direct_hifimamba.data.data_sets import SIMULATED
@@ -32,7 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help=f"{RANDOM} only: NIfTI files to cut slices from, as `heads` downloads",
     )
-    parser.add_argument("--coils", type=int, help=f"number of coils (default: {defaults.num_coils}; {RANDOM}: 4 to 32)")
+    parser.add_argument(
+        "--coils",
+        dest="num_coils",
+        type=int,
+        help=f"number of coils (default: {defaults.num_coils}; {RANDOM}: 4 to 32)",
+    )
     parser.add_argument(
         "--snr",
         type=float,
@@ -75,23 +81,12 @@ def main(args: argparse.Namespace) -> None:
     mask = args.mask and MaskOptions.from_words(args.mask)
     if is_random:
         heads = find_heads(args.heads) if args.heads else ()
-        options = sample_options(heads, args.coils, args.snr, args.size, args.voxel_size)
+        options = sample_options(heads, args.num_coils, args.snr, args.size, args.voxel_size)
         number = 1 if args.number is None else args.number
         paths = write_samples(args.output, number, options, args.seed, mask)
         print(f"{len(paths)} files in {args.output}, {ORIGIN}")
         return
-    given = {
-        "num_coils": args.coils,
-        "snr": args.snr,
-        "phase": args.phase,
-        "orientation": args.orientation,
-        "slices": args.slices,
-        "slab": args.slab,
-        "voxel_size": args.voxel_size,
-        "size": args.size,
-        "mask": mask,
-        "seed": args.seed,
-    }
+    given = {field.name: getattr(args, field.name) for field in fields(SimulationOptions)} | {"mask": mask}
     volume_options = SimulationOptions(**{name: value for name, value in given.items() if value is not None})
     paths = simulate(args.source, args.output, volume_options)
     print(f"{len(paths)} files in {args.output}, {SIMULATED}")

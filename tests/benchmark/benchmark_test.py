@@ -58,7 +58,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BenchmarkFold
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         with pytest.MonkeyPatch.context() as interrupting:
-            interrupting.setattr(local, "_LOOKS_BETWEEN_PROGRESS", 1)
+            interrupting.setattr(local, "_SECONDS_BETWEEN_PROGRESS", 0.1)
             show = module._progress
 
             @module.contextmanager

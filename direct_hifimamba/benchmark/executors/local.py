@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -19,8 +20,7 @@ from direct_hifimamba.benchmark.run.processes import start_process
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _SECONDS_TO_STOP = 60
-_SECONDS_BETWEEN_LOOKS = 0.1
-_LOOKS_BETWEEN_PROGRESS = 10
+_SECONDS_BETWEEN_PROGRESS = 1.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -52,24 +52,21 @@ class LocalExecutor:
         waiting, failures = deque(tasks), dict[str, str]()
         free = self._environments(self._gpus if stage == "run" else [], len(tasks))
         running: list[tuple[Task, BaseProcess, dict[str, str]]] = []
-        looks = 0
         try:
             while waiting or running:
+                show_progress()
                 while waiting and free:
                     task, environment = waiting.popleft(), free.pop()
                     task.folder.mkdir(parents=True, exist_ok=True)
                     process = start_process(_call, (executor.COMMAND, task.arguments, task.log, environment))
                     running.append((task, process, environment))
+                wait([process.sentinel for _, process, _ in running], _SECONDS_BETWEEN_PROGRESS)
                 for entry in [entry for entry in running if entry[1].exitcode is not None]:
                     task, process, environment = entry
                     running.remove(entry)
                     free.append(environment)
                     if process.exitcode:
                         failures[task.name] = task.failure(process.exitcode)
-                if looks % _LOOKS_BETWEEN_PROGRESS == 0:
-                    show_progress()
-                looks += 1
-                time.sleep(_SECONDS_BETWEEN_LOOKS)
         except BaseException:
             _stop([process for _, process, _ in running])
             raise

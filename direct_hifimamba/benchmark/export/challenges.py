@@ -4,6 +4,7 @@ The forms are those of the challenges' own instructions and evaluation code: fas
 CMRxRecon 2025.
 """
 
+import functools
 import io
 import re
 import shutil
@@ -423,13 +424,6 @@ class Score(NamedTuple):
     values: dict[str, float]
 
 
-class _Task(NamedTuple):
-    challenge: str
-    submission: Path
-    name: str
-    reference: Path
-
-
 def score_submission(challenge: str, submission: Path, references: Path, jobs: int = 1) -> list[Score]:
     """Score a submission as the challenge does.
 
@@ -462,8 +456,8 @@ def score_submission(challenge: str, submission: Path, references: Path, jobs: i
         raise FileNotFoundError(f"{submission} has no {form.suffix} files; expected a submission to {challenge}.")
     wanted = form.find_references(references, names)
     _compare(names, wanted, submission, references)
-    tasks = [_Task(challenge, submission, name, wanted[name]) for name in names]
-    results = list(map_files(_score, tasks, jobs, "score"))
+    score = functools.partial(_score, challenge, submission, wanted)
+    results = list(map_files(score, names, jobs, "score"))
     problems = [result for result in results if isinstance(result, str)]
     if problems:
         raise ValueError(f"{submission} cannot be scored: {first_and_count(problems)}.")
@@ -487,20 +481,18 @@ def _names(submission: Path, suffix: str) -> list[str]:
     return sorted(path.relative_to(submission).as_posix() for path in submission.rglob(f"*{suffix}"))
 
 
-def _score(task: _Task) -> Score | str:
+def _score(challenge: str, submission: Path, references: Mapping[str, Path], name: str) -> Score | str:
     """Return the scores of a volume, or what is wrong with it."""
-    form = CHALLENGES[task.challenge]
+    form = CHALLENGES[challenge]
     try:
-        if task.submission.is_file():
-            with zipfile.ZipFile(task.submission) as archive:
-                content = archive.read(task.name)
+        if submission.is_file():
+            with zipfile.ZipFile(submission) as archive:
+                content = archive.read(name)
         else:
-            content = (task.submission / task.name).read_bytes()
+            content = (submission / name).read_bytes()
         images = form.read(content)
-        reference = form.read_reference(task.reference, task.name)
+        reference = form.read_reference(references[name], name)
         _check_shape(images, reference.shape)
     except (OSError, KeyError, ValueError) as error:
-        return f"{task.name} {error}"
-    return Score(
-        task.name, form.group(task.name), {name: metric(reference, images) for name, metric in form.metrics.items()}
-    )
+        return f"{name} {error}"
+    return Score(name, form.group(name), {key: metric(reference, images) for key, metric in form.metrics.items()})

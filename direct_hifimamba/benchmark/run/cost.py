@@ -48,7 +48,6 @@ def measure_costs(
     data_file: Path,
     rounds: int = 5,
     device: str = "cpu",
-    progress: bool = True,
     training_file: Path | None = None,
 ) -> dict[str, Cost]:
     """Measure models.
@@ -66,8 +65,6 @@ def measure_costs(
         Turns of every model, each an iteration of training and the reconstruction of a slice, after a warm-up.
     device : str
         `cpu` or `cuda`.
-    progress : bool
-        Show a progress bar.
     training_file : Path, optional
         A file for the batches. Default: `data_file`.
 
@@ -86,11 +83,12 @@ def measure_costs(
         raise ValueError(f"The device is {device}; expected cpu, or cuda where PyTorch finds a GPU.")
 
     if device != "cpu" and len(configs) > 1:
-        alone = [{label: config} for label, config in configs.items()]
-        parts = [measure_costs(one, data_file, rounds, device, progress, training_file) for one in alone]
-        return {label: cost for part in parts for label, cost in part.items()}
+        alone = [
+            measure_costs({label: one}, data_file, rounds, device, training_file) for label, one in configs.items()
+        ]
+        return {label: cost for part in alone for label, cost in part.items()}
     with ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=(rounds + 1) * len(configs), unit="turn", disable=not progress))
+        bar = stack.enter_context(tqdm(total=(rounds + 1) * len(configs), unit="turn"))
         models = {label: stack.enter_context(_Model(config, files, device)) for label, config in configs.items()}
         for label, model in models.items():
             bar.set_description(f"{label}: operations and memory")

@@ -99,7 +99,7 @@ def test_models_are_measured_and_a_failing_one_stands_alone(data_file: Path) -> 
     # Of 32 pixels, six poolings leave none: the first forward pass fails.
     too_deep = OmegaConf.merge(small_config("unet"), {"model": {"num_pool_layers": 6}})
     configs = {"too deep": too_deep, "ours": small_config("hifimamba"), "unet": small_config("unet")}
-    costs = measure_costs(configs, data_file, rounds=2, progress=False)
+    costs = measure_costs(configs, data_file, rounds=2)
     assert list(costs) == list(configs)
 
     failed = costs.pop("too deep")
@@ -130,14 +130,14 @@ def test_training_and_test_files_of_different_forms(data_file: Path, tmp_path: P
         write_volume(tmp_path / "volume.h5", file["kspace"][()], {})
     write_view(radial, tmp_path / "volume.h5", mask, {}, acs_mask=mask)
     config = small_config("unet", "radial_16x")
-    cost = measure_costs({"unet": config}, radial, 1, progress=False, training_file=data_file)["unet"]
+    cost = measure_costs({"unet": config}, radial, 1, training_file=data_file)["unet"]
     assert cost.error is None and cost.seconds_per_slice is not None
 
 
 @pytest.mark.slow
 def test_every_model_of_the_project_can_be_measured(data_file: Path) -> None:
     assert set(SMALL) == {path.stem for path in (PROJECT / "models").iterdir()}
-    costs = measure_costs({name: small_config(name) for name in SMALL}, data_file, rounds=1, progress=False)
+    costs = measure_costs({name: small_config(name) for name in SMALL}, data_file, rounds=1)
     assert {name: cost.error for name, cost in costs.items() if cost.error} == {}
     for name, cost in costs.items():
         assert min(cost.parameters, cost.macs) > 0 and cost.seconds_per_iteration is not None, name
@@ -186,7 +186,7 @@ def test_models_take_turns_on_a_cpu(
             return Cost(THREADS)
 
     monkeypatch.setattr(cost_module, "_Model", Model)
-    measure_costs({"a": "a", "b": "b"}, data_file, rounds=2, device=device, progress=False)
+    measure_costs({"a": "a", "b": "b"}, data_file, rounds=2, device=device)
     assert turns == expected
 
 
