@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from direct_hifimamba.benchmark.plan.inputs import KSpaceMemory, check_predictions, describe_folders
 from direct_hifimamba.benchmark.run.classical import Acquisition, reconstruct
 from direct_hifimamba.benchmark.score.metrics import METRICS
-from direct_hifimamba.benchmark.score.scoring import ALWAYS, BANDS, find_volumes, score_runs
+from direct_hifimamba.benchmark.score.scoring import ALWAYS, BANDS, find_volumes, score_run
 from direct_hifimamba.data.formats.hdf5 import write_view, write_volume
 
 SLICES, SHAPE, CROP = 35, (15, 640, 368), (320, 320)
@@ -63,7 +63,7 @@ def describe(folder: Path) -> None:
 def score(folder: Path, metrics: list[str]) -> None:
     """Do what the stage `score` does."""
     volumes = find_volumes(folder / "test_equispaced_4x", folder / "predictions", True)
-    score_runs({folder / "scores.parquet": volumes}, 1, metrics)
+    score_run({folder / "scores.parquet": volumes}, metrics)
 
 
 def classical(folder: Path) -> None:

@@ -30,7 +30,7 @@ from direct_hifimamba.benchmark.run.matrix import KINDS, Benchmark, Kind
 from direct_hifimamba.benchmark.run.runner import Run, RunError, do_run, write_failure
 from direct_hifimamba.benchmark.score.collect import collect, find_predictions
 from direct_hifimamba.benchmark.score.results import Results
-from direct_hifimamba.benchmark.score.scoring import is_scored, score_runs
+from direct_hifimamba.benchmark.score.scoring import is_scored, score_run
 
 STAGES = ("plan", "run", "score", "report")
 COST = "cost"
@@ -254,7 +254,7 @@ def score_one(benchmark: Benchmark, name: str) -> None:
             f"There are no predictions of a run {name!r} to score; expected one of: {', '.join(predicted)}."
         )
     kind, tables = predicted[name]
-    score_runs(tables, available_cores(), benchmark.metrics(kind))
+    score_run(tables, benchmark.metrics(kind))
 
 
 def report(benchmark: Benchmark, command: Sequence[str]) -> Results:
@@ -267,7 +267,7 @@ def report(benchmark: Benchmark, command: Sequence[str]) -> Results:
         Arguments of `direct-hifimamba`, for the record.
     """
     folder = benchmark.folder
-    results, scores = collect(benchmark, command, available_cores())
+    results, scores = collect(benchmark, command)
     scores.save(folder.scores)
     results.save(folder.results_json)
     write_csv(folder.results_csv, results)

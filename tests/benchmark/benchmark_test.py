@@ -140,7 +140,7 @@ def test_metrics_are_those_of_direct(finished: BenchmarkFolder) -> None:
     assert (name, iterations.tolist()) == (f"fastmri_psnr at {next(iter(MASKS))}", [0, ITERATIONS // 2, ITERATIONS - 1])
     assert np.isfinite(curve.minutes(curve.loss[0])).all() and len(curve.loss[0]) > 10
     # The search needs one metric alone, and was scored in a task of its own.
-    assert "score: " in finished.trial("U-Net", RATES[0]).log.read_text("utf-8")
+    assert "score lr_1e-09" in finished.trial("U-Net", RATES[0]).log.read_text("utf-8")
     searched = pq.read_table(finished.trial("U-Net", RATES[0]).scores(next(iter(MASKS))))
     assert searched["metric"].unique().to_pylist() == ["fastmri_psnr"]
 

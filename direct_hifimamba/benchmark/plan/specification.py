@@ -12,7 +12,9 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    DirectoryPath,
     Field,
+    FilePath,
     ValidationError,
     ValidationInfo,
     model_validator,
@@ -38,18 +40,6 @@ def _resolve(value: Any, info: "ValidationInfo[Path]") -> Path:
     return (info.context / value).resolve()
 
 
-def _check_file(path: Path) -> Path:
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}; paths are relative to the specification")
-    return path
-
-
-def _check_folder(path: Path) -> Path:
-    if not path.is_dir():
-        raise ValueError(f"there is no folder {path}; paths are relative to the specification")
-    return path
-
-
 def _check_distinct(values: list[Any]) -> list[Any]:
     if len({f"{value:g}" for value in values}) < len(values):  # as in the names of folders
         raise ValueError(f"expected values that differ in their first six digits, but there are {values}")
@@ -62,8 +52,8 @@ def _check_metric(name: str) -> str:
     return name
 
 
-File = Annotated[Path, AfterValidator(_check_file), BeforeValidator(_resolve)]
-Folder = Annotated[Path, AfterValidator(_check_folder), BeforeValidator(_resolve)]
+File = Annotated[FilePath, BeforeValidator(_resolve)]
+Folder = Annotated[DirectoryPath, BeforeValidator(_resolve)]
 Positive = Annotated[float, Field(gt=0)]
 Metric = Annotated[str, AfterValidator(_check_metric)]
 

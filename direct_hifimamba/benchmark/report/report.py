@@ -43,12 +43,11 @@ def write_report(folder: BenchmarkFolder, results: Results, scores: Scores) -> P
         If an image cannot be read.
     """
     specification = Specification.load(folder.specification)
-    highlighted = _choose_highlighted(results)
     accelerations = results.protocol.accelerations
     trained = [model.label for model in results.models if model.kind == "trained"]
     found = {(label, seed): folder.cell(label, seed).run for label in trained for seed in results.protocol.seeds}
     curves = {key: curve for key, path in found.items() if (curve := read_curve(path)) is not None}
-    styles = choose_styles([model.label for model in results.models], highlighted)
+    styles = choose_styles([model.label for model in results.models])
     data = ReportData(results, scores, curves, styles)
     compared = (compare_slices(folder, specification, results, scores, name) for name in accelerations)
     environment = Environment(
@@ -61,7 +60,6 @@ def write_report(folder: BenchmarkFolder, results: Results, scores: Scores) -> P
     text = environment.get_template("report.html").render(
         results=results,
         budget=tables.format_budget(results.protocol),
-        highlighted=highlighted,
         simulated=SIMULATED,
         ties=tables.TIES,
         remarks=[tables.UNCERTAINTY, *tables.groups_remark(results.summary)],
@@ -84,10 +82,3 @@ def write_report(folder: BenchmarkFolder, results: Results, scores: Scores) -> P
     folder.report.parent.mkdir(parents=True, exist_ok=True)
     tables.write_text(folder.report, text)
     return folder.report
-
-
-def _choose_highlighted(results: Results) -> list[str]:
-    """Return every HiFi-MambaV2; the baseline where most models are one, as in ablations."""
-    trained = [model for model in results.models if model.kind == "trained"]
-    ours = [model.label for model in trained if (model.model_name or "").endswith(".HiFiMambaV2")]
-    return ours if 2 * len(ours) <= len(trained) else [results.baseline]

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -72,21 +72,12 @@ def find_bart() -> Path | None:
 
 
 def bart_version() -> str:
-    """Return the version that BART reports.
-
-    Raises
-    ------
-    RuntimeError
-        If it fails.
-    """
-    process = subprocess.run(["bart", "version"], capture_output=True, text=True, check=False)
-    if process.returncode != 0:
-        raise RuntimeError(f"bart version failed: {(process.stderr or process.stdout).strip()}")
-    return process.stdout.strip()
+    """Return the version that BART reports; raises what :func:`run_bart` raises."""
+    return run_bart(Path(), "version").strip()
 
 
-def run_bart(folder: Path, *arguments: str) -> None:
-    """Run BART on one thread, in the folder with its files.
+def run_bart(folder: Path, *arguments: str) -> str:
+    """Run BART on one thread, in the folder with its files, and return what it prints.
 
     Raises
     ------
@@ -103,6 +94,7 @@ def run_bart(folder: Path, *arguments: str) -> None:
     process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if process.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} failed: {(process.stderr or process.stdout).strip()}")
+    return process.stdout
 
 
 def estimate_sensitivity_map(
@@ -288,9 +280,7 @@ def _has_line_mask(path: Path) -> bool:
     return mask is not None and mask.ndim == 1
 
 
-def reconstruct_test_split(
-    specification: Specification, folder: RunFolder, shapes: RunFolder, jobs: int
-) -> dict[str, dict[str, Any]]:
+def reconstruct_test_split(specification: Specification, folder: RunFolder, shapes: RunFolder, jobs: int) -> None:
     """Reconstruct what is missing of the test split, with the weights that are best on the validation split.
 
     Parameters
@@ -298,15 +288,11 @@ def reconstruct_test_split(
     specification : Specification
         Its data have one mask of columns per file, and its Fourier transform is centred.
     folder : RunFolder
-        Folder for predictions as `direct predict` writes them, and for the weight that was chosen.
+        Folder for predictions as `direct predict` writes them, and a YAML file beside those of each acceleration with
+        the `program` and its weight, `regularisation`.
     shapes : RunFolder
         A run with predictions of the size to which images are cropped.
     jobs : int
-
-    Returns
-    -------
-    dict
-        By acceleration, the `program` and its weight, `regularisation`.
 
     Raises
     ------
@@ -314,21 +300,18 @@ def reconstruct_test_split(
         If BART fails, or gives an image that is not finite.
     """
     splits = specification.splits
-    settings: dict[str, dict[str, Any]] = {}
     for acceleration in specification.accelerations:
         output = folder.predictions(acceleration)
-        record = output.with_suffix(".yaml")
-        if not output.exists():
-            validation = list_files(specification.folder(splits.validation, acceleration))
-            weight = choose_regularisation([functools.partial(Acquisition.read, path) for path in validation], jobs)
-            chosen = {"program": f"BART {bart_version()}, pics -S -l1", "regularisation": weight}
-            output.parent.mkdir(parents=True, exist_ok=True)
-            with replace_when_complete(record) as partial:
-                partial.write_text(yaml.safe_dump(chosen))
-            tests = list_files(specification.folder(splits.test, acceleration))
-            _reconstruct_files(tests, output, weight, shapes.predictions(acceleration), jobs)
-        settings[acceleration] = yaml.safe_load(record.read_text())
-    return settings
+        if output.exists():
+            continue
+        validation = list_files(specification.folder(splits.validation, acceleration))
+        weight = choose_regularisation([functools.partial(Acquisition.read, path) for path in validation], jobs)
+        chosen = {"program": f"BART {bart_version()}, pics -S -l1", "regularisation": weight}
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with replace_when_complete(output.with_suffix(".yaml")) as partial:
+            partial.write_text(yaml.safe_dump(chosen))
+        tests = list_files(specification.folder(splits.test, acceleration))
+        _reconstruct_files(tests, output, weight, shapes.predictions(acceleration), jobs)
 
 
 def _reconstruct_files(paths: Sequence[Path], output: Path, weight: float, shapes: Path, jobs: int) -> None:

@@ -27,14 +27,14 @@ from direct_hifimamba.benchmark.score.results import (
     digest,
 )
 from direct_hifimamba.benchmark.score.scores import SPECTRUM_EDGES
-from direct_hifimamba.benchmark.score.scoring import Volume, find_volumes, score_runs
+from direct_hifimamba.benchmark.score.scoring import Volume, find_volumes, score_run
 from direct_hifimamba.benchmark.score.summary import summarise_scores
 from direct_hifimamba.benchmark.score.table import Scores
 
 ZERO_FILLED = "zero-filled"
 
 
-def collect(benchmark: Benchmark, command: Sequence[str], jobs: int) -> tuple[Results, Scores]:
+def collect(benchmark: Benchmark, command: Sequence[str]) -> tuple[Results, Scores]:
     """Score what of the test split has not been scored yet, and describe everything.
 
     Parameters
@@ -42,8 +42,6 @@ def collect(benchmark: Benchmark, command: Sequence[str], jobs: int) -> tuple[Re
     benchmark : Benchmark
     command : sequence of str
         Arguments of `direct-hifimamba`.
-    jobs : int
-        Number of processes.
     """
     specification, inputs, planned = benchmark.specification, read_plan(benchmark.folder), benchmark.plan()
     predicted = {run: tables for run, tables in find_predictions(benchmark).items() if run.kind != "trial"}
@@ -52,7 +50,7 @@ def collect(benchmark: Benchmark, command: Sequence[str], jobs: int) -> tuple[Re
             (run.model, None if run.kind == "classical" else run.seed, name): table
             for run, tables in predicted.items()
             for name, table in zip(
-                specification.accelerations, score_runs(tables, jobs, benchmark.metrics(run.kind)).values(), strict=True
+                specification.accelerations, score_run(tables, benchmark.metrics(run.kind)).values(), strict=True
             )
         }
     )

@@ -1,4 +1,4 @@
-"""Scores of folders of predictions, in several processes; what was scored before is not scored again."""
+"""Scores of folders of predictions; what was scored before is not scored again."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import h5py
 import pyarrow as pa
+from tqdm import tqdm
 
 from direct_hifimamba.benchmark.plan.inputs import list_files
 from direct_hifimamba.benchmark.score.images import load_reconstruction, load_target, load_zero_filled
@@ -13,7 +14,6 @@ from direct_hifimamba.benchmark.score.metric import Array
 from direct_hifimamba.benchmark.score.metrics import DEFAULT, METRICS, metric_definitions
 from direct_hifimamba.benchmark.score.scores import SPECTRUM_EDGES, error_spectrum, score_volume
 from direct_hifimamba.benchmark.score.table import SPECTRUM, RunTable, spectrum_names
-from direct_hifimamba.data.parallel import map_files
 
 BANDS = spectrum_names(len(SPECTRUM_EDGES) - 1)
 ALWAYS = (*DEFAULT, *BANDS)
@@ -63,17 +63,13 @@ def find_volumes(data: Path, predictions: Path, is_centered: bool) -> list[Volum
     return [Volume(path, predictions / name, None, is_centered) for name, path in expected.items()]
 
 
-def score_runs(
-    runs: Mapping[Path, Sequence[Volume]], jobs: int, metrics: Iterable[str] = ALWAYS
-) -> dict[Path, pa.Table]:
-    """Score what was not scored yet, with a progress bar; the table of a run is written as soon as it is complete.
+def score_run(tables: Mapping[Path, Sequence[Volume]], metrics: Iterable[str] = ALWAYS) -> dict[Path, pa.Table]:
+    """Score what was not scored yet of a run, and write its tables.
 
     Parameters
     ----------
-    runs : mapping
-        The volumes of each run by the path of its table.
-    jobs : int
-        Number of processes.
+    tables : mapping
+        Volumes by the path of their table.
     metrics : iterable of str
         Names of metrics, and of bands of the error spectrum.
 
@@ -88,23 +84,22 @@ def score_runs(
         If a table is damaged, or a prediction does not fit its file.
     """
     definitions = _definitions(metrics)
-    tables = {path: _update(path, volumes, definitions) for path, volumes in runs.items()}
-    tasks = [(volume, names) for path, (_, names) in tables.items() if names for volume in runs[path]]
-    scored = iter(map_files(_score, tasks, jobs, "score") if tasks else ())
     found = {}
-    for path, (table, names) in tables.items():
+    for path, volumes in tables.items():
+        table, names = _update(path, volumes, definitions)
         if names:
-            scores = {volume.data.name: next(scored) for volume in runs[path]}
+            bar = tqdm(volumes, f"score {path.parent.parent.name}, {path.stem}", unit="file")
+            scores = {volume.data.name: _score(volume, names) for volume in bar}
             table = table.extend(scores, {name: definitions[name] for name in names})
         table.write(path)
         found[path] = table.select(definitions)
     return found
 
 
-def is_scored(runs: Mapping[Path, Sequence[Volume]], metrics: Iterable[str]) -> bool:
-    """Return whether :func:`score_runs` would find that all of this has been scored; raises what it raises."""
+def is_scored(tables: Mapping[Path, Sequence[Volume]], metrics: Iterable[str]) -> bool:
+    """Return whether :func:`score_run` would find that all of this has been scored; raises what it raises."""
     definitions = _definitions(metrics)
-    return not any(_update(path, volumes, definitions)[1] for path, volumes in runs.items())
+    return not any(_update(path, volumes, definitions)[1] for path, volumes in tables.items())
 
 
 def _definitions(metrics: Iterable[str]) -> dict[str, str]:
@@ -118,8 +113,7 @@ def _update(path: Path, volumes: Sequence[Volume], definitions: Mapping[str, str
     return RunTable.read(path).update(contents, definitions)
 
 
-def _score(task: tuple[Volume, Sequence[str]]) -> dict[str, Array]:
-    volume, names = task
+def _score(volume: Volume, names: Sequence[str]) -> dict[str, Array]:
     if volume.prediction is not None:
         image = load_reconstruction(volume.prediction)
     else:

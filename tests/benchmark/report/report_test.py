@@ -149,18 +149,9 @@ def is_psnr(row: SummaryRow, acceleration: str) -> bool:
     return (row.acceleration, row.metric) == (acceleration, "fastmri_psnr")
 
 
-def test_marks_the_model_without_colour(document: Any) -> None:
-    assert all(OURS in words(row.find("th")) for row in document.xpath("//tr[@class='highlight']"))
+def test_marks_the_best_without_colour(document: Any) -> None:
     best = document.xpath("//td[@class='best']")
     assert best and all("(best)" in words(cell) for cell in best)
-
-
-def test_marks_the_baseline_where_most_models_are_ours(written: Written) -> None:
-    results = written.results
-    models = [replace(model, model_name=results.models[0].model_name) for model in results.models]
-    page = written.again(replace(results, models=models))
-    marked = page.xpath("//tr[@class='highlight']/th")
-    assert marked and all(results.baseline in words(header) for header in marked)
 
 
 def test_cost_table_has_the_time_of_the_whole_training(document: Any, written: Written) -> None:

@@ -3,6 +3,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import yaml
 from direct.functionals.challenges import fastmri_psnr
 
 from direct_hifimamba.benchmark.folder import RunFolder
@@ -161,10 +162,10 @@ def test_the_test_split_is_reconstructed_once_with_the_weight_of_the_validation_
     for acceleration in MASKS:
         _write_shapes(specification, shapes, acceleration, DATA_SHAPE)
     monkeypatch.setattr(classical, "REGULARISATIONS", (0.002, 1.0))
-    settings = classical.reconstruct_test_split(specification, folder, shapes, jobs=2)
-    assert settings.keys() == MASKS.keys()
+    classical.reconstruct_test_split(specification, folder, shapes, jobs=2)
     program = f"BART {classical.bart_version()}, pics -S -l1"
-    assert settings["equispaced_4x"] == {"program": program, "regularisation": 0.002}
+    chosen = folder.predictions("equispaced_4x").with_suffix(".yaml").read_text()
+    assert yaml.safe_load(chosen) == {"program": program, "regularisation": 0.002}
     for path in list_files(specification.folder("test", "equispaced_4x")):
         slices = list(classical.Acquisition.read(path))
         kspace, mask = np.concatenate([acquisition.kspace for acquisition in slices]), slices[0].mask
@@ -172,7 +173,7 @@ def test_the_test_split_is_reconstructed_once_with_the_weight_of_the_validation_
         zero_filled = np.stack([root_sum_of_squares(kspace_slice * mask) for kspace_slice in kspace])
         assert _psnr(kspace, images) > _psnr(kspace, zero_filled)
     monkeypatch.setattr(classical, "reconstruct", None)
-    assert classical.reconstruct_test_split(specification, folder, shapes, jobs=2) == settings
+    classical.reconstruct_test_split(specification, folder, shapes, jobs=2)
 
 
 @needs_bart

@@ -10,7 +10,7 @@ import pytest
 
 from direct_hifimamba.benchmark.score import scoring
 from direct_hifimamba.benchmark.score.metrics import DEFAULT
-from direct_hifimamba.benchmark.score.scoring import ALWAYS, BANDS, Volume, find_volumes, score_runs
+from direct_hifimamba.benchmark.score.scoring import ALWAYS, BANDS, Volume, find_volumes, score_run
 from direct_hifimamba.data.formats.hdf5 import write_view, write_volume
 from tests.data.lookalikes import centred_fft, magnitude, measure
 
@@ -44,9 +44,9 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
     """File and metrics of everything that is computed."""
     found: list[tuple[str, list[str]]] = []
 
-    def score(task: tuple[Volume, Sequence[str]]) -> Mapping[str, np.ndarray]:
-        found.append((task[0].data.name, [name for name in task[1] if name not in BANDS]))
-        return original(task)
+    def score(volume: Volume, names: Sequence[str]) -> Mapping[str, np.ndarray]:
+        found.append((volume.data.name, [name for name in names if name not in BANDS]))
+        return original(volume, names)
 
     original = scoring._score
     monkeypatch.setattr(scoring, "_score", score)
@@ -55,7 +55,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
 
 def score(folder: Path, metrics: Sequence[str] = ALWAYS) -> pa.Table:
     volumes = find_volumes(folder / "test", folder / "predictions", True)
-    (table,) = score_runs({folder / "scores" / "4x.parquet": volumes}, 1, metrics).values()
+    (table,) = score_run({folder / "scores" / "4x.parquet": volumes}, metrics).values()
     return table
 
 
@@ -76,7 +76,7 @@ def test_scores_do_not_depend_on_the_form_of_the_file(tmp_path: Path, coils: int
         file["reconstruction"] = np.zeros((2, 96, 64), np.float32)
     volumes = [Volume(path, None, reference, True) for path in (view, radial, other)]
     runs = {tmp_path / f"{volume.data.suffix}.{volume.data.stem}": [volume] for volume in volumes}
-    found = [table.column("value").to_pylist() for table in score_runs(runs, 1).values()]
+    found = [table.column("value").to_pylist() for table in score_run(runs).values()]
     assert found[0] == found[1] != found[2]
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from direct_hifimamba.benchmark.report.charts.style import Style
 from direct_hifimamba.benchmark.report.curves import Curve
 from direct_hifimamba.benchmark.score.results import Results
 from direct_hifimamba.benchmark.score.summary import SummaryRow
@@ -14,12 +13,12 @@ from direct_hifimamba.benchmark.score.table import Scores
 
 @dataclass(frozen=True)
 class ReportData:
-    """Everything that charts show: results, scores, learning curves by model and seed, and styles by model."""
+    """What charts show: results, scores, learning curves by model and seed, and arguments of `plot` by model."""
 
     results: Results
     scores: Scores
     curves: Mapping[tuple[str, int], Curve]
-    styles: Mapping[str, Style]
+    styles: Mapping[str, dict[str, Any]]
 
     def rows(self, acceleration: str, metric: str) -> dict[str, SummaryRow]:
         """Return the summary of every model that has one."""

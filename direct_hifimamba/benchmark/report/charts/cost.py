@@ -28,8 +28,8 @@ def _draw(data: ReportData, acceleration: str, cost: CostColumn) -> Drawing | No
         axes = drawing.axes
         for label, value in costs.items():
             mean, low, high = mean_and_interval(rows[label])
-            axes.plot([value, value], [low, high], color=data.styles[label].colour, linewidth=1.3)
-            axes.plot([value], [mean], label=label, **data.styles[label].line)
+            axes.plot([value, value], [low, high], color=data.styles[label]["color"], linewidth=1.3)
+            axes.plot([value], [mean], label=label, **data.styles[label])
         lowest, highest = min(costs.values()), max(costs.values())
         axes.set_xscale("log")
         axes.set_xlim(lowest / 1.25, highest * 1.25)

@@ -34,7 +34,7 @@ def _draw(data: ReportData, acceleration: str) -> Drawing | None:
     with canvas("spatial frequency / Nyquist frequency", "relative error energy, magnitude", height=3.4) as drawing:
         for label, values in spectra.items():
             middles = np.convolve(edges, (0.5, 0.5), "valid")
-            drawing.axes.plot(middles, values, label=label, markevery=3, **data.styles[label].line)
+            drawing.axes.plot(middles, values, label=label, markevery=3, **data.styles[label])
         drawing.axes.set_yscale("log")
         drawing.axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         drawing.axes.yaxis.set_minor_locator(NullLocator())

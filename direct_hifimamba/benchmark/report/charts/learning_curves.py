@@ -52,7 +52,7 @@ def _draw(
             continue
         with canvas(x_label, label) as drawing:
             for (model, _), (x, values) in found.items():
-                style = data.styles[model].line | {"markersize": 4, "markevery": max(1, len(x) // 8)}
+                style = data.styles[model] | {"markersize": 4, "markevery": max(1, len(x) // 8)}
                 drawing.axes.plot(x, values, label=model, **style)
             scale(drawing.axes)
             drawing.axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -5,17 +5,15 @@ import io
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-HIGHLIGHT = "#d55e00"
-COLOURS = ("#0011ff", "#66aaaa", "#660000", "#ee33ff", "#999966", "#550055", "#9955aa", "#446655", "#551199")
-"""Any two, and HIGHLIGHT, differ by 25 in CIELAB for colour-blind eyes as well; contrast with white is at least 2.6."""
-MARKERS = ("o", "s", "^", "v", "P", "X", "p", "<", ">", "h")
+COLOURS = ("#d55e00", "#0011ff", "#66aaaa", "#660000", "#ee33ff", "#999966", "#550055", "#9955aa", "#446655", "#551199")
+"""Any two differ by 25 in CIELAB for colour-blind eyes as well; contrast with white is at least 2.6."""
+MARKERS = ("*", "o", "s", "^", "v", "P", "X", "p", "<", ">")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)))
 
 WIDTH = 4.4
@@ -34,40 +32,17 @@ SETTINGS: dict[Any, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class Style:
-    """How a model looks in every chart: no other has the same colour and dashes, or the same marker and colour."""
-
-    colour: str
-    marker: str
-    dashes: Any
-    highlighted: bool
-
-    @property
-    def line(self) -> dict[str, Any]:
-        """Arguments of `plot`."""
-        return {
-            "color": self.colour,
-            "linestyle": self.dashes,
-            "linewidth": 2.6 if self.highlighted else 1.3,
-            "marker": self.marker,
-            "markersize": 9 if self.highlighted else 5.5,
-            "zorder": 4 if self.highlighted else 3,
+def choose_styles(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return arguments of `plot` for every label: no two share colour, marker and dashes."""
+    return {
+        label: {
+            "color": COLOURS[index % len(COLOURS)],
+            "marker": MARKERS[index % len(MARKERS)],
+            "linestyle": DASHES[index // len(COLOURS) % len(DASHES)],
+            "linewidth": 1.5,
         }
-
-
-def choose_styles(labels: Sequence[str], highlighted: Sequence[str]) -> dict[str, Style]:
-    """Return a style for every label; `highlighted` ones share a colour that no other has."""
-    styles, others, leaders = {}, 0, 0
-    for label in labels:
-        if label in highlighted:
-            styles[label] = Style(HIGHLIGHT, ("*", "D", "d")[leaders % 3], DASHES[leaders // 3 % len(DASHES)], True)
-            leaders += 1
-        else:
-            dashes = DASHES[others // len(COLOURS) % len(DASHES)]
-            styles[label] = Style(COLOURS[others % len(COLOURS)], MARKERS[others % len(MARKERS)], dashes, False)
-            others += 1
-    return styles
+        for index, label in enumerate(labels)
+    }
 
 
 class Canvas:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from direct_hifimamba.benchmark.report.charts.style import COLOURS, HIGHLIGHT, choose_styles
+from direct_hifimamba.benchmark.report.charts.style import COLOURS, choose_styles
 
 # Machado, Oliveira and Fernandes, doi:10.1109/TVCG.2009.113, table of severity 1, for linear RGB.
 VISIONS = {
@@ -32,18 +32,17 @@ def cielab(colour: str, vision: str) -> np.ndarray:
 
 @pytest.mark.parametrize("vision", VISIONS)
 def test_colours_differ_for_everybody(vision: str) -> None:
-    found = [cielab(colour, vision) for colour in (HIGHLIGHT, *COLOURS)]
+    found = [cielab(colour, vision) for colour in COLOURS]
     assert min(np.linalg.norm(one - other) for one, other in combinations(found, 2)) > 25
 
 
 def test_colours_are_visible_on_white() -> None:
-    assert min(1.05 / (XYZ[1] @ linear(colour) + 0.05) for colour in (HIGHLIGHT, *COLOURS)) > 2.6
+    assert min(1.05 / (XYZ[1] @ linear(colour) + 0.05) for colour in COLOURS) > 2.6
 
 
 def test_every_model_has_a_style_of_its_own() -> None:
     labels = [f"model {number}" for number in range(30)]
-    styles = choose_styles(labels, labels[:3])
-    assert len({(style.colour, str(style.dashes), style.marker) for style in styles.values()}) == len(labels)
-    few = list(choose_styles(labels[:10], labels[:1]).values())
-    assert len({style.colour for style in few}) == len({style.marker for style in few}) == len(few)
-    assert [style.highlighted for style in few] == [True] + [False] * 9
+    styles = list(choose_styles(labels).values())
+    assert len({str(style) for style in styles}) == len(labels)
+    few = styles[:10]
+    assert len({style["color"] for style in few}) == len({style["marker"] for style in few}) == len(few)
