@@ -1,6 +1,7 @@
 """How pydantic's models of this room are validated, and how their errors read."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 from pydantic import ConfigDict, ValidationError
@@ -25,8 +26,10 @@ def first_error(error: ValidationError) -> str:
         "Input should be (?=greater|less)", "expected a number ", first["msg"].removeprefix("Value error, ")
     )
     message = message.replace("Input should be", "expected").replace("Dictionary should have", "expected")
+    message = message.replace("Path does not point to", "expected")
     if first["type"] == "missing":
         return f"{key} is missing."
     if first["type"] == "value_error":
         return f"{key}: {message}." if key else f"{message}."
-    return f"{key} is {first['input']!r}; {message}."
+    value = str(first["input"]) if isinstance(first["input"], Path) else first["input"]
+    return f"{key} is {value!r}; {message}."
