@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from direct_hifimamba.benchmark.executors import Executor, Task
 from direct_hifimamba.benchmark.executors.cores import available_cores
-from direct_hifimamba.benchmark.folder import BenchmarkFolder, RunFolder
+from direct_hifimamba.benchmark.folder import BenchmarkFolder
 from direct_hifimamba.benchmark.plan.configurations import compose_models, training_config
 from direct_hifimamba.benchmark.plan.inputs import (
     KSpaceMemory,
@@ -109,15 +109,13 @@ def run(benchmark: Benchmark, path: Path, executor: Executor) -> None:
     KeyboardInterrupt
         After all runs have ended.
     """
+    accelerations = benchmark.specification.accelerations
     measure(benchmark, path, executor)
     _train(benchmark, path, executor, "trial")
     score(benchmark, path, executor, ("trial",))
     _train(benchmark, path, executor, "cell")
-    waiting = [
-        run.name
-        for run in benchmark.plan()
-        if run.kind == "classical" and not _has_predictions(benchmark, benchmark.folder.run(run.name))
-    ]
+    classical = [run.name for run in benchmark.plan() if run.kind == "classical"]
+    waiting = [name for name in classical if not benchmark.folder.run(name).is_complete(accelerations)]
     for name, reason in _execute(benchmark, path, executor, "run", waiting).items():
         write_failure(benchmark.folder.run(name), reason)
 
@@ -132,18 +130,14 @@ def _train(benchmark: Benchmark, path: Path, executor: Executor, kind: Kind) -> 
             write_failure(benchmark.folder.run(entry.name), str(error))
     for one in runs:
         one.set_aside_if_of_another_configuration()
-    waiting = [one for one in runs if not (one.is_finished or one.has_diverged)]
+    waiting = [one for one in runs if not (one.is_finished or one.folder.has_diverged)]
     for one in waiting:
         one.folder.failure.unlink(missing_ok=True)  # it would count as progress
     with _progress(runs, kind) as show:
         failures = _execute(benchmark, path, executor, "run", [one.name for one in waiting], show)
     for one in waiting:
-        if one.name in failures and one.error is None:
+        if one.name in failures and one.folder.error is None:
             write_failure(one.folder, failures[one.name])
-
-
-def _has_predictions(benchmark: Benchmark, folder: RunFolder) -> bool:
-    return all(folder.predictions(name).is_dir() for name in benchmark.specification.accelerations)
 
 
 def _execute(
@@ -197,7 +191,7 @@ def do(benchmark: Benchmark, name: str) -> None:
         benchmark.write_costs(measure_costs(configs, files[0], _COST_ROUNDS, specification.device, files[1]))
     elif name in planned and planned[name].kind == "classical":
         cells = (benchmark.folder.run(entry.name) for entry in planned.values() if entry.kind == "cell")
-        shapes = next((cell for cell in cells if _has_predictions(benchmark, cell)), None)
+        shapes = next((cell for cell in cells if cell.is_complete(specification.accelerations)), None)
         if shapes is None:
             raise RunError("No run of a model has finished; images are cropped to the size of its predictions.")
         folder = benchmark.folder.run(name)
@@ -285,7 +279,7 @@ def _progress(runs: Sequence[Run], kind: str) -> Iterator[Callable[[], None]]:
 
         def show() -> None:
             bar.n = sum(one.iterations_done for one in runs)
-            finished, failed = sum(one.is_finished for one in runs), sum(one.error is not None for one in runs)
+            finished, failed = sum(one.is_finished for one in runs), sum(one.folder.failure.exists() for one in runs)
             bar.set_postfix_str(", ".join([f"{finished} of {len(runs)} done", *([f"{failed} failed"] * bool(failed))]))
 
         show()

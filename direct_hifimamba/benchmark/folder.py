@@ -1,11 +1,15 @@
 """Names of the files and folders that a benchmark writes."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 SCORES_NAME = "scores.parquet"
 """File beside `results.json` that has the scores of all slices."""
+
+DIVERGED = "diverged"
+"""With which the reason begins if a training diverged."""
 
 
 def slug(label: str) -> str:
@@ -44,6 +48,16 @@ class RunFolder:
         return self.path / "failure.txt"
 
     @property
+    def error(self) -> str | None:
+        """Reason why the run failed, if it did."""
+        return self.failure.read_text(encoding="utf-8") if self.failure.exists() else None
+
+    @property
+    def has_diverged(self) -> bool:
+        """Whether it failed because the training diverged, which a repetition would not change."""
+        return (self.error or "").startswith(DIVERGED)
+
+    @property
     def experiment(self) -> Path:
         """Output folder of `direct train`."""
         return self.path / "run"
@@ -60,6 +74,10 @@ class RunFolder:
     def predictions(self, acceleration: str) -> Path:
         """One file per volume, with `reconstruction`, and metrics_inference.json."""
         return self.path / "predictions" / acceleration
+
+    def is_complete(self, accelerations: Iterable[str]) -> bool:
+        """Return whether there is nothing left to do: no failure, and predictions of all accelerations."""
+        return not self.failure.exists() and all(self.predictions(name).is_dir() for name in accelerations)
 
     def scores(self, acceleration: str) -> Path:
         """The table of scores of the predictions."""

@@ -6,7 +6,7 @@ import platform
 import re
 import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -108,7 +108,6 @@ def git_revision() -> str | None:
     return run.stdout.strip()
 
 
-def as_typed(arguments: Sequence[str | Path], environment: Mapping[str, str] | None = None) -> str:
-    """Return a command of `direct-hifimamba` as a line of a shell, after the environment variables set for it."""
-    variables = [f"{name}={value}" for name, value in (environment or {}).items()]
-    return shlex.join([*variables, "direct-hifimamba", *map(str, arguments)])
+def as_typed(arguments: Sequence[str | Path]) -> str:
+    """Return a command of `direct-hifimamba` as a line of a shell."""
+    return shlex.join(["direct-hifimamba", *map(str, arguments)])

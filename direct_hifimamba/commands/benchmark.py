@@ -24,7 +24,7 @@ from direct_hifimamba.benchmark import benchmark as stages
 from direct_hifimamba.benchmark.executors import EXECUTORS, Executor, make_executor
 from direct_hifimamba.benchmark.run.estimate import format_estimates
 from direct_hifimamba.benchmark.run.matrix import Benchmark
-from direct_hifimamba.benchmark.run.runner import RunError, has_diverged, lock_folder
+from direct_hifimamba.benchmark.run.runner import RunError, lock_folder
 from direct_hifimamba.commands.jobs import add_jobs_argument
 
 FAILED = 1
@@ -118,11 +118,12 @@ def main(args: argparse.Namespace) -> None:
         sys.exit(FAILED)
     if chosen == ("plan",):
         return
-    failed = [entry for entry in benchmark.plan() if benchmark.folder.run(entry.name).failure.exists()]
-    for entry in failed:
-        print(f"{entry.name} failed: {benchmark.folder.run(entry.name).failure}")
+    runs = [(entry, benchmark.folder.run(entry.name)) for entry in benchmark.plan()]
+    failed = [(entry, folder) for entry, folder in runs if folder.failure.exists()]
+    for entry, folder in failed:
+        print(f"{entry.name} failed: {folder.failure}")
     # A learning rate that is too large is a result of the search.
-    if not all(entry.kind == "trial" and has_diverged(benchmark.folder.run(entry.name)) for entry in failed):
+    if not all(entry.kind == "trial" and folder.has_diverged for entry, folder in failed):
         sys.exit(FAILED)
 
 

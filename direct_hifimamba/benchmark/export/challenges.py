@@ -182,12 +182,12 @@ class CalgaryCampinas12And32(Challenge):
     }
     slices: ClassVar[int] = 256
     cropped: ClassVar[slice] = slice(50, -50)
-    folder: ClassVar[str] = r"(12|32)-channel-R=(5|10)"
+    folder: ClassVar[str] = r"(?:Track0[12]/)?(12|32)-channel-R=(5|10)"
 
     @override
     def find_data(self, data: Path, found: Collection[str]) -> dict[str, Path]:
         wanted = {}
-        for folder in {name.partition("/")[0] for name in found}:
+        for folder in {str(PurePosixPath(name).parent) for name in found}:
             match = re.fullmatch(self.folder, folder)
             if match is None:
                 raise ValueError(f"There are predictions in a folder {folder!r}; expected such as 12-channel-R=5.")
@@ -212,14 +212,6 @@ class CalgaryCampinas12And32(Challenge):
     def places(self, name: str, found: Collection[str]) -> list[str]:
         has_track_2 = any(other.startswith("32") for other in found)
         return [*([f"Track01/{name}"] if name.startswith("12") else []), *([f"Track02/{name}"] if has_track_2 else [])]
-
-    @override
-    def find_references(self, references: Path, names: Collection[str]) -> dict[str, Path]:
-        wanted: dict[str, Path] = {}
-        for track in {name.partition("/")[0] for name in names}:
-            found = [name.removeprefix(f"{track}/") for name in names if name.startswith(f"{track}/")]
-            wanted |= {f"{track}/{name}": path for name, path in self.find_data(references, found).items()}
-        return wanted
 
     @override
     def read_reference(self, path: Path, name: str) -> Image:

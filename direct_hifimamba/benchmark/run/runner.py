@@ -5,7 +5,6 @@ import fcntl
 import gc
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from direct_hifimamba.benchmark.folder import RunFolder
+from direct_hifimamba.benchmark.folder import DIVERGED, RunFolder
 from direct_hifimamba.benchmark.plan.initialisation import Initialisation
 from direct_hifimamba.benchmark.plan.inputs import DivergedError, check_predictions
 from direct_hifimamba.benchmark.plan.specification import COSINE
@@ -25,7 +24,6 @@ from direct_hifimamba.files import PARTIAL_SUFFIX, replace_when_complete, set_as
 from direct_hifimamba.training.direct_command import COSINE_OPTION, LAST_MODEL
 from direct_hifimamba.training.direct_command import main as run_direct
 
-_DIVERGED = "diverged"
 _SPACE = 2**24
 """Bytes of free disk below which an error of DIRECT is one of space: PyTorch's does not say so."""
 
@@ -94,22 +92,12 @@ class Run:
     @property
     def is_finished(self) -> bool:
         """Whether there is nothing left to do."""
-        return self.error is None and all(self.folder.predictions(name).is_dir() for name in self.prediction_data)
-
-    @property
-    def error(self) -> str | None:
-        """Reason why the run failed, if it did."""
-        return self.folder.failure.read_text(encoding="utf-8") if self.folder.failure.exists() else None
-
-    @property
-    def has_diverged(self) -> bool:
-        """Whether it failed because the training diverged, which a repetition would not change."""
-        return has_diverged(self.folder)
+        return self.folder.is_complete(self.prediction_data)
 
     @property
     def iterations_done(self) -> int:
         """Number of iterations that are done, from the metrics that DIRECT writes while it trains."""
-        if self.is_trained() or self.error is not None:
+        if self.is_trained() or self.folder.failure.exists():
             return self.iterations
         try:
             lines = (self.folder.run / "metrics.json").read_text(encoding="utf-8").splitlines()
@@ -127,39 +115,24 @@ class Run:
 
     def training_command(self) -> list[str]:
         """Return the arguments of `direct-hifimamba`."""
-        paths: list[str | Path] = ["train", self.folder.experiment, "--cfg", self.folder.config]
-        paths += ["--training-root", self.training_data, "--validation-root"]
-        paths.append(self.validation_data or self.training_data)
+        arguments: list[str | Path] = ["train", self.folder.experiment, "--cfg", self.folder.config]
+        arguments += ["--training-root", self.training_data, "--validation-root"]
+        arguments.append(self.validation_data or self.training_data)
         if self.initialisation is not None:
-            paths += ["--initialization-checkpoint", self.folder.initialisation]
+            arguments += ["--initialization-checkpoint", self.folder.initialisation]
         if self.schedule == COSINE:
-            paths.append(COSINE_OPTION)
-        return [*_relative(paths), *self._common_options(), "--resume"]
+            arguments.append(COSINE_OPTION)
+        return [*map(str, arguments), *self._common_options(), "--resume"]
 
-    def prediction_command(self, acceleration: str, output: Path | None = None) -> list[str]:
+    def prediction_command(self, acceleration: str, output: Path) -> list[str]:
         """Return the arguments of `direct-hifimamba`."""
-        output = output or self.folder.predictions(acceleration)
-        data = self.prediction_data[acceleration]
-        paths: list[str | Path] = [
-            "predict",
-            output,
-            "--cfg",
-            self.folder.config,
-            "--checkpoint",
-            self.checkpoint,
-            "--data-root",
-            data,
-        ]
-        return [*_relative(paths), *self._common_options()]
+        arguments = ["predict", output, "--cfg", self.folder.config, "--checkpoint", self.checkpoint]
+        arguments += ["--data-root", self.prediction_data[acceleration]]
+        return [*map(str, arguments), *self._common_options()]
 
     def _common_options(self) -> list[str]:
         options = {"device": self.device, "seed": self.seed, "num-gpus": 1, "num-workers": self.workers}
         return [word for name, value in options.items() for word in (f"--{name}", str(value))]
-
-
-def has_diverged(folder: RunFolder) -> bool:
-    """Return whether the run in a folder failed because its training diverged."""
-    return folder.failure.exists() and folder.failure.read_text(encoding="utf-8").startswith(_DIVERGED)
 
 
 def _without_intervals(config: Any) -> DictConfig:
@@ -168,11 +141,6 @@ def _without_intervals(config: Any) -> DictConfig:
     for key in ("training.checkpointer", "training.validation_steps", "validation", "logging"):
         OmegaConf.update(config, key, None, merge=False, force_add=True)
     return config
-
-
-def _relative(words: Sequence[str | Path]) -> list[str]:
-    """Return arguments with paths relative to the working directory."""
-    return [os.path.relpath(word) if isinstance(word, Path) else word for word in words]
 
 
 def do_run(run: Run) -> None:
@@ -227,7 +195,7 @@ def _predict(run: Run, acceleration: str) -> None:
         check_predictions(partial, run.prediction_data[acceleration])
     except DivergedError as error:
         shutil.rmtree(partial)
-        raise RunError(f"{_DIVERGED} at {acceleration}: {error}") from error
+        raise RunError(f"{DIVERGED} at {acceleration}: {error}") from error
     except ValueError as error:
         shutil.rmtree(partial)
         raise RunError(

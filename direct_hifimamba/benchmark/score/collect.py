@@ -86,7 +86,7 @@ def collect(benchmark: Benchmark, command: Sequence[str]) -> tuple[Results, Scor
             *(_describe_classical(benchmark, run) for run in classical),
         ],
         failures=[
-            Failure(run.model, run.seed, _read_failure(benchmark, run))
+            Failure(run.model, run.seed, benchmark.folder.run(run.name).error or "It has not been run yet.")
             for run in planned
             if run.kind == "cell" and run not in predicted
         ],
@@ -109,7 +109,7 @@ def find_predictions(benchmark: Benchmark) -> dict[PlannedRun, dict[Path, list[V
     found: dict[PlannedRun, dict[Path, list[Volume]]] = {}
     for run in benchmark.plan():
         folder, data = benchmark.folder.run(run.name), benchmark.prediction_data(run.kind)
-        if not folder.failure.exists() and all(folder.predictions(name).is_dir() for name in data):
+        if folder.is_complete(data):
             found[run] = {
                 folder.scores(name): find_volumes(path, folder.predictions(name), is_centered)
                 for name, path in data.items()
@@ -127,11 +127,6 @@ def find_predictions(benchmark: Benchmark) -> dict[PlannedRun, dict[Path, list[V
             for name, data in benchmark.prediction_data("classical").items()
         }
     return found
-
-
-def _read_failure(benchmark: Benchmark, run: PlannedRun) -> str:
-    failure = benchmark.folder.run(run.name).failure
-    return failure.read_text(encoding="utf-8") if failure.exists() else "It has not been run yet."
 
 
 def _describe_data(specification: Specification, inputs: Mapping[str, Any]) -> Data:

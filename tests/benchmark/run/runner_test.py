@@ -86,7 +86,7 @@ def test_a_run_trains_and_predicts_once(tmp_path: Path, program: Program) -> Non
     assert (run.is_finished, run.iterations_done) == (False, 0)
     for _ in range(2):
         do_run(run)
-        assert (run.is_finished, run.error, run.iterations_done) == (True, None, 8)
+        assert (run.is_finished, run.folder.error, run.iterations_done) == (True, None, 8)
         assert program.calls == ["train", "predict", "predict"]
     assert set(run.folder.run.glob("*.pt")) == {run.folder.checkpoint(4), run.checkpoint}
     with h5py.File(run.folder.predictions("8x") / "d.h5") as file:
@@ -109,10 +109,10 @@ def test_what_fails_keeps_its_checkpoint_and_resumes(
     program.behaviour = behaviour
     with pytest.raises(error, match=message):
         do_run(run)
-    assert (run.error is not None) == (error is RunError)  # executors write the others, with the end of the log
+    assert (run.folder.error is not None) == (error is RunError)  # executors write the others, with the end of the log
     assert run.folder.checkpoint(4).exists() and not run.is_finished
     do_run(run)
-    assert run.is_finished and run.error is None
+    assert run.is_finished and run.folder.error is None
     assert program.calls == ["train", "train", "predict", "predict"]
 
 
@@ -123,7 +123,7 @@ def test_what_is_not_finite_is_a_result(tmp_path: Path, program: Program) -> Non
     program.behaviour = "not finite"
     with pytest.raises(RunError, match=r"diverged at 4x: The reconstruction of d\.h5 is not finite"):
         do_run(run)
-    assert run.has_diverged
+    assert run.folder.has_diverged
     assert not run.folder.predictions("4x").exists()
 
 
@@ -171,19 +171,19 @@ def test_a_run_is_done_by_one_process_at_a_time(tmp_path: Path, program: Program
 def test_commands_say_what_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = make_run(tmp_path, seed=3)
-    train, predict = run.training_command(), run.prediction_command("4x")
-    assert train[:2] == ["train", "out/a/run"]
+    train, predict = run.training_command(), run.prediction_command("4x", tmp_path / "images")
+    assert train[:2] == ["train", f"{tmp_path}/out/a/run"] and predict[:2] == ["predict", f"{tmp_path}/images"]
     assert {"--cosine-schedule", "--resume"} <= set(train)
     assert "--initialization-checkpoint" not in set(train)
     for command in (train, predict):
         assert command[command.index("--seed") + 1] == "3"
         assert command[command.index("--num-workers") + 1] == "3"
-        assert command[command.index("--cfg") + 1] == "out/a/config_input.yaml"
-    assert predict[predict.index("--checkpoint") + 1] == "out/a/run/config_input/model_7.pt"
-    assert predict[predict.index("--data-root") + 1] == "data/test_equispaced_4x"
+        assert command[command.index("--cfg") + 1] == f"{tmp_path}/out/a/config_input.yaml"
+    assert predict[predict.index("--checkpoint") + 1] == f"{tmp_path}/out/a/run/config_input/model_7.pt"
+    assert predict[predict.index("--data-root") + 1] == f"{tmp_path}/data/test_equispaced_4x"
     steps = make_run(tmp_path, "b", schedule="steps", initialisation=Initialisation({"*": 0.5})).training_command()
     assert "--cosine-schedule" not in steps
-    assert steps[steps.index("--initialization-checkpoint") + 1] == "out/b/initialisation.pt"
+    assert steps[steps.index("--initialization-checkpoint") + 1] == f"{tmp_path}/out/b/initialisation.pt"
 
 
 @pytest.fixture
