@@ -71,22 +71,16 @@ def _version(package: str) -> str:
 
 def describe_host(device: str) -> str:
     """Return a description of the operating system, processor and memory, and of the GPU where one is used."""
-    parts = [platform.platform(), f"{_processor()} ({os.cpu_count()} logical cores)"]
-    try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        parts.append(f"{memory / 2**30:.1f} GiB memory")
-    except (AttributeError, OSError, ValueError):  # not POSIX
-        pass
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    parts = [platform.platform(), f"{_processor()} ({os.cpu_count()} logical cores)", f"{memory:.1f} GiB memory"]
     if device != "cpu" and torch.cuda.is_available():
         parts.append(torch.cuda.get_device_name())
     return ", ".join(parts)
 
 
 def _processor() -> str:
-    try:
-        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-    except OSError:
-        found = None
+    info = Path("/proc/cpuinfo")  # Linux
+    found = re.search(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE) if info.exists() else None
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 
