@@ -33,7 +33,7 @@ def find_versions(device: str) -> dict[str, str]:
     return {
         "python": platform.python_version(),
         "direct-hifimamba": direct_hifimamba.__version__,
-        **{package: _version(package) for package in _PACKAGES},
+        **{package: installed_version(package) for package in _PACKAGES},
         "selective scan": resolve_backend("auto", torch.device(device)),
         "compiled kernels": library.instruction_set() if library.INSTRUCTION_SETS else "not in use",
     }
@@ -48,7 +48,7 @@ def describe_code() -> dict[str, dict[str, str]]:
     return {
         "network": _hash_files(_NETWORK_CODE),
         "training": _hash_files(_TRAINING_CODE),
-        "versions": {name: _version(name) for name in _CODE_PACKAGES},
+        "versions": {name: installed_version(name) for name in _CODE_PACKAGES},
     }
 
 
@@ -62,7 +62,8 @@ def _hash_files(members: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _version(package: str) -> str:
+def installed_version(package: str) -> str:
+    """Return the version of an installed package, `not installed` where there is none."""
     try:
         return version(package)
     except PackageNotFoundError:

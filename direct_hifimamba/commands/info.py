@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import argparse
 import platform
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from direct_hifimamba.benchmark.provenance import installed_version
 from direct_hifimamba.ops.selective_scan.interface import BACKENDS, device_type, resolve_backend, unavailable_because
 
 _PACKAGES = ("direct-hifimamba", "direct-recon", "torch", "triton", "mamba-ssm")
-
-
-def _installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _device(kind: str) -> str:
@@ -39,7 +32,7 @@ def _describe_backend(name: str) -> str:
 
 def describe() -> str:
     """Return versions, devices and the backends of the selective scan, as lines of text."""
-    lines = [f"{package:18}{_installed(package)}" for package in _PACKAGES]
+    lines = [f"{package:18}{installed_version(package)}" for package in _PACKAGES]
     lines.append(f"{'python':18}{platform.python_version()}")
     lines.append(f"{'cpu':18}{platform.machine()}, {torch.get_num_threads()} threads")
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

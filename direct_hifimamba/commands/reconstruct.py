@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 import direct_hifimamba
+from direct_hifimamba.commands.jobs import add_jobs_argument
 from direct_hifimamba.data.formats.images import SUFFIXES, Volume, check_volume, upright_affine, write_images
 from direct_hifimamba.data.formats.raw_data import AXES, RawData
 from direct_hifimamba.reconstruction.outputs import COMPLEX_FORMATS, DEFAULT_FORMATS, PARTIAL, PHASE, output_paths
@@ -69,12 +70,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="take the mean over the slice and its three reflections, in four times the time (default: as the model "
         "card of weights in the package says; otherwise no)",
     )
-    parser.add_argument(
-        "--jobs",
-        type=int,
-        metavar="N",
-        help="reconstruct in N processes of one thread each (default: one process with all threads); each has a slice "
-        "and the model in memory",
+    add_jobs_argument(
+        parser,
+        default=None,
+        what="processes of one thread each (default: one with all threads); each has a slice and the model in memory",
     )
     parser.add_argument(
         "--noise-maps",
