@@ -133,7 +133,7 @@ def test_slices_of_another_run_are_not_used(
         ((checkpoint, other, output), "with different input"),
         ((checkpoint, source, output, "--mask", tmp_path / "mask.npy"), "with different input"),
         ((checkpoint, source, output, "--uncertainty"), "with different options"),
-        ((checkpoint, source, output, "--jobs", 0), "expected at least 1"),
+        ((checkpoint, source, output, "--jobs", 0), "expected an integer, 1 or more"),
     ):
         with pytest.raises(SystemExit, match="2"):
             reconstruct(*arguments)

@@ -59,16 +59,15 @@ def compose_models(specification: Specification) -> dict[str, dict[str, DictConf
             name = f"{label} at {acceleration}"
             _check_completeness(config, name, specification.search is not None)
             _check_schedule(config, name, specification.schedule)
-    (reference_label, references), *others = composed.items()
-    for label, configs in others:
+    reference, references = next(iter(composed.items()))
+    for label, configs in composed.items():
+        first = next(iter(configs))
         for acceleration, config in configs.items():
             for section in SHARED:
-                _check_equal(section, {reference_label: references[acceleration], label: config})
-    for label, configs in composed.items():
-        (first, reference), *rest = ((name, _without_masks(config)) for name, config in configs.items())
-        for acceleration, config in rest:
-            for section in map(str, {**reference, **config}):
-                _check_equal(section, {f"{label} at {first}": reference, f"{label} at {acceleration}": config})
+                shared, own = (OmegaConf.select(entry, section) for entry in (references[acceleration], config))
+                _check_equal(section, (reference, shared), (label, own))
+            one, other = ((f"{label} at {name}", _without_masks(configs[name])) for name in (first, acceleration))
+            _check_equal("", one, other)
     return composed
 
 
@@ -220,16 +219,13 @@ def _plain(value: Any) -> Any:
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
-def _check_equal(section: str, configs: Mapping[str, DictConfig]) -> None:
-    (one, first), (other, second) = (
-        (name, _plain(OmegaConf.select(config, section))) for name, config in configs.items()
-    )
-    difference = find_difference(first, second, section)
+def _check_equal(section: str, one: tuple[str, Any], other: tuple[str, Any]) -> None:
+    difference = find_difference(_plain(one[1]), _plain(other[1]), section)
     if difference is not None:
         path, value, other_value = difference
         raise ValueError(
-            f"{path} is {value!r} for {one} and {other_value!r} for {other}; a fair comparison needs the same. Set it "
-            "in configs alone."
+            f"{path} is {value!r} for {one[0]} and {other_value!r} for {other[0]}; a fair comparison needs the same. "
+            "Set it in configs alone."
         )
 
 
