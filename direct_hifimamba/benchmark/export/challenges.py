@@ -16,19 +16,12 @@ from typing import ClassVar, NamedTuple, override
 
 import h5py
 import numpy as np
-from direct.functionals.challenges import (
-    calgary_campinas_psnr,
-    calgary_campinas_ssim,
-    calgary_campinas_vif,
-    fastmri_nmse,
-    fastmri_psnr,
-    fastmri_ssim,
-)
 from numpy.typing import NDArray
 from scipy.io import loadmat, savemat
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from tqdm import tqdm
 
+from direct_hifimamba.benchmark.score.metrics import METRICS
 from direct_hifimamba.data.fit import crop_or_pad
 from direct_hifimamba.data.formats.hdf5 import kspace_shape, read_header, read_slices
 from direct_hifimamba.data.fourier import root_sum_of_squares
@@ -124,15 +117,19 @@ def _check_shape(images: Image, expected: tuple[int, ...]) -> None:
         raise ValueError(f"has the shape {images.shape}, not {expected}")
 
 
-def _direct(metric: Callable[..., float]) -> Callable[[Image, Image], float]:
-    """Return a metric of DIRECT for images without its axis of channels."""
-    return lambda reference, images: float(metric(reference[:, None], images[:, None]))
+def _score_volume(name: str, reference: Image, images: Image) -> float:
+    """Return the score of a volume by a metric of benchmarks."""
+    return METRICS[name].of_volume(METRICS[name](reference, images))
+
+
+def _volume_metrics(family: str, *names: str) -> dict[str, Callable[[Image, Image], float]]:
+    return {name.upper(): functools.partial(_score_volume, f"{family}_{name}") for name in names}
 
 
 class FastMRI(Challenge):
     """fastMRI: slices of the size in the ISMRMRD header, such as 320 x 320; metrics of whole volumes."""
 
-    metrics: ClassVar = {"SSIM": _direct(fastmri_ssim), "PSNR": _direct(fastmri_psnr), "NMSE": _direct(fastmri_nmse)}
+    metrics: ClassVar = _volume_metrics("fastmri", "ssim", "psnr", "nmse")
 
     @override
     def find_data(self, data: Path, found: Collection[str]) -> dict[str, Path]:
@@ -175,11 +172,7 @@ class CalgaryCampinas12And32(Challenge):
     pixels, where DIRECT's divides by its root.
     """
 
-    metrics: ClassVar = {
-        "SSIM": _direct(calgary_campinas_ssim),
-        "PSNR": _direct(calgary_campinas_psnr),
-        "VIF": _direct(calgary_campinas_vif),
-    }
+    metrics: ClassVar = _volume_metrics("calgary_campinas", "ssim", "psnr", "vif")
     slices: ClassVar[int] = 256
     cropped: ClassVar[slice] = slice(50, -50)
     folder: ClassVar[str] = r"(?:Track0[12]/)?(12|32)-channel-R=(5|10)"

@@ -33,11 +33,10 @@ def choose_window(target: NDArray[np.float32]) -> Window:
     """Return the window of the target with the most edges; errors play no part in the choice."""
     height, width = (max(size // ZOOM, 1) for size in target.shape)
     edges = uniform_filter(np.hypot(sobel(target, 0), sobel(target, 1)), (height, width), mode="constant")
-    # The filter's window around an index begins half its size before it.
-    inside = edges[height // 2 : height // 2 + target.shape[0] - height + 1]
-    inside = inside[:, width // 2 : width // 2 + target.shape[1] - width + 1]
-    top, left = np.unravel_index(inside.argmax(), inside.shape)
-    return slice(int(top), int(top) + height), slice(int(left), int(left) + width)
+    row, column = np.unravel_index(edges.argmax(), edges.shape)
+    top = int(np.clip(row - height // 2, 0, target.shape[0] - height))
+    left = int(np.clip(column - width // 2, 0, target.shape[1] - width))
+    return slice(top, top + height), slice(left, left + width)
 
 
 def draw(values: NDArray[np.float32], window: Window, colours: str = "gray") -> str:

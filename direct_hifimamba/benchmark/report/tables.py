@@ -128,7 +128,7 @@ def score_cell(row: SummaryRow | None) -> Cell:
     details = [
         f"standard deviation over subjects {_format(metric, row.std)}",
         f"over {row.seeds} seeds {_format(metric, row.seed_std)}",
-        f"{_count(row.subjects, 'subject')}, {_count(row.volumes, 'volume')}, {_count(row.slices, 'slice')}",
+        f"subjects: {row.subjects}, volumes: {row.volumes}, slices: {row.slices}",
     ]
     mark: Literal["best", "tied", ""] = "best" if best is None else "" if best.is_distinguishable else "tied"
     return Cell(metric.format(row.mean), _interval(row, metric), tuple(details), mark)
@@ -164,7 +164,7 @@ def groups_remark(summary: Iterable[SummaryRow]) -> list[str]:
     if not counts:
         return []
     return [
-        f"The test volumes are of {' or '.join(map(str, counts))} {_noun(counts[-1], 'subject')}. Fewer than "
+        f"Number of subjects of the test volumes: {' or '.join(map(str, counts))}. Fewer than "
         f"{MIN_SUBJECTS} have no interval and no p; the values of the single subjects stand in braces."
     ]
 
@@ -300,10 +300,10 @@ def write_markdown(path: Path, results: Results) -> None:
     sections = [
         f"# {results.name}",
         results.description,
-        f"Test data: {_count(len(protocol.data.files), 'volume')}, {_count(protocol.data.slices, 'slice')} "
-        f"({protocol.data.origin}). Training: {format_budget(protocol)} for every model, {protocol.schedule} "
-        f"learning-rate schedule, {'seeds' if len(protocol.seeds) > 1 else 'seed'} {seeds}; scores are averaged over "
-        f"seeds. Written {results.created} on {provenance.host} with {_count(provenance.threads, 'thread')}.",
+        f"Test volumes: {len(protocol.data.files)}, with {protocol.data.slices} slices ({protocol.data.origin}). "
+        f"Training: {format_budget(protocol)} for every model, learning-rate schedule: {protocol.schedule}, seeds: "
+        f"{seeds}; scores are averaged over seeds. Written {results.created} on {provenance.host}, threads: "
+        f"{provenance.threads}.",
         *score_sections(results.models, results.failures, results.summary, results.baseline),
     ]
     write_text(path, join_sections(sections))
@@ -327,14 +327,6 @@ def score_sections(
     if failures:
         sections += ["## Failures", failure_table(failures).to_markdown()]
     return sections
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {_noun(number, noun)}"
-
-
-def _noun(number: int, noun: str) -> str:
-    return noun if number == 1 else f"{noun}s"
 
 
 def join_sections(sections: Iterable[str]) -> str:

@@ -45,8 +45,6 @@ class PlannedRun:
     seed : int
     learning_rate : float, optional
         None: that of the configuration, or the one that the search finds.
-    iterations : int, optional
-        None: they depend on the time of one.
     """
 
     name: str
@@ -54,7 +52,6 @@ class PlannedRun:
     model: str
     seed: int
     learning_rate: float | None
-    iterations: int | None
 
 
 @dataclass(frozen=True)
@@ -96,14 +93,7 @@ class Benchmark:
         ]
         folders += [(self.folder.cell(label, 0), "classical", label, 0, None) for label in specification.classical]
         return [
-            PlannedRun(
-                str(folder.path.relative_to(self.folder.path)),
-                kind,
-                label,
-                seed,
-                rate,
-                None if kind == "classical" else self.budget(kind).iterations,
-            )
+            PlannedRun(str(folder.path.relative_to(self.folder.path)), kind, label, seed, rate)
             for folder, kind, label, seed, rate in folders
         ]
 

@@ -119,7 +119,7 @@ def find_predictions(benchmark: Benchmark) -> dict[PlannedRun, dict[Path, list[V
         folder = benchmark.folder.cell(ZERO_FILLED, 0)
         shapes = benchmark.folder.run(finished.name)
         name = str(folder.path.relative_to(benchmark.folder.path))
-        zero_filled = PlannedRun(name, "classical", ZERO_FILLED, 0, None, None)
+        zero_filled = PlannedRun(name, "classical", ZERO_FILLED, 0, None)
         found[zero_filled] = {
             folder.scores(name): [
                 Volume(path, None, shapes.predictions(name) / path.name, is_centered) for path in list_files(data)

@@ -33,7 +33,7 @@ def benchmark(tmp_path: Path) -> Benchmark:
 
 def begin(benchmark: Benchmark, label: str) -> dict[str, torch.Tensor]:
     """Weights with which a training of seed 3 begins."""
-    run = benchmark.make_run(PlannedRun(label, "cell", label, seed=3, learning_rate=None, iterations=8))
+    run = benchmark.make_run(PlannedRun(label, "cell", label, seed=3, learning_rate=None))
     assert run.initialisation is not None
     path = benchmark.folder.path / f"{label}.pt"
     path.parent.mkdir(exist_ok=True)

@@ -9,9 +9,8 @@ import pytest
 from direct_hifimamba.benchmark.report.curves import read_curve
 
 
-def write(folder: Path, entries: list[dict[str, float]], log: str = "") -> Path:
+def write(folder: Path, entries: list[dict[str, float]]) -> Path:
     (folder / "metrics.json").write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
-    (folder / "log_0_0.txt").write_text(log)
     return folder
 
 
@@ -26,7 +25,6 @@ def test_loss_and_validation(tmp_path: Path) -> None:
     assert curve is not None
     np.testing.assert_array_equal(curve.loss, [[5, 10], [0.5, 0.4]])
     np.testing.assert_array_equal(curve.validation["fastmri_psnr at equispaced_4x"], [[0, 20, 100], [10, 25, 30]])
-    assert np.isnan(curve.minutes(curve.loss[0])).all()
 
 
 def test_what_was_trained_twice_counts_once(tmp_path: Path) -> None:
@@ -37,27 +35,6 @@ def test_what_was_trained_twice_counts_once(tmp_path: Path) -> None:
     curve = read_curve(path)
     assert curve is not None
     np.testing.assert_array_equal(curve.loss, [[5, 10, 15], [0.5, 0.39, 0.29]])
-
-
-def test_time_is_without_validation_and_interruptions(tmp_path: Path) -> None:
-    lines = [
-        ("10:00:00,000", "direct.environment", "Machine rank: 0"),
-        ("10:01:00,000", "CommonMetricPrinter", "eta: N/A  iter: 0  lr: N/A"),
-        ("10:02:00,000", "CommonMetricPrinter", "eta: 0:00:09  iter: 10  loss: 0.1"),
-        ("10:02:30,000", "direct.engine", "Evaluating: equispaced_4x..."),
-        ("10:09:00,000", "direct.engine", "Wrote per image logs to: here."),
-        ("10:09:30,500", "CommonMetricPrinter", "eta: 0:00:09  iter: 20  loss: 0.1"),
-        ("10:10:30,500", "CommonMetricPrinter", "eta: 0:00:09  iter: 30  loss: 0.1"),
-        ("12:00:00,000", "direct.environment", "Machine rank: 0"),
-        ("12:01:00,000", "CommonMetricPrinter", "eta: 0:00:09  iter: 20  loss: 0.1"),
-        ("12:02:00,000", "CommonMetricPrinter", "eta: 0:00:09  iter: 30  loss: 0.1"),
-    ]
-    log = "".join(f"[2026-01-02 {time}][{name}][INFO] - {text}\n" for time, name, text in lines)
-    curve = read_curve(write(tmp_path, [{"iteration": 30, "loss": 0.1}], f"a logo\n{log}"))
-    assert curve is not None
-    half_second = 0.5 / 60
-    # After the interruption, time continues where it was when the iterations that are repeated had been trained.
-    np.testing.assert_allclose(curve.time, [[0, 10, 20, 30], [0, 1, 2 + half_second, 3 + half_second]])
 
 
 def test_without_a_training_there_is_no_curve(tmp_path: Path) -> None:

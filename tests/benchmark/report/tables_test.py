@@ -79,7 +79,7 @@ def test_markdown_tables_are_complete(results: Results, tmp_path: Path) -> None:
     column = scores[0].index("PSNR, dB ↑")
     expected = f"{row.mean:.2f} [{row.low:.2f}, {row.high:.2f}]"
     assert next(cells for cells in scores if cells[0] == "RIM")[column].removesuffix(" ≈") == expected
-    assert "6 volumes, 30 slices" in text and "600 iterations" in text and "simulated" in text
+    assert "Test volumes: 6, with 30 slices" in text and "600 iterations" in text and "simulated" in text
 
 
 def find(results: Results, label: str, metric: str = "fastmri_psnr") -> SummaryRow:
@@ -100,7 +100,7 @@ def test_a_cell_has_one_number_one_interval_and_the_rest_on_demand(results: Resu
     )
     assert (cell.text, cell.interval) == (f"{row.mean:.2f}", f"[{row.low:.2f}, {row.high:.2f}]")
     assert cell.details[0].endswith(f"{row.std:.2f}") and cell.details[1] == f"over 3 seeds {row.seed_std:.2f}"
-    assert cell.details[2] == "6 subjects, 6 volumes, 30 slices"
+    assert cell.details[2] == "subjects: 6, volumes: 6, slices: 30"
     assert (difference.text, difference.mark) == (f"{row.difference.mean:+z.2f}", "tied")
     assert difference.details[-1] == f"p = {row.difference.p_value:.3f}"
 
@@ -157,7 +157,7 @@ def test_few_subjects_show_their_values_and_claim_nothing(results: Results, tmp_
     few = make_results(volumes=2, slices=2)
     (remark,) = groups_remark(few.summary)
     text = markdown(few, tmp_path)
-    assert "2 subjects" in remark and remark in text
+    assert "subjects of the test volumes: 2." in remark and remark in text
     row = find(few, "RIM")
     cell = next(cells for cells in read_tables(text)[0] if cells[0] == "RIM")[2]
     assert cell == f"{row.mean:.2f} {{{row.singles[0]:.2f}, {row.singles[1]:.2f}}} ≈"

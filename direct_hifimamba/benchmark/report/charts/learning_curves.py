@@ -1,13 +1,10 @@
 """Training loss and validation score while the models were trained."""
 
-from collections.abc import Callable
-
 import numpy as np
 from matplotlib.ticker import FuncFormatter
 
 from direct_hifimamba.benchmark.report.charts.chart import Drawing, ReportData, chart
 from direct_hifimamba.benchmark.report.charts.style import canvas
-from direct_hifimamba.benchmark.report.curves import Curve
 from direct_hifimamba.benchmark.score.metric import Array
 from direct_hifimamba.benchmark.score.metrics import METRICS
 
@@ -18,43 +15,39 @@ WINDOW = 5
 @chart(
     title="Learning curves",
     text=f"A line per seed, drawn from DIRECT's logs. The loss is a moving average over {WINDOW} entries of the log. "
-    "Time is that of training, data loading included, without validation and without interruptions. There is a "
-    "validation score if the specification asks for validations.",
+    "Time is the number of iterations times the measured time of one, data loading included. There is a validation "
+    "score if the specification asks for validations.",
 )
 def learning_curves(data: ReportData) -> list[Drawing]:
     """Return charts of loss and validation scores, against iterations and against time."""
-    losses = {key: (curve, _smooth(curve.loss)) for key, curve in data.curves.items() if len(curve.loss)}
-    drawings = _draw(data, losses, "training loss", lambda axes: axes.set_yscale("log"))
+    losses = {key: _smooth(curve.loss) for key, curve in data.curves.items() if curve.loss.size}
+    drawings = _draw(data, losses, "training loss", scale="log")
     for name in dict.fromkeys(name for curve in data.curves.values() for name in curve.validation):
-        scores = {
-            key: (curve, curve.validation[name]) for key, curve in data.curves.items() if name in curve.validation
-        }
-        metric = METRICS.get(name.partition(" ")[0])
-        label = f"validation {metric.heading if metric else name}"
-        drawings += _draw(data, scores, label, lambda axes: None, name.partition(" ")[2])
+        scores = {key: curve.validation[name] for key, curve in data.curves.items() if name in curve.validation}
+        metric, _, condition = name.partition(" ")
+        label = METRICS[metric].heading if metric in METRICS else metric
+        drawings += _draw(data, scores, f"validation {label}", condition)
     return drawings
 
 
 def _draw(
-    data: ReportData,
-    lines: dict[tuple[str, int], tuple[Curve, Array]],
-    label: str,
-    scale: Callable[..., object],
-    condition: str = "",
+    data: ReportData, lines: dict[tuple[str, int], Array], label: str, condition: str = "", scale: str = "linear"
 ) -> list[Drawing]:
+    minutes = {
+        model.label: model.cost.seconds_per_step / 60
+        for model in data.results.models
+        if model.cost is not None and model.cost.seconds_per_step is not None
+    }
     drawings = []
-    for x_label in ("iteration", "training time, min"):
-        found = {
-            key: (iterations if x_label == "iteration" else curve.minutes(iterations), values)
-            for key, (curve, (iterations, values)) in lines.items()
-        }
-        if not any(np.isfinite(x).any() for x, _ in found.values()):
+    for x_label, units in (("iteration", {model: 1.0 for model, _ in lines}), ("training time, min", minutes)):
+        found = {key: points for key, points in lines.items() if key[0] in units}
+        if not found:
             continue
         with canvas(x_label, label) as drawing:
-            for (model, _), (x, values) in found.items():
-                style = data.styles[model] | {"markersize": 4, "markevery": max(1, len(x) // 8)}
-                drawing.axes.plot(x, values, label=model, **style)
-            scale(drawing.axes)
+            for (model, _), (iterations, values) in found.items():
+                style = data.styles[model] | {"markersize": 4, "markevery": max(1, len(values) // 8)}
+                drawing.axes.plot(units[model] * iterations, values, label=model, **style)
+            drawing.axes.set_yscale(scale)
             drawing.axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             drawing.axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ends = ", ".join(f"{model} (seed {seed}) {values[-1]:.3g}" for (model, seed), (_, values) in found.items())
