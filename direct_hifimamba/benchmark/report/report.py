@@ -59,24 +59,13 @@ def write_report(folder: BenchmarkFolder, results: Results, scores: Scores) -> P
     )
     text = environment.get_template("report.html").render(
         results=results,
-        budget=tables.format_budget(results.protocol),
-        simulated=SIMULATED,
-        ties=tables.TIES,
-        remarks=[tables.UNCERTAINTY, *tables.groups_remark(results.summary)],
-        titles=tables.TITLES,
-        definitions=GROUPS,
+        tables=tables,
+        groups=GROUPS,
         metrics={name: METRICS[name] for name in scores.metrics},
-        ranking=METRICS[tables.RANKING],
-        tables={
-            name: tables.score_tables(results.models, results.summary, results.baseline, name) for name in accelerations
-        },
-        costs=tables.cost_table(results.models),
-        cost_remark=tables.COST_REMARK,
-        searched=tables.search_table(results.models),
+        simulated=SIMULATED,
         charts={name: (chart, drawings) for name, chart in CHARTS.items() if (drawings := chart(data))},
         comparisons=[comparison for comparison in compared if comparison is not None],
         zoom=ZOOM,
-        failures=tables.failure_table(results.failures),
         protocol_text=json.dumps(asdict(results.protocol), indent=1),
     )
     folder.report.parent.mkdir(parents=True, exist_ok=True)
