@@ -43,9 +43,9 @@ REGULARISATIONS = (0.0005, 0.002, 0.005, 0.01, 0.02, 0.05)
 
 
 class Acquisition(NamedTuple):
-    """Fully sampled k-space and its mask."""
+    """Fully sampled k-space of a slice and its mask."""
 
-    kspace: NDArray[np.complex64]  #: (slices[, coil], height, width), centred
+    kspace: NDArray[np.complex64]  #: ([coil, ]height, width), centred
     mask: NDArray[np.bool_]  #: of the columns, (width,)
 
     @classmethod
@@ -62,7 +62,7 @@ class Acquisition(NamedTuple):
             if mask is None:
                 raise ValueError(f"{path} has no sampling mask; prepare the data again.")
             for kspace in read_slices(file):
-                yield cls(kspace[None], mask)
+                yield cls(kspace, mask)
 
 
 def find_bart() -> Path | None:
@@ -157,25 +157,19 @@ def cg_sense(
     return acquisition.leave(image).norm(dim=-1)[0].numpy()
 
 
-def reconstruct_pics(
-    kspace: NDArray[np.complex64],
-    mask: NDArray[np.bool_],
-    sensitivity_map: NDArray[np.complex64],
-    regularisation: float,
-) -> NDArray[np.float32]:
-    """Return magnitude images by `bart pics` with an l1 norm on wavelet coefficients.
+def reconstruct(kspace: NDArray[np.complex64], mask: NDArray[np.bool_], regularisation: float) -> NDArray[np.float32]:
+    """Return a magnitude image by `bart pics` with an l1 norm on wavelet coefficients.
 
     Parameters
     ----------
-    kspace : complex64 array of shape (slices, coil, height, width)
-        Centred; samples outside the mask are ignored.
+    kspace : complex64 array of shape ([coil, ]height, width)
+        Centred; samples outside the mask are ignored. A single coil has the sensitivity 1.
     mask : bool array of shape (width,)
-    sensitivity_map : complex64 array of the shape of `kspace`
     regularisation : float
 
     Returns
     -------
-    float32 array of shape (slices, height, width)
+    float32 array of shape (height, width)
         In the units of the k-space.
 
     Raises
@@ -185,33 +179,15 @@ def reconstruct_pics(
     RuntimeError
         If it fails.
     """
-    images = []
+    sensitivity_map = np.ones_like(kspace) if kspace.ndim == 2 else estimate_sensitivity_map(kspace, mask)
     with TemporaryDirectory() as name:
         folder = Path(name)
-        for kspace_slice, map_slice in zip(kspace * mask, sensitivity_map, strict=True):
-            write_cfl(folder / "kspace", from_slices(kspace_slice[None]))
-            write_cfl(folder / "map", from_slices(map_slice[None]))
-            # -S: BART scales the data, and leaves the image scaled without it.
-            run_bart(folder, "pics", "-S", "-l1", "-r", str(regularisation), "kspace", "map", "image")
-            images.append(np.abs(to_slices(read_cfl(folder / "image"))[0, 0]))
-    return np.stack(images)
-
-
-def reconstruct(kspace: NDArray[np.complex64], mask: NDArray[np.bool_], regularisation: float) -> NDArray[np.float32]:
-    """Return images of :func:`reconstruct_pics` with estimated sensitivities; a single coil has the sensitivity 1.
-
-    Parameters
-    ----------
-    kspace : complex64 array of shape (slices[, coil], height, width)
-    mask : bool array of shape (width,)
-    regularisation : float
-    """
-    if kspace.ndim == 3:
-        kspace = kspace[:, None]
-        sensitivity_map = np.ones_like(kspace)
-    else:
-        sensitivity_map = np.stack([estimate_sensitivity_map(kspace_slice, mask) for kspace_slice in kspace])
-    return reconstruct_pics(kspace, mask, sensitivity_map, regularisation)
+        for file, array in (("kspace", kspace * mask), ("map", sensitivity_map)):
+            write_cfl(folder / file, from_slices(array.reshape(1, -1, *array.shape[-2:])))
+        # -S: BART scales the data, and leaves the image scaled without it.
+        run_bart(folder, "pics", "-S", "-l1", "-r", str(regularisation), "kspace", "map", "image")
+        image: NDArray[np.float32] = np.abs(to_slices(read_cfl(folder / "image"))[0, 0])
+        return image
 
 
 def choose_regularisation(
@@ -224,7 +200,7 @@ def choose_regularisation(
     Parameters
     ----------
     readers : sequence of callable
-        Each returns the slices of one volume, in one or more parts.
+        Each returns the slices of one volume.
     jobs : int
     regularisations : sequence of float, optional
         Default: `REGULARISATIONS`.
@@ -243,8 +219,8 @@ def choose_regularisation(
             images.append(reconstruct(kspace, mask, regularisation))
             if not np.isfinite(images[-1]).all():
                 return -math.inf
-            targets += [root_sum_of_squares(kspace_slice) for kspace_slice in kspace]
-        return fastmri_psnr(np.stack(targets)[:, None], np.concatenate(images)[:, None]).item()
+            targets.append(root_sum_of_squares(kspace))
+        return fastmri_psnr(np.stack(targets)[:, None], np.stack(images)[:, None]).item()
 
     tasks = [(read, weight) for weight in regularisations for read in readers]
     with ThreadPoolExecutor(jobs) as pool:
@@ -321,7 +297,7 @@ def _reconstruct_files(paths: Sequence[Path], output: Path, weight: float, shape
 
     def write(path: Path) -> None:
         slices = [reconstruct(*acquisition, weight) for acquisition in Acquisition.read(path)]
-        images = torch.from_numpy(np.concatenate(slices))
+        images = torch.from_numpy(np.stack(slices))
         if not images.isfinite().all():
             raise RuntimeError(f"BART's image of {path}, with the weight {weight:g}, is not finite.")
         with h5py.File(shapes / path.name) as reference:
