@@ -71,14 +71,6 @@ def compose_models(specification: Specification) -> dict[str, dict[str, DictConf
     return composed
 
 
-def shared_sections(configs: Mapping[str, DictConfig]) -> dict[str, Any]:
-    """Return by acceleration the parts of the configurations of one model that are the same for all models."""
-    return {
-        acceleration: {section: _plain(OmegaConf.select(config, section)) for section in SHARED}
-        for acceleration, config in configs.items()
-    }
-
-
 def evaluation_settings(composed: Mapping[str, Mapping[str, DictConfig]]) -> dict[str, Any]:
     """Return what images depend on besides files, masks and model: operators, transforms and crop.
 

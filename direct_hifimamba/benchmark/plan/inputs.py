@@ -16,7 +16,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from direct_hifimamba.benchmark.folder import BenchmarkFolder
-from direct_hifimamba.benchmark.plan.configurations import find_difference, shared_sections
+from direct_hifimamba.benchmark.plan.configurations import find_difference
 from direct_hifimamba.benchmark.plan.specification import Specification
 from direct_hifimamba.benchmark.provenance import describe_code
 from direct_hifimamba.data.formats.hdf5 import (
@@ -316,7 +316,6 @@ def describe_inputs(
             name: origin["source"]["sha256"] for name, origin in tested.items() if "sha256" in origin.get("source", {})
         },
         "code": describe_code(),
-        "shared": shared_sections(next(iter(composed.values()))),
         "models": {
             label: {acceleration: OmegaConf.to_container(config) for acceleration, config in configs.items()}
             for label, configs in composed.items()

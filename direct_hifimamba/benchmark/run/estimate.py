@@ -63,7 +63,7 @@ def _pixels_per_slice(benchmark: Benchmark) -> int:
     """Return the size of the images that are predicted, of the first test file."""
     with h5py.File(list_files(next(iter(benchmark.prediction_data("cell").values())))[0]) as file:
         height, width = kspace_shape(file)[-2:]
-        if next(iter(next(iter(benchmark.configs.values())).values())).inference.get("crop") == "header":
+        if benchmark.first_config().inference.get("crop") == "header":
             height, width = read_header(file).get("reconstruction_size", (height, width))[:2]
     return int(height * width)
 

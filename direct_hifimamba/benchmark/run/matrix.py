@@ -64,7 +64,11 @@ class Benchmark:
 
     def is_centered(self) -> bool:
         """See :func:`direct_hifimamba.benchmark.plan.configurations.is_centered`; the same for all models."""
-        return is_centered(next(iter(next(iter(self.configs.values())).values())))
+        return is_centered(self.first_config())
+
+    def first_config(self) -> DictConfig:
+        """Return the configuration of the first model at the first acceleration, for what all have in common."""
+        return next(iter(next(iter(self.configs.values())).values()))
 
     def budget(self, kind: str) -> Budget:
         """Return how long a run of some kind is trained."""

@@ -66,7 +66,7 @@ def collect(benchmark: Benchmark, command: Sequence[str]) -> tuple[Results, Scor
             accelerations=list(specification.accelerations),
             budget={key: float(value) for key, value in specification.budget.model_dump(exclude_none=True).items()},
             schedule=specification.schedule,
-            loss=next(iter(inputs["shared"].values()))["training.loss"],
+            loss=next(iter(next(iter(inputs["models"].values())).values()))["training"]["loss"],
             seeds=list(specification.seeds),
             metrics=metric_definitions([*DEFAULT, *specification.metrics]),
             spectrum_edges=list(SPECTRUM_EDGES),

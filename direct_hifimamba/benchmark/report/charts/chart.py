@@ -7,7 +7,6 @@ from typing import Any
 
 from direct_hifimamba.benchmark.report.curves import Curve
 from direct_hifimamba.benchmark.score.results import Results
-from direct_hifimamba.benchmark.score.summary import SummaryRow
 from direct_hifimamba.benchmark.score.table import Scores
 
 
@@ -19,11 +18,6 @@ class ReportData:
     scores: Scores
     curves: Mapping[tuple[str, int], Curve]
     styles: Mapping[str, dict[str, Any]]
-
-    def rows(self, acceleration: str, metric: str) -> dict[str, SummaryRow]:
-        """Return the summary of every model that has one."""
-        key = (acceleration, metric)
-        return {row.model: row for row in self.results.summary if (row.acceleration, row.metric) == key}
 
 
 @dataclass(frozen=True)
@@ -51,8 +45,3 @@ class Chart:
 def chart(**fields: Any) -> Callable[[Callable[[ReportData], list[Drawing]]], Chart]:
     """Return a decorator that makes a :class:`Chart` of a function."""
     return partial(Chart, **fields)
-
-
-def mean_and_interval(row: SummaryRow) -> tuple[float, float, float]:
-    """Return the mean and both ends of its interval; the mean three times if there is none."""
-    return row.mean, row.mean if row.low is None else row.low, row.mean if row.high is None else row.high

@@ -2,7 +2,7 @@
 
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
-from direct_hifimamba.benchmark.report.charts.chart import Drawing, ReportData, chart, mean_and_interval
+from direct_hifimamba.benchmark.report.charts.chart import Drawing, ReportData, chart
 from direct_hifimamba.benchmark.report.charts.style import canvas
 from direct_hifimamba.benchmark.report.tables import COSTS, RANKING, CostColumn, format_engineering
 from direct_hifimamba.benchmark.score.metrics import METRICS
@@ -20,16 +20,18 @@ def cost(data: ReportData) -> list[Drawing]:
 
 
 def _draw(data: ReportData, acceleration: str, cost: CostColumn) -> Drawing | None:
-    metric, rows = METRICS[RANKING], data.rows(acceleration, RANKING)
+    metric, key = METRICS[RANKING], (acceleration, RANKING)
+    rows = {row.model: row for row in data.results.summary if (row.acceleration, row.metric) == key}
     costs = {model.label: found for model in data.results.models if model.label in rows and (found := cost.of(model))}
     if not costs:
         return None
     with canvas(cost.label, metric.heading) as drawing:
         axes = drawing.axes
         for label, value in costs.items():
-            mean, low, high = mean_and_interval(rows[label])
-            axes.plot([value, value], [low, high], color=data.styles[label]["color"], linewidth=1.3)
-            axes.plot([value], [mean], label=label, **data.styles[label])
+            row = rows[label]
+            if row.low is not None and row.high is not None:
+                axes.plot([value, value], [row.low, row.high], color=data.styles[label]["color"], linewidth=1.3)
+            axes.plot([value], [row.mean], label=label, **data.styles[label])
         lowest, highest = min(costs.values()), max(costs.values())
         axes.set_xscale("log")
         axes.set_xlim(lowest / 1.25, highest * 1.25)
