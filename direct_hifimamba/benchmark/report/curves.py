@@ -1,7 +1,6 @@
 """Learning curves of a run, read from what DIRECT writes while it trains."""
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -9,8 +8,6 @@ from statistics import fmean
 import numpy as np
 
 from direct_hifimamba.benchmark.score.metric import Array
-
-_VALIDATION = re.compile(r"metrics_val_(?P<dataset>.+)_(?P<iteration>\d+)\.json")
 
 
 @dataclass(frozen=True)
@@ -52,12 +49,11 @@ def read_curve(folder: Path) -> Curve | None:
             loss[int(entry["iteration"])] = entry["loss"]
     validation: dict[str, dict[int, float]] = {}
     for path in folder.glob("metrics_val_*.json"):
-        match = _VALIDATION.fullmatch(path.name)
-        volumes = list(json.loads(path.read_text(encoding="utf-8")).values()) if match else []
-        for key in volumes[0] if volumes else ():
-            assert match is not None
-            name = f"{key.removesuffix('_metric')} at {match['dataset']}"
-            validation.setdefault(name, {})[int(match["iteration"])] = fmean(volume[key] for volume in volumes)
+        dataset, _, iteration = path.stem.removeprefix("metrics_val_").rpartition("_")
+        volumes = list(json.loads(path.read_text(encoding="utf-8")).values())
+        for key in volumes[0]:
+            points = validation.setdefault(f"{key.removesuffix('_metric')} at {dataset}", {})
+            points[int(iteration)] = fmean(volume[key] for volume in volumes)
     return Curve(_to_array(loss), {name: _to_array(points) for name, points in validation.items()})
 
 
