@@ -130,8 +130,9 @@ class Benchmark:
         """Return the mean over volumes and accelerations; None if one of them has no score."""
         folder, (metric,) = self.folder.trial(label, rate), self.metrics("trial")
         names = list(self.specification.accelerations)
-        tables = {(label, None, name): RunTable.read(folder.scores(name)).select([metric]) for name in names}
-        found = [Scores.join(tables).volumes(label, name, metric).get(None, {}) for name in names]
+        tables = {name: RunTable.read(folder.scores(name)).select([metric]) for name in names}
+        scores = Scores.join({(label, None, name): table for name, table in tables.items()})
+        found = [scores.volumes(label, name, metric).get(None, {}) for name in names]
         values = [value for volumes in found for value in volumes.values()]
         return fmean(values) if all(found) and all(map(math.isfinite, values)) else None
 
