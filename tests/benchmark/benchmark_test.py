@@ -95,7 +95,7 @@ def test_a_benchmark_resumes_and_has_failures_in_their_cells(finished: Benchmark
     for rate in RATES:
         assert "Unknown initializer_initialization" in finished.trial("failing", rate).failure.read_text()
     assert "No learning rate of the search gave a score" in finished.cell("failing", 0).failure.read_text()
-    assert results.provenance.commands == ["direct-hifimamba benchmark specification.yaml --output out"]
+    assert results.provenance.command == "direct-hifimamba benchmark specification.yaml --output out"
     assert f"direct-hifimamba train {finished.cell('U-Net', 0).experiment.resolve()}" in log
     assert {"selective scan", "compiled kernels"} <= set(results.provenance.versions)
 

@@ -70,7 +70,6 @@ def make_benchmark(
             loss={"losses": [{"function": "l1_loss", "multiplier": 1.0}]},
             seeds=list(seeds),
             metrics=metric_definitions(METRICS),
-            spectrum_edges=list(SPECTRUM_EDGES),
             evaluation=make_evaluation(),
         ),
         provenance=Provenance(
@@ -78,7 +77,7 @@ def make_benchmark(
             host="a machine",
             threads=2,
             git_revision=None,
-            commands=["direct-hifimamba benchmark example.yaml"],
+            command="direct-hifimamba benchmark example.yaml",
             specification="name: example\n",
         ),
         models=[make_model(label) for label in QUALITY],

@@ -117,7 +117,6 @@ def write_folder(
             loss={"losses": [{"function": "l1_loss", "multiplier": 1.0}]},
             seeds=list(seeds),
             metrics=metric_definitions(METRICS),
-            spectrum_edges=list(SPECTRUM_EDGES),
             evaluation=make_evaluation(),
         ),
         provenance=Provenance(
@@ -125,7 +124,7 @@ def write_folder(
             "a processor",
             1,
             "0123456789abcdef",
-            ["direct-hifimamba benchmark SPEC.yaml"],
+            "direct-hifimamba benchmark SPEC.yaml",
             folder.specification.read_text(),
         ),
         models=[

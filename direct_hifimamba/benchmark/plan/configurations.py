@@ -71,17 +71,16 @@ def compose_models(specification: Specification) -> dict[str, dict[str, DictConf
     return composed
 
 
-def evaluation_settings(composed: Mapping[str, Mapping[str, DictConfig]]) -> dict[str, Any]:
+def evaluation_settings(config: DictConfig) -> dict[str, Any]:
     """Return what images depend on besides files, masks and model: operators, transforms and crop.
 
     Every default of DIRECT is written out, so that a configuration that states a default is not a different one.
 
     Parameters
     ----------
-    composed : dict
-        As :func:`compose_models` returns it: the settings are the same in all of it.
+    config : DictConfig
+        Of any model and acceleration of a benchmark, in which these settings are the same.
     """
-    config = next(iter(next(iter(composed.values())).values()))
     inference = config.inference
     return {
         "physics": _with_defaults(PhysicsConfig, config.physics),

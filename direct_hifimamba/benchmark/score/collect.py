@@ -26,7 +26,6 @@ from direct_hifimamba.benchmark.score.results import (
     Results,
     digest,
 )
-from direct_hifimamba.benchmark.score.scores import SPECTRUM_EDGES
 from direct_hifimamba.benchmark.score.scoring import Volume, find_volumes, score_run
 from direct_hifimamba.benchmark.score.summary import summarise_scores
 from direct_hifimamba.benchmark.score.table import Scores
@@ -69,15 +68,14 @@ def collect(benchmark: Benchmark, command: Sequence[str]) -> tuple[Results, Scor
             loss=next(iter(next(iter(inputs["models"].values())).values()))["training"]["loss"],
             seeds=list(specification.seeds),
             metrics=metric_definitions([*DEFAULT, *specification.metrics]),
-            spectrum_edges=list(SPECTRUM_EDGES),
-            evaluation=evaluation_settings(benchmark.configs),
+            evaluation=evaluation_settings(benchmark.first_config()),
         ),
         provenance=Provenance(
             versions=provenance.find_versions(specification.device),
             host=provenance.describe_host(specification.device),
             threads=THREADS,
             git_revision=provenance.git_revision(),
-            commands=[provenance.as_typed(command)],
+            command=provenance.as_typed(command),
             specification=specification.to_yaml(benchmark.folder.path),
         ),
         models=[

@@ -53,7 +53,6 @@ class Protocol:
     loss: dict[str, Any]
     seeds: list[int]
     metrics: dict[str, str]
-    spectrum_edges: list[float]
     evaluation: dict[str, Any]
 
     @property
@@ -72,7 +71,6 @@ class Protocol:
             "validation data": self.data.validation,
             "accelerations": sorted(self.accelerations),
             "metrics": self.metrics,
-            "bands of the error spectrum": self.spectrum_edges,
             "evaluation": self.evaluation,
             "loss": self.loss,
         }
@@ -86,7 +84,7 @@ class Provenance:
     host: str
     threads: int
     git_revision: str | None
-    commands: list[str]
+    command: str
     specification: str
 
 

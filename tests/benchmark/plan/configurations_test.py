@@ -83,7 +83,8 @@ def test_evaluation_settings_are_what_is_scored(tmp_path: Path, path: str, value
         for key, setting in changes.items():
             OmegaConf.update(config, key, setting, force_add=True)
         (tmp_path / "changed.yaml").write_text(OmegaConf.to_yaml(config))
-        return evaluation_settings(compose_models(load(tmp_path, configs=["changed.yaml"])))
+        configs = compose_models(load(tmp_path, configs=["changed.yaml"]))
+        return evaluation_settings(configs["U-Net"]["equispaced_4x"])
 
     (tmp_path / "changed.yaml").touch()
     expected = settings()

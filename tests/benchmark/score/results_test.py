@@ -77,7 +77,7 @@ def test_hash_covers_the_data_and_neither_budget_nor_seeds() -> None:
         {"training": "0" * 64},
         {"validation": "0" * 64},
     ]
-    other = [{"accelerations": ["another"]}, {"metrics": {}}, {"spectrum_edges": [0.0, 1.0]}]
+    other = [{"accelerations": ["another"]}, {"metrics": {}}]
     other += [{"evaluation": make_evaluation(crop="header")}]
     other += [{"data": replace(protocol.data, **change)} for change in data]
     assert {replace(protocol, **change).hash for change in same} == {protocol.hash}

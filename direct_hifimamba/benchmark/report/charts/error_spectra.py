@@ -5,6 +5,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from direct_hifimamba.benchmark.report.charts.chart import Drawing, ReportData, chart
 from direct_hifimamba.benchmark.report.charts.style import canvas
+from direct_hifimamba.benchmark.score.scores import SPECTRUM_EDGES
 from direct_hifimamba.benchmark.score.table import spectrum_names
 
 
@@ -21,8 +22,7 @@ def error_spectra(data: ReportData) -> list[Drawing]:
 
 
 def _draw(data: ReportData, acceleration: str) -> Drawing | None:
-    edges = data.results.protocol.spectrum_edges
-    names = spectrum_names(len(edges) - 1)
+    names = spectrum_names(len(SPECTRUM_EDGES) - 1)
     spectra = {}
     for model in data.results.models:
         bands = [data.scores.volumes(model.label, acceleration, name) for name in names]
@@ -33,7 +33,7 @@ def _draw(data: ReportData, acceleration: str) -> Drawing | None:
         return None
     with canvas("spatial frequency / Nyquist frequency", "relative error energy, magnitude", height=3.4) as drawing:
         for label, values in spectra.items():
-            middles = np.convolve(edges, (0.5, 0.5), "valid")
+            middles = np.convolve(SPECTRUM_EDGES, (0.5, 0.5), "valid")
             drawing.axes.plot(middles, values, label=label, markevery=3, **data.styles[label])
         drawing.axes.set_yscale("log")
         drawing.axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
