@@ -1,8 +1,8 @@
 """What maps of noise, spread and residual show, and what not, on a measured slice: the figures of docs/uncertainty.md.
 
-Run `python projects/multicoil/uncertainty.py KSPACE HEADS CHECKPOINT... --cfg CONFIG`, where KSPACE is fully sampled
-(`.npy`; slice, coil, height, width), and HEADS a folder of NIfTI files that the training did not use. The image is the
-mean of the networks of all checkpoints.
+Run `python projects/multicoil/uncertainty.py KSPACE HEADS NAME`, where KSPACE is fully sampled (`.npy`; slice, coil,
+height, width), HEADS a folder of NIfTI files that the training did not use, and NAME that of weights in the package, or
+several checkpoints.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from PIL import Image
 from direct_hifimamba.data.fourier import image_to_kspace, root_sum_of_squares
 from direct_hifimamba.data.nlinv import nlinv
 from direct_hifimamba.data.simulation.heads import find_heads
-from direct_hifimamba.reconstruct import Reconstructor
 from direct_hifimamba.reconstruction.noise import estimate_noise_covariance, noise_map
 from direct_hifimamba.reconstruction.uncertainty import calibrate, residual_map, spread
+from direct_hifimamba.reconstruction.volume import load
 
 CENTER_FRACTIONS = {4: 0.08, 8: 0.04}
 LESION = (slice(60, 68), slice(60, 68))
@@ -74,19 +74,18 @@ def main() -> None:
     parser.add_argument("kspace", type=Path)
     parser.add_argument("heads", type=Path)
     parser.add_argument("checkpoints", type=Path, nargs="+")
-    parser.add_argument("--cfg", type=Path, required=True)
+    parser.add_argument("--cfg", type=Path)
     parser.add_argument("--number", type=int, default=24, help="simulated slices (default: %(default)s)")
     parser.add_argument("--replicas", type=int, default=32)
     parser.add_argument("--picture", type=Path, default=Path("uncertainty.png"))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    reconstructor = Reconstructor.from_checkpoint(args.checkpoints, args.cfg)
-    single = Reconstructor.from_checkpoint(args.checkpoints[0], args.cfg)
+    _, reconstructor = load(args.checkpoints, args.cfg, "cpu")
     full = np.load(args.kspace)[0].astype(np.complex64)
     reference = root_sum_of_squares(full)
     is_object = reference > 0.1 * np.quantile(reference, 0.99)
     signal = float(reference[is_object].mean())
-    is_ensemble = len(args.checkpoints) > 1
+    is_ensemble = reconstructor.members > 1
     calibration = calibrate(reconstructor, find_heads(args.heads), number=args.number) if is_ensemble else None
 
     print(
@@ -103,7 +102,7 @@ def main() -> None:
         analysis = reconstructor.analyse_slice(kspace, sampled)
         image = np.abs(analysis.images.mean(axis=0))
         error = np.abs(image - reference)
-        reconstruct = partial(single.reconstruct_slice, sampled=sampled)
+        reconstruct = partial(reconstructor.reconstruct_slice, sampled=sampled)
         noise = noise_map(reconstruct, kspace, sampled, covariance, args.replicas)
 
         def percent(values: NDArray[Any]) -> str:
@@ -136,7 +135,9 @@ def main() -> None:
         for change in changes.values():
             changed = change(kspace)
             noise_of_changed = estimate_noise_covariance([changed], sampled)
-            row.append(f"{residual_map(single.analyse_slice(changed, sampled).residual, noise_of_changed)[1]:.2f}")
+            row.append(
+                f"{residual_map(reconstructor.analyse_slice(changed, sampled).residual, noise_of_changed)[1]:.2f}"
+            )
         row += [
             f"{residual_of_lesion(analysis.residual, covariance, sampled, maps, height * signal):.2f}"
             for height in (0.2, 1.0)
