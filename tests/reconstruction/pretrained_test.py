@@ -90,7 +90,7 @@ def test_reconstruct_takes_a_name_and_warns_outside_the_domain(
 ) -> None:
     cli.main(["reconstruct", "multicoil", str(kspace_file), str(tmp_path / "images")])
     error = capsys.readouterr().err
-    sentence = "The height is 24 pixels; the training had 96 to 160."
+    sentence = "The height is 24 pixels; the training had 96 to 256."
     assert error.count(sentence) == 1
     reconstructor = Reconstructor.from_pretrained("multicoil")
     with pytest.warns(OutsideDomainWarning) as warned:
