@@ -89,6 +89,8 @@ def test_the_signal_to_noise_ratio_is_estimated(snr: float) -> None:
 def test_the_domain_of_the_shipped_weights_is_that_of_their_configuration() -> None:
     pretrained = find_pretrained("multicoil")
     domain, (data,) = pretrained.domain, OmegaConf.load(pretrained.config_path).training.datasets
-    assert (*domain.size, *domain.coils) == (*data["size"], *data.num_coils)
+    # An earlier part of the training had the smaller images.
+    assert domain.size[0] <= data["size"][0] and domain.size[1] == data["size"][1]
+    assert domain.coils == tuple(data.num_coils)
     assert domain.acceleration == (min(data.accelerations), max(data.accelerations))
     assert domain.snr == data.snr[0]
