@@ -7,8 +7,9 @@
     DEST/val_equispaced_4x/*.h5     the same k-space, linked, with an evaluation mask in every file
     DEST/train.lst, DEST/val.lst    names of the files, for `filenames_lists` (relative to the configuration file)
 
-Measured k-space is linked to the download. `FastMRI` reads masks of whole columns only. Folders with other masks, such
-as radial ones, are for our data set `FastMRIWithMasks`. `protocol.json` has the configuration of each folder.
+Measured k-space is linked to the download. `FastMRI` reads masks of whole columns only. Other masks, such as radial
+ones, are stored with a copy of the k-space for DIRECT's `CMRxRecon` data set or, with several coils, with linked
+k-space for our `FastMRIWithMasks`. `protocol.json` has the configuration of each folder.
 """
 
 import hashlib
@@ -31,10 +32,13 @@ from direct_hifimamba.data.blank import bright_level, is_blank
 from direct_hifimamba.data.data_sets import DATA_SETS, MEASURED, SIMULATED, listed_subjects, select_slices
 from direct_hifimamba.data.fit import crop_or_pad, resample
 from direct_hifimamba.data.formats.hdf5 import (
+    CMRXRECON_SUFFIX,
     acquired_columns,
+    add_provenance,
     kspace_shape,
     missing_links,
     read_provenance,
+    write_cmrxrecon,
     write_view,
     write_volume,
 )
@@ -117,6 +121,8 @@ def prepare_file(task: Task) -> Outcome:
     except SourceError as error:
         return Outcome(task, failed=str(error))
     record = who | _record(task)
+    if not who.items() <= (read_provenance(task.path) or {}).items():  # of an earlier version
+        add_provenance(task.path, who)
     folders = task.settings.mask_folders(task.split)
     masks = {folder: _store_mask(task, record, folder, options) for folder, options in folders.items()}
     return Outcome(task, record | {"masks": masks})
@@ -223,20 +229,24 @@ def _store_mask(task: Task, record: dict[str, Any], folder: str, options: MaskOp
     with h5py.File(task.path) as file:
         acquired = acquired_columns(file)
     mask = draw_mask(options, (height, width), task.name, task.settings.seed, acquired)
-    provenance = {
-        "mask": {"options": asdict(options), **mask.provenance()},
-        "seed": task.settings.seed,
-        "volume_sha256": record["sha256"],
-        "origin": task.settings.kspace,
-        **{key: record[key] for key in _WHO if key in record},
-    }
-    path = task.dest / folder / task.name
-    if not path.exists():
+    identity = {"seed": task.settings.seed, "volume_sha256": record["sha256"]}
+    who = {"origin": task.settings.kspace, **{key: record[key] for key in _WHO if key in record}}
+    provenance = {"mask": {"options": asdict(options), **mask.provenance()}, **identity, **who}
+    # The reader of CMRxRecon would estimate coil sensitivities from 24 columns, sampled or not.
+    is_view = mask.is_line_mask or task.settings.has_coils
+    path = (task.dest / folder / task.name).with_suffix(".h5" if is_view else CMRXRECON_SUFFIX)
+    if path.exists():
+        stored = read_provenance(path) or {}
+        if stored.get("mask", {}).get("options") != asdict(options) or not identity.items() <= stored.items():
+            raise FileExistsError(f"{path} belongs to another preparation; remove it, or choose another folder.")
+    # Earlier versions did not clear the mask in the padding, and did not store the origin of the data.
+    if not path.exists() or stored != provenance:
         path.parent.mkdir(exist_ok=True)
-        write_view(path, task.path, mask.samples, provenance, None if mask.is_line_mask else mask.center)
-    elif read_provenance(path) != provenance:
-        raise FileExistsError(f"{path} belongs to another preparation; remove it, or choose another folder.")
-    return mask.provenance()
+        if is_view:
+            write_view(path, task.path, mask.samples, provenance, None if mask.is_line_mask else mask.center)
+        else:
+            write_cmrxrecon(path, task.path, mask.samples, provenance)
+    return {"file": path.name, **mask.provenance()}
 
 
 def find_split(source: Path, folder: str) -> Path | None:
@@ -411,7 +421,7 @@ def _divide(settings: Settings, subjects: Set[str]) -> dict[str, str]:
 
 
 def _check_other_splits(dest: Path, settings: Settings, found: Mapping[str, tuple[list[Task], Any]]) -> None:
-    """Check that no file was prepared before in another split, such as one from another download."""
+    """Check that no file was prepared before in another split, by an earlier version or from another download."""
     for split, (tasks, _) in found.items():
         others = [name for name, folder in settings.folders.items() if folder == settings.folders[split]]
         for task in tasks:

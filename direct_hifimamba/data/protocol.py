@@ -18,6 +18,7 @@ TRAINING = "train"
 CROP, RESAMPLE = "crop", "resample"
 SINGLE_COIL, MULTI_COIL = "single", "multi"
 RECONSTRUCTIONS = ("esc", "rss")
+_LATER_KEYS = ("divide", "reconstruction")
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class Settings:
         `measured` or `simulated from magnitude`.
     coils : str, optional
         `single` or `multi`, where the data set has both.
-    acquisition : tuple of str, optional
-        Kinds of measurement to use, where the data set has several.
+    acquisition : str or tuple of str, optional
+        Kind of measurement to use, or kinds, where the data set has several.
     slices : str
         Rule for :func:`data_sets.select_slices`.
     size : tuple of ints, optional
@@ -61,7 +62,7 @@ class Settings:
     data_set: str
     kspace: str
     coils: str | None
-    acquisition: tuple[str, ...] | None
+    acquisition: str | tuple[str, ...] | None
     slices: str
     size: tuple[int, int] | None
     fit: str | None
@@ -89,8 +90,9 @@ class Settings:
             raise ValueError(f"{name} consists of magnitude images; its k-space cannot be {MEASURED}.")
         simulated = kspace == SIMULATED
         if "acquisition" in given:
-            names = [given["acquisition"]] if isinstance(given["acquisition"], str) else given["acquisition"]
-            given["acquisition"] = tuple(sorted(set(names)))
+            names = (given["acquisition"],) if isinstance(given["acquisition"], str) else tuple(given["acquisition"])
+            # A single one is stored as a string, as in files of earlier versions.
+            given["acquisition"] = names[0] if len(names) == 1 else tuple(sorted(set(names)))
         meaningful = {
             "coils": data_set.has_coil_variants,
             "acquisition": data_set.acquisition is not None,
@@ -107,7 +109,7 @@ class Settings:
                 "data_set": name,
                 "kspace": kspace,
                 "coils": SINGLE_COIL if data_set.has_coil_variants else None,
-                "acquisition": data_set.acquisition and (data_set.acquisition,),
+                "acquisition": data_set.acquisition,
                 "slices": data_set.slices,
                 "size": data_set.size if simulated else None,
                 "fit": CROP if simulated else None,
@@ -128,7 +130,7 @@ class Settings:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """Return the settings that :meth:`to_json` has returned as `values`."""
+        """Return the settings that :meth:`to_json` of this or an earlier version has returned as `values`."""
         masks = tuple(MaskOptions(**mask) for mask in values["masks"])
         stored: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
@@ -136,13 +138,19 @@ class Settings:
         return cls(**{**stored, "masks": masks})
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settings in the types of JSON."""
-        return json.loads(json.dumps(asdict(self)))
+        """Return the settings in the types of JSON; later keys only if they are set, as in earlier versions."""
+        values = json.loads(json.dumps(asdict(self)))
+        return {key: value for key, value in values.items() if key not in _LATER_KEYS or value is not None}
 
     @property
     def acquisitions(self) -> tuple[str | None, ...]:
         """Kinds of measurement to use; None where the data set has only one."""
-        return (None,) if self.acquisition is None else self.acquisition
+        return self.acquisition if isinstance(self.acquisition, tuple) else (self.acquisition,)
+
+    @property
+    def has_coils(self) -> bool:
+        """Whether k-space has several coils."""
+        return self.kspace == MEASURED and self.coils != SINGLE_COIL
 
     @property
     def folders(self) -> dict[str, str]:
@@ -163,7 +171,7 @@ class Settings:
         paper = Settings.of(self.data_set, kspace=DATA_SETS[self.data_set].kspace_of_paper)
         is_of_paper = self.data_set != "raw"
         paper = replace(paper, normalise_slices=is_of_paper, reconstruction="rss" if paper.coils else None)
-        here, there = self.to_json(), paper.to_json()
+        here, there = (json.loads(json.dumps(asdict(settings))) for settings in (self, paper))
         compared = ["kspace", "coils", "acquisition", "slices", "masks"]
         if self.kspace == paper.kspace:  # otherwise these are not comparable
             compared += ["size", "fit", "reconstruction", "normalise_slices"]
@@ -214,8 +222,10 @@ def configuration_of(settings: Settings, line_masks: bool | None = None) -> dict
     centered = settings.kspace == SIMULATED or DATA_SETS[settings.data_set].centered
     suffix = "" if centered else "(centered=False)"
     dataset: dict[str, Any] = {"name": "FastMRI", "pass_mask": bool(line_masks)}
-    if line_masks is False:
+    if line_masks is False and settings.has_coils:
         dataset = {"name": "FastMRIWithMasks"}
+    elif line_masks is False:
+        dataset = {"name": "CMRxRecon", "kspace_key": "kspace", "extra_keys": ["mask"]}
     return {
         "dataset": dataset,
         "physics": {"forward_operator": f"fft2{suffix}", "backward_operator": f"ifft2{suffix}"},

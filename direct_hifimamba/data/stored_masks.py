@@ -1,8 +1,8 @@
 """Data set `FastMRIWithMasks`: DIRECT's `FastMRI` with sampling masks of any shape from the files.
 
-DIRECT reads two-dimensional masks with its `CMRxRecon` data set alone, which needs k-space in another form and
-estimates coil sensitivities from the 24 central columns of the fully sampled k-space, whatever the mask is. Here the
-samples for autocalibration are stored with the mask, as the mask function has set them apart.
+DIRECT reads two-dimensional masks with its `CMRxRecon` data set alone, which estimates coil sensitivities from the 24
+central columns of the fully sampled k-space, whatever the mask is. Here the samples for autocalibration are stored
+with the mask, as the mask function has set them apart.
 """
 
 from dataclasses import dataclass
@@ -29,8 +29,8 @@ class FastMRIWithMasksConfig(FastMRIConfig):
 class FastMRIWithMasksDataset(FastMRIDataset):
     """Data set `FastMRI` of DIRECT whose samples have the `mask` and `acs_mask` of their file, (height, width) each.
 
-    They are those that `direct-hifimamba prepare` stores for masks that are not made of whole columns. A configuration
-    has `transforms.masking: null`; `pass_mask`, with which DIRECT reads masks of whole columns, has no effect.
+    They are those that `direct-hifimamba prepare` stores with k-space of several coils. A configuration has
+    `transforms.masking: null`; `pass_mask`, with which DIRECT reads masks of whole columns, has no effect.
 
     Raises
     ------

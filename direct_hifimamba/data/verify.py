@@ -1,6 +1,8 @@
 """Compare a prepared data set with its protocol: checksums, masks, missing and additional files."""
 
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,17 +10,20 @@ import h5py
 import numpy as np
 
 from direct_hifimamba.data.formats.hdf5 import (
+    CMRXRECON_SUFFIX,
     acquired_columns,
     hash_content,
     kspace_shape,
     missing_links,
+    read_cmrxrecon_slices,
     read_provenance,
+    read_slices,
 )
 from direct_hifimamba.data.masks import MaskOptions, draw_mask
 from direct_hifimamba.data.parallel import map_files
 from direct_hifimamba.data.protocol import FILE_NAME, Settings, list_name, list_of, read_protocol
 
-_PROVENANCE = ("source", "slices", "dropped", "versions", "subject", "acquisition")
+_PROVENANCE = ("source", "slices", "dropped", "versions")
 
 
 class Task(NamedTuple):
@@ -37,7 +42,8 @@ def verify_file(task: Task) -> list[str]:
     if problems:
         return problems
     for folder, options in task.settings.mask_folders(task.split).items():
-        problems += [f"{folder}/{task.name} {problem}" for problem in _guard(_check_mask, task, folder, options)]
+        path = task.dest / folder / task.record["masks"][folder]["file"]
+        problems += [f"{folder}/{path.name} {problem}" for problem in _guard(_check_mask, task, path, options)]
     return problems
 
 
@@ -64,23 +70,41 @@ def _check_volume(task: Task) -> Iterator[str]:
             yield "has other k-space, or another header, than was prepared"
         attributes = {name: file.attrs[name] for name in ("max", "norm", "sha256")}
     stored = attributes | provenance
-    if any(stored.get(name) != record.get(name) for name in (*attributes, *_PROVENANCE)):
+    # Earlier versions stored neither subject nor acquisition.
+    new = [name for name in ("subject", "acquisition") if name in provenance]
+    if any(stored.get(name) != record.get(name) for name in (*attributes, *_PROVENANCE, *new)):
         yield f"has attributes that differ from {FILE_NAME}"
 
 
-def _check_mask(task: Task, folder: str, options: MaskOptions) -> Iterator[str]:
-    volume, path = task.dest / task.split / task.name, task.dest / folder / task.name
+def _check_mask(task: Task, path: Path, options: MaskOptions) -> Iterator[str]:
+    volume = task.dest / task.split / task.name
     with h5py.File(volume) as original:
         acquired = acquired_columns(original)
-    expected = draw_mask(options, task.record["shape"][-2:], task.name, task.settings.seed, acquired)
+    draw = partial(draw_mask, options, task.record["shape"][-2:], task.name, task.settings.seed)
+    expected = draw(acquired)
+    known = [expected]
+    with suppress(ValueError):  # without the padding, not every mask leaves a gap on either side of its centre
+        known.append(draw())
     with h5py.File(path) as file:
-        center = expected.center if expected.is_line_mask else file["acs_mask"][()]
-        if not (np.array_equal(file["mask"][()], expected.samples) and np.array_equal(center, expected.center)):
+        is_view = path.suffix != CMRXRECON_SUFFIX
+        mask = file["mask"][()] if is_view else file["mask"][()].T
+        center = file["acs_mask"][()] if is_view and not expected.is_line_mask else expected.center
+        # Earlier versions stored masks and their figures as they were drawn, padding included.
+        if not (
+            any(np.array_equal(mask, drawn.samples) for drawn in known) and np.array_equal(center, expected.center)
+        ):
             yield f"has another mask than {options} gives"
-        if expected.provenance() != task.record["masks"][folder]:
+        figures = task.record["masks"][path.parent.name].items()
+        if not any(drawn.provenance().items() <= figures for drawn in known):
             yield f"has other figures of its mask than {FILE_NAME}"
-        link = file.get("kspace", getlink=True)
-        if not (isinstance(link, h5py.ExternalLink) and (path.parent / link.filename).samefile(volume)):
+        if is_view:
+            link = file.get("kspace", getlink=True)
+            is_same = isinstance(link, h5py.ExternalLink) and (path.parent / link.filename).samefile(volume)
+        else:
+            with h5py.File(volume) as original:
+                pairs = zip(read_cmrxrecon_slices(file), read_slices(original), strict=True)
+                is_same = all(np.array_equal(*pair) for pair in pairs)
+        if not is_same:
             yield f"does not have the k-space of {task.split}/{task.name}"
 
 
@@ -115,7 +139,8 @@ def verify(dest: Path, jobs: int = 1) -> list[str]:
     problems = [problem for found in map_files(verify_file, tasks, jobs, "verify") for problem in found]
     expected = {FILE_NAME}
     for task in tasks:
-        expected |= {f"{folder}/{task.name}" for folder in (task.split, *task.record["masks"])}
+        masks = task.record["masks"].items()
+        expected |= {f"{task.split}/{task.name}", *(f"{folder}/{figures['file']}" for folder, figures in masks)}
     for split, content in protocol["splits"].items():
         expected.add(list_name(split))
         path = dest / list_name(split)

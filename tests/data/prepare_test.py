@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,10 +26,9 @@ from direct_hifimamba.data.acquisition import check_acquisition, find_mask, open
 from direct_hifimamba.data.data_sets import SIMULATED
 from direct_hifimamba.data.formats.hdf5 import read_mask, read_provenance, read_slices
 from direct_hifimamba.data.fourier import kspace_to_image, root_sum_of_squares
-from direct_hifimamba.data.masks import MaskOptions
+from direct_hifimamba.data.masks import MaskOptions, draw_mask
 from direct_hifimamba.data.prepare import find_leaks, prepare
-from direct_hifimamba.data.protocol import Settings, read_protocol
-from direct_hifimamba.data.registration import register_data_sets
+from direct_hifimamba.data.protocol import Settings, read_protocol, write_protocol
 from direct_hifimamba.data.sources import SourceError, check_center, check_fully_sampled
 from direct_hifimamba.data.verify import verify
 from tests.data import lookalikes
@@ -95,8 +95,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Prepar
 
 
 def _read(dest: Path, folder: str, transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> Any:
-    """A folder through the data set that the protocol names, configured as the protocol says."""
-    register_data_sets()
+    """A folder through the data set of DIRECT that the protocol names, configured as the protocol says."""
     configuration = dict(read_protocol(dest)["configurations"][folder]["dataset"])
     return build_dataset(transforms=transform, data_root=dest / folder, **configuration)
 
@@ -104,7 +103,7 @@ def _read(dest: Path, folder: str, transform: Callable[[dict[str, Any]], dict[st
 def _hashes(dest: Path) -> dict[str, str]:
     """Of everything that is in the files, but not of where they link to."""
     hashes = {}
-    for path in sorted(dest.rglob("*.h5")):
+    for path in sorted((*dest.rglob("*.h5"), *dest.rglob("*.mat"))):
         digest = hashlib.sha256()
         with h5py.File(path) as file:
             for name, dataset in sorted(file.items()):
@@ -163,10 +162,10 @@ def test_direct_reads_the_masks(prepared, name):
             np.testing.assert_array_equal(sample["kspace"], reference["kspace"])
             mask = sample["sampling_mask"][0, ..., 0]
             assert mask.shape == sample["kspace"].shape[-2:]
-            file_name = Path(sample["filename"]).name
+            file_name = Path(sample["filename"]).with_suffix(".h5").name
             np.testing.assert_array_equal(mask, masks.setdefault(file_name, mask))
             with h5py.File(dest / folder / Path(sample["filename"]).name) as file:
-                stored = file["mask"][()]
+                stored = file["mask"][()].T if Path(sample["filename"]).suffix == ".mat" else file["mask"][()]
             np.testing.assert_array_equal(mask, np.broadcast_to(stored, mask.shape), "DIRECT cleared its padding")
             figures = protocol["splits"][split]["files"][file_name]["masks"][folder]
             padding = 2 * lookalikes.NUM_PADDED if name == "fastmri" else 0
@@ -367,7 +366,7 @@ def test_masks_depend_on_the_seed_and_on_the_name_of_the_file(prepared, tmp_path
     prepare(prepared("acdc").raw, tmp_path / "out", Settings.of("acdc", size=SIZE, seed=1), ["test"])
 
     def mask(folder: Path, name: str) -> np.ndarray:
-        with h5py.File(folder / "test_radial_16x" / name) as file:
+        with h5py.File((folder / "test_radial_16x" / name).with_suffix(".mat")) as file:
             return file["mask"][()]
 
     first, second = FILES["acdc"]["test"]
@@ -381,7 +380,7 @@ def test_masks_depend_on_the_seed_and_on_the_name_of_the_file(prepared, tmp_path
 def test_interrupted_preparation_is_completed(prepared, tmp_path, monkeypatch, name):
     raw, whole, _, _ = prepared(name)
     settings = Settings.of(name, **CASES[name].options)
-    write, calls = module.write_view, []
+    write, calls = module.write_view if name == "fastmri" else module.write_cmrxrecon, []
 
     def fail(path: Path, *arguments: Any) -> None:
         calls.append(path)
@@ -391,7 +390,7 @@ def test_interrupted_preparation_is_completed(prepared, tmp_path, monkeypatch, n
         write(path, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_view", fail)
+        patch.setattr(module, write.__name__, fail)
         with pytest.raises(KeyboardInterrupt):
             prepare(raw, tmp_path, settings)
     finished = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.h5")}
@@ -403,11 +402,50 @@ def test_interrupted_preparation_is_completed(prepared, tmp_path, monkeypatch, n
     assert not list(tmp_path.rglob(".*"))
 
 
+def _as_before_padding_was_cleared(dest: Path) -> None:
+    """Turn a preparation into that of an earlier version: nobody's, its masks without origin and over the padding."""
+    protocol = read_protocol(dest)
+    for split, part in protocol["splits"].items():
+        for name, record in part["files"].items():
+            for folder, options in Settings.from_json(protocol["settings"]).mask_folders(split).items():
+                whole = draw_mask(options, record["shape"][-2:], name, 0)
+                with h5py.File(dest / folder / name, "r+") as file:
+                    file["mask"][...] = whole.samples
+                    provenance = {"options": asdict(options), **whole.provenance()}
+                    stored = {"mask": provenance, "seed": 0, "volume_sha256": record["sha256"]}
+                    file.attrs["provenance"] = json.dumps(stored)
+                record["masks"][folder] |= whole.provenance()
+            for key in ("subject", "acquisition"):
+                del record[key]
+            with h5py.File(dest / split / name, "r+") as file:
+                provenance = json.loads(file.attrs["provenance"])
+                del provenance["subject"], provenance["acquisition"]
+                file.attrs["provenance"] = json.dumps(provenance)
+    write_protocol(dest, protocol)
+
+
+def test_masks_of_earlier_versions_are_accepted_and_completed(prepared, tmp_path):
+    raw, whole, _, _ = prepared("fastmri")
+    shutil.copytree(raw, tmp_path / "raw")
+    shutil.copytree(whole, tmp_path / "out")
+    _as_before_padding_was_cleared(tmp_path / "out")
+    num_cleared = 0
+    for path in whole.glob("val_*/*.h5"):
+        with h5py.File(path) as now, h5py.File(tmp_path / "out" / path.relative_to(whole)) as before:
+            num_cleared += before["mask"][()].sum() - now["mask"][()].sum()
+            np.testing.assert_array_equal(read_mask(before), read_mask(now))
+    assert num_cleared > 0
+    assert verify(tmp_path / "out") == []
+    prepare(tmp_path / "raw", tmp_path / "out", Settings.of("fastmri", **CASES["fastmri"].options))
+    assert _hashes(tmp_path / "out") == _hashes(whole)
+    assert verify(tmp_path / "out") == []
+
+
 def test_radial_masks_are_cleared_in_the_padding(tmp_path):
     lookalikes.fastmri(tmp_path / "raw", num_slices=3)
     settings = Settings.of("fastmri", slices="all", masks=(MaskOptions("Radial", 4),))
     prepare(tmp_path / "raw", tmp_path / "out", settings, ["val"])
-    with h5py.File(tmp_path / "out" / "val_radial_4x" / "file1000000.h5") as file:
+    with h5py.File(tmp_path / "out" / "val_radial_4x" / "file1000000.mat") as file:
         mask = read_mask(file)
     assert mask.any()
     assert not mask[:, : lookalikes.NUM_PADDED].any()
@@ -432,17 +470,16 @@ SUBJECTS = {
 @pytest.mark.parametrize("name", CASES)
 def test_origin_source_and_subject_stand_in_every_file(prepared, name):
     _, dest, _, protocol = prepared(name)
-    paths = list(dest.rglob("*.h5"))
+    paths = [path for path in dest.rglob("*") if path.suffix in (".h5", ".mat")]
     assert len(paths) > len(SUBJECTS[name]), "views are among them"
     for path in paths:
         provenance = read_provenance(path)
-        volume = path.name
+        volume = path.with_suffix(".h5").name
         (record,) = (part["files"][volume] for part in protocol["splits"].values() if volume in part["files"])
         assert provenance["origin"] == protocol["settings"]["kspace"]
         assert provenance["source"] == record["source"]
         assert provenance["subject"] == record["subject"] == SUBJECTS[name][volume]
-        assert provenance.get("acquisition") == record.get("acquisition")
-        assert (protocol["settings"]["acquisition"] or [None]) == [record.get("acquisition")]
+        assert provenance.get("acquisition") == record.get("acquisition") == protocol["settings"]["acquisition"]
 
 
 def _change_attributes(root: Path, **attributes: Any) -> None:
@@ -928,7 +965,7 @@ def test_other_content_is_refused(prepared, tmp_path, foreign):
 
 def test_a_foreign_file_in_the_way_is_not_overwritten(prepared, tmp_path):
     raw, whole, _, _ = prepared("acdc")
-    for name in ("test/patient101_frame01.h5", "test_radial_16x/patient101_frame01.h5"):
+    for name in ("test/patient101_frame01.h5", "test_radial_16x/patient101_frame01.mat"):
         dest = tmp_path / Path(name).stem
         shutil.copytree(whole, dest, dirs_exist_ok=True)
         path = dest / name
@@ -942,7 +979,7 @@ def test_a_file_of_another_preparation_in_the_way_is_not_taken_over(prepared, tm
     raw, whole, _, _ = prepared("acdc")
     shutil.copytree(whole, tmp_path / "out")
     prepare(raw, tmp_path / "other", Settings.of("acdc", size=SIZE, normalise_slices=True))
-    for name in ("test/patient101_frame01.h5", "test_radial_16x/patient101_frame01.h5"):
+    for name in ("test/patient101_frame01.h5", "test_radial_16x/patient101_frame01.mat"):
         path = tmp_path / "out" / name
         original = path.read_bytes()
         shutil.copy(tmp_path / "other" / name, path)
@@ -1047,8 +1084,7 @@ def test_command_line_reaches_every_option(tmp_path, capsys):
         "data_set": "fastmri",
         "kspace": "simulated from magnitude",
         "coils": "multi",
-        "acquisition": ["CORPD_FBK"],
-        "divide": None,
+        "acquisition": "CORPD_FBK",
         "slices": "inner:1",
         "size": [20, 22],
         "fit": "resample",

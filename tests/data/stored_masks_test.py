@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import pytest
 import torch
 from direct.common.subsample import build_masking_function
@@ -11,6 +12,7 @@ from direct.data.datasets import CalgaryCampinasDataset
 from direct.data.mri_transforms import build_mri_transforms
 from direct.data.transforms import fft2, ifft2
 
+from direct_hifimamba.data.data_sets import DATA_SETS
 from direct_hifimamba.data.masks import MaskOptions
 from direct_hifimamba.data.prepare import prepare
 from direct_hifimamba.data.protocol import Settings, read_protocol
@@ -64,3 +66,11 @@ def test_samples_are_those_of_direct_with_its_mask_function(tmp_path: Path, monk
 def _draw(function: Any, fixed_seed: Any, shape: Any, return_acs: bool = False, seed: Any = None) -> torch.Tensor:
     """A mask function of DIRECT, with another seed than that of the path."""
     return function(shape=shape, seed=fixed_seed, return_acs=return_acs)
+
+
+def test_masks_of_columns_and_of_a_single_coil_are_read_by_direct() -> None:
+    for name in DATA_SETS:
+        for folder, mask in Settings.of(name).mask_folders("val").items():
+            assert mask.name.startswith("FastMRI") or not Settings.of(name).has_coils, folder
+    assert np.all([Settings.of("calgary-campinas").has_coils, Settings.of("m4raw").has_coils])
+    assert not Settings.of("fastmri").has_coils and Settings.of("fastmri", coils="multi").has_coils

@@ -92,6 +92,12 @@ def test_a_flipped_bit_in_kspace_is_found(copy_of, name, file, capsys):
     assert "1 problems" in captured.err
 
 
+def test_a_flipped_bit_in_a_copy_with_a_mask_is_found(copy_of):
+    out = copy_of("acdc") / "out"
+    _flip(out / "test_radial_16x" / "patient101_frame01.mat")
+    assert verify(out) == ["test_radial_16x/patient101_frame01.mat has not the k-space of test/patient101_frame01.h5"]
+
+
 def test_a_changed_header_is_found(copy_of):
     out = copy_of("fastmri") / "out"
     path = out / "val" / "file1000000.h5"
@@ -104,7 +110,7 @@ def test_a_changed_header_is_found(copy_of):
 
 @pytest.mark.parametrize(
     ("name", "file"),
-    [("acdc", "test_radial_32x/patient101_frame14.h5"), ("fastmri", "val_equispaced_8x/file1000017.h5")],
+    [("acdc", "test_radial_32x/patient101_frame14.mat"), ("fastmri", "val_equispaced_8x/file1000017.h5")],
 )
 def test_a_changed_mask_is_found(copy_of, name, file):
     out = copy_of(name) / "out"
@@ -133,7 +139,7 @@ def test_changed_attributes_are_found(copy_of, key):
     assert verify(out) == ["train/patient002_frame01.h5 has attributes that differ from protocol.json"]
 
 
-@pytest.mark.parametrize("file", ["test/patient101_frame01.h5", "test_radial_16x/patient101_frame01.h5"])
+@pytest.mark.parametrize("file", ["test/patient101_frame01.h5", "test_radial_16x/patient101_frame01.mat"])
 def test_a_missing_file_is_found(copy_of, file):
     out = copy_of("acdc") / "out"
     (out / file).unlink()
@@ -198,7 +204,7 @@ def test_folders_that_are_no_prepared_data_set_are_refused(tmp_path):
 
 def test_an_interrupted_preparation_is_not_in_order(tmp_path, monkeypatch):
     lookalikes.acdc(tmp_path / "raw")
-    monkeypatch.setattr("direct_hifimamba.data.prepare.write_view", lambda *_: (_ for _ in ()).throw(KeyError))
+    monkeypatch.setattr("direct_hifimamba.data.prepare.write_cmrxrecon", lambda *_: (_ for _ in ()).throw(KeyError))
     with pytest.raises(KeyError):
         prepare(tmp_path / "raw", tmp_path / "out", Settings.of("acdc", size=(24, 24)))
     problems = verify(tmp_path / "out")

@@ -25,7 +25,7 @@ from PIL import Image
 from direct_hifimamba import cli
 from direct_hifimamba.data.acquisition import center_block, check_acquisition, open_acquisition, open_sensitivity_map
 from direct_hifimamba.data.formats.bart import from_slices, write_cfl
-from direct_hifimamba.data.formats.hdf5 import write_volume
+from direct_hifimamba.data.formats.hdf5 import write_cmrxrecon, write_volume
 from direct_hifimamba.data.formats.nifti import load_magnitude
 from direct_hifimamba.data.formats.registry import read
 from direct_hifimamba.data.fourier import image_to_kspace, kspace_to_image
@@ -381,12 +381,16 @@ def test_files_of_cmrxrecon_are_read_as_direct_reads_them(
 ) -> None:
     rows, columns = np.ogrid[-12:12, -16:16]
     mask = np.tile(line_mask(), (HEIGHT, 1)) if is_line_mask else rows**2 + columns**2 < 50
-    fields = np.dtype([("real", np.float32), ("imag", np.float32)])
-    with h5py.File(tmp_path / "volume.mat", "w") as file:
-        file["kspace_sub04"] = np.ascontiguousarray(simulate().swapaxes(-1, -2))[None].view(fields)
-        file["mask04"] = mask.T
+    write_volume(tmp_path / "volume.h5", simulate(), {})
+    write_cmrxrecon(tmp_path / "volume.mat", tmp_path / "volume.h5", mask, {})
     raw, stored = open_acquisition(tmp_path / "volume.mat")
     np.testing.assert_array_equal(list(raw.slices()), simulate())
+    np.testing.assert_array_equal(stored, mask)
+    with h5py.File(tmp_path / "volume.mat", "r+") as file:  # as the challenge names them
+        file.move("kspace", "kspace_sub04")
+        file.move("mask", "mask04")
+    renamed, stored = open_acquisition(tmp_path / "volume.mat")
+    np.testing.assert_array_equal(list(renamed.slices()), simulate())
     np.testing.assert_array_equal(stored, mask)
 
     checkpoint = experiments[OURS]

@@ -20,6 +20,7 @@ from direct_hifimamba.benchmark.plan.configurations import find_difference
 from direct_hifimamba.benchmark.plan.specification import Specification
 from direct_hifimamba.benchmark.provenance import describe_code
 from direct_hifimamba.data.formats.hdf5 import (
+    CMRXRECON_SUFFIX,
     hash_content,
     kspace_shape,
     read_mask,
@@ -37,7 +38,7 @@ _FREE_KEYS = ("name", "description", "baseline", "data", "configs", "metrics", "
 
 def list_files(folder: Path) -> list[Path]:
     """Return the volumes in a folder, sorted by name."""
-    return sorted(path for path in folder.iterdir() if path.suffix == ".h5")
+    return sorted(path for path in folder.iterdir() if path.suffix in (".h5", CMRXRECON_SUFFIX))
 
 
 class KSpace(NamedTuple):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,9 @@ SENSITIVITY_MAP = "sensitivity_map"
 
 IMAGES = "reconstruction"
 """Name of the array of images, as `direct predict` calls it."""
+
+CMRXRECON_SUFFIX = ".mat"
+"""DIRECT's `CMRxRecon` data set finds files of this suffix alone. They are HDF5 all the same."""
 
 
 def write_volume(
@@ -107,7 +111,13 @@ def _statistics(file: h5py.File) -> dict[str, float]:
 def kspace_shape(file: h5py.File) -> tuple[int, ...]:
     """Shape of the k-space of a volume: (slices[, coil], height, width)."""
     kspace = file["kspace"]
+    if _is_cmrxrecon(kspace):
+        return (*kspace.shape[1:-2], kspace.shape[-1], kspace.shape[-2])
     return kspace.shape[:-1] if kspace.dtype == np.float32 else kspace.shape
+
+
+def _is_cmrxrecon(kspace: h5py.Dataset) -> bool:
+    return kspace.dtype.names is not None
 
 
 def read_mask(file: h5py.File) -> NDArray[np.bool_] | None:
@@ -119,6 +129,8 @@ def read_mask(file: h5py.File) -> NDArray[np.bool_] | None:
     if "mask" not in file:
         return None
     mask = file["mask"][()] != 0
+    if _is_cmrxrecon(file["kspace"]):
+        return mask.T
     acquired = np.zeros_like(mask)
     acquired[..., acquired_columns(file)] = True
     return mask & acquired
@@ -165,6 +177,9 @@ def read_slices(file: h5py.File) -> Iterator[NDArray[np.complex64]]:
     """
     for link in missing_links(file["kspace"]):
         raise FileNotFoundError(f"links to {link}, which is not there; put it back, or prepare the data with --copy")
+    if _is_cmrxrecon(file["kspace"]):
+        yield from read_cmrxrecon_slices(file)
+        return
     for kspace_slice in file["kspace"]:
         if kspace_slice.dtype == np.float32:
             kspace_slice = np.ascontiguousarray(kspace_slice).view(np.complex64)[..., 0]
@@ -236,6 +251,42 @@ def write_view(
         file.attrs["provenance"] = json.dumps(provenance, indent=1, sort_keys=True)
 
 
+def write_cmrxrecon(path: Path, volume: Path, mask: NDArray[np.bool_], provenance: dict[str, Any]) -> None:
+    """Write a copy of a volume of :func:`write_volume` in the form that DIRECT's `CMRxRecon` data set reads.
+
+    No other data set of DIRECT reads masks that are not made of whole columns. It expects the axes (time, slice[,
+    coil], width, height) and real and imaginary part as fields, so k-space cannot be linked.
+
+    Parameters
+    ----------
+    path : Path
+    volume : Path
+    mask : bool array of shape (height, width)
+        Sampling mask, for use with `extra_keys: [mask]` and `kspace_key: kspace`.
+    provenance : dict
+        Stored as JSON in the attribute `provenance`.
+    """
+    fields = np.dtype([("real", np.float32), ("imag", np.float32)])
+    with replace_when_complete(path) as partial, h5py.File(partial, "w") as file, h5py.File(volume) as original:
+        dataset = None
+        for index, kspace_slice in enumerate(read_slices(original)):
+            transposed = np.ascontiguousarray(np.swapaxes(kspace_slice, -1, -2))
+            if dataset is None:
+                shape = transposed.shape
+                dataset = file.create_dataset("kspace", (1, len(original["kspace"]), *shape), fields)
+            dataset[0, index] = transposed.view(fields)
+        file["mask"] = mask.T
+        file.attrs["sha256"] = original.attrs["sha256"]
+        file.attrs["provenance"] = json.dumps(provenance, indent=1, sort_keys=True)
+
+
+def read_cmrxrecon_slices(file: h5py.File) -> Iterator[NDArray[np.complex64]]:
+    """Yield the slices of a file of :func:`write_cmrxrecon`, shape ([coil, ]height, width)."""
+    kspace = file["kspace"]
+    for index in range(kspace.shape[1]):
+        yield np.swapaxes(kspace[0, index].view(np.complex64), -1, -2)
+
+
 def read_provenance(path: Path) -> dict[str, Any] | None:
     """Return what :func:`write_volume` and its like stored with a file, or None if they did not write it."""
     try:
@@ -245,9 +296,25 @@ def read_provenance(path: Path) -> dict[str, Any] | None:
         return None
 
 
+def add_provenance(path: Path, more: Mapping[str, Any]) -> None:
+    """Add to what is stored with a file that :func:`read_provenance` can read."""
+    provenance = {**(read_provenance(path) or {}), **more}
+    with replace_when_complete(path) as partial:
+        shutil.copyfile(path, partial)
+        with h5py.File(partial, "r+") as file:
+            file.attrs["provenance"] = json.dumps(provenance, indent=1, sort_keys=True)
+
+
 def read_origin(path: Path) -> dict[str, Any]:
-    """Return `origin`, `source` and `subject` of a file as far as they are known."""
+    """Return `origin`, `source` and `subject` of a file as far as they are known.
+
+    Views that an earlier version wrote have none of them; then they are those of the volume that the view links to.
+    """
     provenance = read_provenance(path) or {}
+    with h5py.File(path) as file:
+        link = file.get("kspace", getlink=True)
+    if isinstance(link, h5py.ExternalLink):
+        provenance = (read_provenance(path.parent / link.filename) or {}) | provenance
     return {key: provenance[key] for key in ("origin", "source", "subject") if provenance.get(key) is not None}
 
 

@@ -129,7 +129,9 @@ def _read(path: Path, axes: Sequence[str] | None = None, variable: str | None = 
     array, mask = _load(path, name), read_array(path, "mask")
     lengths = array.shape if _is_complex(array) else array.shape[:-1]
     is_challenge = len(lengths) == 5
-    if len(lengths) == 4 and "single" in name:  # (height, width, slice, time)
+    if len(lengths) == 4 and ("single" in name or (lengths[-1] == 1 and not _is_version_5(path))):
+        # (height, width, slice, time) of single-coil data. MATLAB itself stores no last axis of length 1: in version
+        # 7.3 it is that of `prepare`, in version 5 a single slice that SciPy has written.
         order, is_challenge = ["height", "width", "slice"], True
     elif is_challenge or (len(lengths) == 4 and lengths[2] <= min(lengths[:2])):
         order = ["height", "width", "coil", "slice"]

@@ -5,7 +5,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 import torch
@@ -26,7 +25,7 @@ from direct_hifimamba.benchmark.run.cost import (
 from direct_hifimamba.benchmark.run.memory import extra_resident_bytes
 from direct_hifimamba.benchmark.run.processes import THREADS
 from direct_hifimamba.benchmark.score.results import Cost, Spread
-from direct_hifimamba.data.formats.hdf5 import write_view, write_volume
+from direct_hifimamba.data.formats.hdf5 import write_cmrxrecon, write_volume
 from direct_hifimamba.nn.hifimamba.bottleneck import InvertedBottleneck
 from direct_hifimamba.nn.hifimamba.config import HiFiMambaV2Config
 from direct_hifimamba.nn.hifimamba.moe import build_mixtures
@@ -124,11 +123,8 @@ def test_models_are_measured_and_a_failing_one_stands_alone(data_file: Path) -> 
 
 @pytest.mark.slow
 def test_training_and_test_files_of_different_forms(data_file: Path, tmp_path: Path) -> None:
-    radial = tmp_path / "radial.h5"
-    mask = np.random.default_rng(0).random((SIZE, SIZE)) < 0.5
-    with h5py.File(data_file) as file:
-        write_volume(tmp_path / "volume.h5", file["kspace"][()], {})
-    write_view(radial, tmp_path / "volume.h5", mask, {}, acs_mask=mask)
+    radial = tmp_path / "volume.mat"
+    write_cmrxrecon(radial, data_file, np.random.default_rng(0).random((SIZE, SIZE)) < 0.5, {})
     config = small_config("unet", "radial_16x")
     cost = measure_costs({"unet": config}, radial, 1, training_file=data_file)["unet"]
     assert cost.error is None and cost.seconds_per_slice is not None

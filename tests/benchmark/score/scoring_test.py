@@ -11,7 +11,7 @@ import pytest
 from direct_hifimamba.benchmark.score import scoring
 from direct_hifimamba.benchmark.score.metrics import DEFAULT
 from direct_hifimamba.benchmark.score.scoring import ALWAYS, BANDS, Volume, find_volumes, score_run
-from direct_hifimamba.data.formats.hdf5 import write_view, write_volume
+from direct_hifimamba.data.formats.hdf5 import write_cmrxrecon, write_view, write_volume
 from tests.data.lookalikes import centred_fft, magnitude, measure
 
 NAMES = ("a.h5", "b.h5")
@@ -64,14 +64,12 @@ def test_scores_do_not_depend_on_the_form_of_the_file(tmp_path: Path, coils: int
     images = measure(magnitude(0, 2, 96, 64), 3, 0)
     for name in ("volumes", "test"):
         (tmp_path / name).mkdir()
-    volume, view, radial, other = (
-        tmp_path / name for name in ("volumes/a.h5", "test/a.h5", "test/radial.h5", "other.h5")
-    )
+    volume, view, radial, other = (tmp_path / name for name in ("volumes/a.h5", "test/a.h5", "test/a.mat", "b.mat"))
     write_volume(volume, centred_fft(images if coils else images[:, 0]), {})
     columns = np.arange(64) % 3 == 0
     write_view(view, volume, columns, {})
-    write_view(radial, volume, np.tile(columns, (96, 1)), {})
-    write_view(other, volume, np.tile(np.arange(96)[:, None] % 3 == 0, (1, 64)), {})
+    write_cmrxrecon(radial, volume, np.tile(columns, (96, 1)), {})
+    write_cmrxrecon(other, volume, np.tile(np.arange(96)[:, None] % 3 == 0, (1, 64)), {})
     with h5py.File(reference := tmp_path / "reference.h5", "w") as file:
         file["reconstruction"] = np.zeros((2, 96, 64), np.float32)
     volumes = [Volume(path, None, reference, True) for path in (view, radial, other)]

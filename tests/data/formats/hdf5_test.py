@@ -3,13 +3,15 @@
 import h5py
 import numpy as np
 import pytest
-from direct.data.datasets import FastMRIDataset
+from direct.data.datasets import CMRxReconDataset, FastMRIDataset
 
 from direct_hifimamba.data.formats.hdf5 import (
     hash_content,
     kspace_shape,
+    read_cmrxrecon_slices,
     read_provenance,
     read_slices,
+    write_cmrxrecon,
     write_view,
     write_volume,
 )
@@ -133,3 +135,22 @@ def test_views_add_a_mask_and_nothing_else(tmp_path):
     (tmp_path / "volume" / "a.h5").unlink()
     with pytest.raises(KeyError):
         FastMRIDataset(tmp_path / "other", pass_mask=True)
+
+
+@pytest.mark.parametrize("coils", [(), (3,)])
+def test_cmrxrecon_form_holds_masks_of_any_shape(tmp_path, coils):
+    kspace = _random_complex(2, *coils, 12, 40)
+    (tmp_path / "out").mkdir()
+    write_volume(tmp_path / "a.h5", kspace, {})
+    mask = draw_mask(MaskOptions("Radial", 4), (12, 40), "a.h5", 0).samples
+    write_cmrxrecon(tmp_path / "out" / "a.h5", tmp_path / "a.h5", mask, {"number": 1})
+    assert read_provenance(tmp_path / "out" / "a.h5") == {"number": 1}
+    dataset = CMRxReconDataset(
+        tmp_path, filenames_filter=[tmp_path / "out" / "a.h5"], kspace_key="kspace", extra_keys=("mask",)
+    )
+    assert len(dataset) == 2
+    for index in range(2):
+        np.testing.assert_array_equal(dataset[index]["kspace"], kspace[index] if coils else kspace[index][None])
+        np.testing.assert_array_equal(dataset[index]["sampling_mask"][0, ..., 0], mask)
+    with h5py.File(tmp_path / "out" / "a.h5") as file:
+        np.testing.assert_array_equal(list(read_cmrxrecon_slices(file)), kspace)
