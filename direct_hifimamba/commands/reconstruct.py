@@ -90,7 +90,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write the residual at the samples of k-space in units of the noise, and the spread of an ensemble",
     )
     parser.add_argument(
-        "--calibration", type=Path, metavar="FILE", help="of `calibrate`: multiply the spread by its factor"
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="of `calibrate`: multiply the spread by its factor (default: that of weights in the package, otherwise 1)",
     )
     parser.add_argument("--complex", action="store_true", help="write complex images to .h5 and .cfl files")
     parser.add_argument("--phase", action="store_true", help="write the phase, in radians, to another NIfTI file")

@@ -7,9 +7,10 @@ A folder in `weights/` holds one model:
 | `config.yaml` | the configuration of the training |
 | `seed_<number>.pt` | weights of one training each, without optimiser; the image is the mean of their images |
 | `card.yaml` | the model card; `direct-hifimamba weights NAME` prints it as Markdown |
-| `SHA256SUMS` | checksums of the others, as `sha256sum` writes them |
+| `calibration.json` | of `direct-hifimamba calibrate NAME`: what the spread of the images says of their error |
+| `SHA256SUMS` | checksums of configuration and weights, as `sha256sum` writes them |
 
-`projects/multicoil/release.py` writes all of them but the card.
+`projects/multicoil/release.py` writes configuration, weights and checksums.
 """
 
 import hashlib
@@ -24,6 +25,7 @@ from direct_hifimamba.reconstruction.domain import Domain
 
 FOLDER = Path(__file__).parent / "weights"
 CONFIG_NAME, CARD_NAME, CHECKSUMS_NAME = "config.yaml", "card.yaml", "SHA256SUMS"
+CALIBRATION_NAME = "calibration.json"
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,11 @@ class Pretrained:
     config_path: Path
     checkpoints: tuple[Path, ...]
     card: Mapping[str, Any]
+
+    @property
+    def calibration_path(self) -> Path:
+        """File of :class:`Calibration` for the released ensemble."""
+        return self.config_path.parent / CALIBRATION_NAME
 
     @property
     def flips(self) -> bool:

@@ -86,7 +86,7 @@ class Request:
     uncertainty : bool
         Whether the spread of an ensemble and the residual at the samples are computed.
     calibration : Path, optional
-        File of :class:`Calibration`.
+        File of :class:`Calibration`. Default: that of weights in the package, used as they were released.
     flips : bool, optional
         As in :meth:`Reconstructor.from_pretrained`; for checkpoints, None means False.
     """
@@ -252,9 +252,8 @@ def reconstruct_volume(
     departures = reconstructor.find_departures(middle[None], middle_mask) if request.check else []
     for departure in departures:
         print(f"direct-hifimamba: warning: {departure}", file=sys.stderr)
-    factor = None
-    if request.calibration is not None:
-        factor = Calibration.read(request.calibration, weights).factor(sampled)
+    calibration = request.calibration or _find_calibration(request)
+    factor = None if calibration is None else Calibration.read(calibration, weights).factor(sampled)
     covariance = _find_covariance(raw, sampled) if request.replicas is not None or request.uncertainty else None
     threads = torch.get_num_threads() if jobs is None else 1
     identity = {
@@ -296,6 +295,14 @@ def reconstruct_volume(
             ) from error
         yield _summarise_slices(Slices(folder, raw, tuple(departures), factor=factor))
         shutil.rmtree(folder)
+
+
+def _find_calibration(request: Request) -> Path | None:
+    """Return the calibration of weights in the package, if their spread is computed as it was for the calibration."""
+    is_released = request.config_path is None and request.flips is None and len(request.checkpoints) == 1
+    if request.uncertainty and is_released and is_pretrained(request.checkpoints[0]):
+        return find_pretrained(str(request.checkpoints[0])).calibration_path
+    return None
 
 
 def _reconstruct(request: Request, call: str, folder: Path, factor: float | None, index: int) -> None:

@@ -2,8 +2,9 @@
 
 Run `python projects/multicoil/release.py NAME RUN/model_7499.pt [RUN/model_7499.pt ...]` with one checkpoint per seed
 of one configuration, which is taken from `config.yaml` beside the first. Only the weights are kept. The model card
-`direct_hifimamba/reconstruction/weights/NAME/card.yaml` is written by hand. Afterwards, write its page:
-`direct-hifimamba weights NAME > docs/weights/NAME.md`.
+`direct_hifimamba/reconstruction/weights/NAME/card.yaml` is written by hand. Afterwards, write its page,
+`direct-hifimamba weights NAME > docs/weights/NAME.md`, and calibrate the spread of its images:
+`direct-hifimamba calibrate NAME HEADS direct_hifimamba/reconstruction/weights/NAME/calibration.json`.
 """
 
 from __future__ import annotations

@@ -95,7 +95,9 @@ def test_a_flipped_bit_in_kspace_is_found(copy_of, name, file, capsys):
 def test_a_flipped_bit_in_a_copy_with_a_mask_is_found(copy_of):
     out = copy_of("acdc") / "out"
     _flip(out / "test_radial_16x" / "patient101_frame01.mat")
-    assert verify(out) == ["test_radial_16x/patient101_frame01.mat does not have the k-space of test/patient101_frame01.h5"]
+    assert verify(out) == [
+        "test_radial_16x/patient101_frame01.mat does not have the k-space of test/patient101_frame01.h5"
+    ]
 
 
 def test_a_changed_header_is_found(copy_of):

@@ -19,6 +19,8 @@ from direct_hifimamba.reconstruction import pretrained as module
 from direct_hifimamba.reconstruction.domain import OutsideDomainWarning
 from direct_hifimamba.reconstruction.pretrained import find_pretrained, format_card, is_ensemble, list_pretrained
 from direct_hifimamba.reconstruction.reconstructor import Reconstructor, resolve_device
+from direct_hifimamba.reconstruction.uncertainty import Calibration
+from direct_hifimamba.reconstruction.volume import load
 from tests.reconstruction.reconstructor_test import OURS, experiments, line_mask, simulate  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +51,19 @@ def test_shipped_files_are_weights_alone_and_load(name: str) -> None:
         assert all(key.endswith("model") for key in stored)
         assert {value.dtype for weights in stored.values() for value in weights.values()} == {torch.float32}
     Reconstructor.from_pretrained(name)
+
+
+@pytest.mark.parametrize("name", list_pretrained())
+def test_the_calibration_is_that_of_the_weights(name: str, kspace_file: Path, tmp_path: Path) -> None:
+    weights, _ = load([Path(name)])
+    calibration = Calibration.read(find_pretrained(name).calibration_path, weights)
+    factors = {}
+    for stem, options in (("released", []), ("single", ["--no-flips"])):
+        path = tmp_path / f"{stem}.h5"
+        cli.main(["reconstruct", name, str(kspace_file), str(path), "--uncertainty", "--no-check", *options])
+        with h5py.File(path) as file:
+            factors[stem] = json.loads(file.attrs["provenance"])["spread_factor"]
+    assert factors == {"released": calibration.factor(np.tile(MASK, (24, 1))), "single": None}
 
 
 def test_all_weights_together_are_small() -> None:
