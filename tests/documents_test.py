@@ -162,8 +162,10 @@ class Site:
             config = OmegaConf.load(path)
             if config.training.num_iterations > 6:
                 self.last_iterations[path] = config.training.num_iterations - 1
-                if "--initialization-checkpoint" in options:  # of networks of full size
+                if "--initialization-checkpoint" in options:  # of networks of the same size
                     OmegaConf.save(OmegaConf.merge(config, OmegaConf.from_dotlist(SHORT)), path)
+                    position = arguments.index("--initialization-checkpoint") + 1
+                    arguments[position] = re.sub(r"model_\d+", "model_5", arguments[position])
                 else:
                     write_small(Path(path), [Path(path)])
         else:
@@ -375,6 +377,7 @@ SITES: dict[str, tuple[Callable[[Site], None], list[str]]] = {
         ],
     ),
     "multicoil": (heads, ["docs/weights/multicoil.md", "projects/multicoil/README.md", "docs/uncertainty.md"]),
+    "singlecoil": (heads, ["docs/weights/singlecoil.md"]),
     "paper": (lambda site: lookalikes.m4raw(site.folder / "download", num_slices=2), ["docs/paper.md"]),
     "fine-tuning": (scans, ["docs/fine_tuning.md"]),
     "demo": (volumes, ["projects/hifimamba_demo/README.md"]),

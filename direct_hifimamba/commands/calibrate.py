@@ -27,6 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--number", type=int, default=24, help="slices for each acceleration (default: %(default)s)")
     parser.add_argument("--size", type=int, default=128, help="height and width (default: %(default)s)")
+    parser.add_argument(
+        "--coils",
+        type=int,
+        nargs=2,
+        default=[6, 16],
+        metavar=("MIN", "MAX"),
+        help="smallest and largest number of coils (default: 6 16)",
+    )
 
 
 def main(args: argparse.Namespace) -> None:
@@ -36,7 +44,9 @@ def main(args: argparse.Namespace) -> None:
     if not args.output.parent.is_dir():
         raise FileNotFoundError(f"The folder {args.output.parent} is missing; make it first.")
     weights, reconstructor = load(args.checkpoint, args.cfg, flips=args.flips)
-    calibration = calibrate(reconstructor, find_heads(args.heads), weights, args.accelerations, args.number, args.size)
+    calibration = calibrate(
+        reconstructor, find_heads(args.heads), weights, args.accelerations, args.number, args.size, args.coils
+    )
     calibration.write(args.output)
     print(f"| acceleration | factor | coverage without ({NOMINAL:.0%} expected) | with it | in the worst slice |")
     print("|---|---|---|---|---|")

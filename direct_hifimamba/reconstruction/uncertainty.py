@@ -124,6 +124,7 @@ def calibrate(
     accelerations: Sequence[float] = (4, 8),
     number: int = 24,
     size: int = 128,
+    coils: Sequence[int] = (6, 16),
     seed: int = 0,
 ) -> Calibration:
     """Calibrate the spread of an ensemble on simulated slices.
@@ -144,6 +145,8 @@ def calibrate(
         Slices for each acceleration, from 2 up.
     size : int
         Height and width.
+    coils : sequence of two ints
+        Smallest and largest number of coils.
     seed : int
 
     Raises
@@ -163,7 +166,7 @@ def calibrate(
         options = SampleOptions(
             heads=tuple(heads),
             head_fraction=1.0,
-            num_coils=(6, 16),
+            num_coils=coils,
             shape=(size, size),
             snr=(15, 200),
             noiseless_fraction=0,

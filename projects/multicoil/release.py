@@ -4,7 +4,8 @@ Run `python projects/multicoil/release.py NAME RUN/model_7499.pt [RUN/model_7499
 of one configuration, which is taken from `config.yaml` beside the first. Only the weights are kept. The model card
 `direct_hifimamba/reconstruction/weights/NAME/card.yaml` is written by hand. Afterwards, write its page,
 `direct-hifimamba weights NAME > docs/weights/NAME.md`, and calibrate the spread of its images:
-`direct-hifimamba calibrate NAME HEADS direct_hifimamba/reconstruction/weights/NAME/calibration.json`.
+`direct-hifimamba calibrate NAME HEADS direct_hifimamba/reconstruction/weights/NAME/calibration.json` (`--coils 1 1` for
+a single coil).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from direct_hifimamba.data.simulation.sample import SampleOptions, draw_sample
 from direct_hifimamba.reconstruction.domain import Domain, classify_sampling, estimate_snr
-from direct_hifimamba.reconstruction.pretrained import find_pretrained
+from direct_hifimamba.reconstruction.pretrained import find_pretrained, list_pretrained
 
 DOMAIN = Domain((32, 64), (2, 4), (2, 8), 4, 10.0, ("whole columns", "single points"))
 SHAPE = (48, 64)
@@ -86,8 +86,9 @@ def test_the_signal_to_noise_ratio_is_estimated(snr: float) -> None:
     assert np.isinf(estimate_snr(np.zeros_like(kspace[0]), mask))
 
 
-def test_the_domain_of_the_shipped_weights_is_that_of_their_configuration() -> None:
-    pretrained = find_pretrained("multicoil")
+@pytest.mark.parametrize("name", list_pretrained())
+def test_the_domain_of_the_shipped_weights_is_that_of_their_configuration(name: str) -> None:
+    pretrained = find_pretrained(name)
     domain, (data,) = pretrained.domain, OmegaConf.load(pretrained.config_path).training.datasets
     # An earlier part of the training had the smaller images.
     assert domain.size[0] <= data["size"][0] and domain.size[1] == data["size"][1]
