@@ -26,7 +26,7 @@ from direct_hifimamba.benchmark.score.scoring import ALWAYS, BANDS, find_volumes
 from direct_hifimamba.data.formats.hdf5 import write_view, write_volume
 
 SLICES, SHAPE, CROP = 35, (15, 640, 368), (320, 320)
-MODELS, SEEDS, MASKS, VOLUMES = 9, 3, 4, 199
+MODELS, SEEDS, MASKS, VOLUMES = 12, 3, 4, 199
 PREDICTIONS = MODELS * SEEDS * MASKS * VOLUMES
 
 TRAINING_VOLUMES = 973

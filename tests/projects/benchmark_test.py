@@ -97,7 +97,7 @@ def test_every_model_composes(path, load, data):
 def test_models_of_the_knees_train_alike(load):
     path = PROJECTS / "hifimamba" / "fastmri_knee_multicoil" / "benchmark.yaml"
     specification, composed = load(path)
-    assert len(composed) == 9 and len(specification.seeds) == 3 and specification.device == "cuda"
+    assert len(composed) == 12 and len(specification.seeds) == 3 and specification.device == "cuda"
     readme = (path.parent / "README.md").read_text()
     assert read(path)["data"] == "../../../data/fastmri_knees" and "fastmri download data/fastmri_knees" in readme
     for configs in composed.values():
