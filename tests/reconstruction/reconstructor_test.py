@@ -349,6 +349,7 @@ def test_options_act_as_in_direct_predict(
     ("option", "value", "message"),
     [
         ("inference.crop", "training", "expected header or null"),
+        ("inference.dataset.kspace_context", 1, "it is 1; only slices"),
         ("inference.dataset.name", "FastMRIWithMasks", "take direct predict"),
         (f"{TRANSFORMS}.normalization.scale_percentile", None, "expected a number such as 0.99"),
         (f"{TRANSFORMS}.normalization.scaling_key", "scaling_factor", "expected masked_kspace"),
@@ -357,6 +358,7 @@ def test_options_act_as_in_direct_predict(
         (f"{TRANSFORMS}.augmentation.rescale", [24, 24], "set null"),
         (f"{TRANSFORMS}.augmentation.pad", [64, 64], "set null"),
         (f"{TRANSFORMS}.random_augmentations.random_flip_probability", 0.5, "set 0"),
+        (f"{TRANSFORMS}.registration.registration", True, "slices alone"),
         (f"{TRANSFORMS}.transforms_type", "SSL_SSDU", "expected supervised"),
         (f"{TRANSFORMS}.sensitivity_map_estimation.estimate_sensitivity_maps", False, "models need sensitivities"),
         (f"{TRANSFORMS}.sensitivity_map_estimation.sensitivity_maps_type", "espirit", "FastMRIWithMaps"),
