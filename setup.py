@@ -53,7 +53,7 @@ class BuildKernel(build_ext):
         probe.parent.mkdir(parents=True, exist_ok=True)
         probe.write_text("#ifndef __x86_64__\n#error not x86-64: portable code alone\n#endif\n")
         try:
-            self.compiler.compile([str(probe)], extra_postargs=ext.extra_compile_args)
+            self.compiler.compile([str(probe)], output_dir=self.build_temp, extra_postargs=ext.extra_compile_args)
         except CompileError:
             return False
         return True

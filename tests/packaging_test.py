@@ -194,6 +194,18 @@ def test_instruction_sets_are_those_of_the_compilers_target(tmp_path: Path) -> N
     assert native.native_instruction_sets() == b"portable"
 
 
+def test_nothing_is_written_beside_the_sources(tmp_path: Path) -> None:
+    """By a compiler that writes empty files, into an absolute folder, as `pip install --editable` names one."""
+    compiler = tmp_path / "compiler"
+    compiler.write_text('#!/bin/sh\nwhile [ "$1" ]; do [ "$1" = -o ] && : > "$2"; shift; done\n')
+    compiler.chmod(0o755)
+    options = ("--build-temp", str(tmp_path / "objects"), "--build-lib", str(tmp_path / "library"))
+    result = build_extension(tmp_path / "sources", "build_ext", *options, CC=str(compiler), CXX=str(compiler))
+    assert result.returncode == 0, result.stderr
+    assert list((tmp_path / "objects").rglob("x86.o")) and list((tmp_path / "library").rglob("_native*"))
+    assert not list((tmp_path / "sources").rglob("*.o"))
+
+
 def test_metadata_are_valid_and_their_links_lead_somewhere(wheel: Path, distributions: Path) -> None:
     (sdist,) = distributions.glob("*.tar.gz")
     folder = f"direct_hifimamba-{__version__}"
