@@ -75,6 +75,14 @@ class AliasFinder(MetaPathFinder):
 _FINDER = AliasFinder()
 
 
+def serves(model_name: str) -> bool:
+    """Return whether a model of a configuration, such as ``hifimamba.hifimamba.HiFiMambaV2``, is one of ours.
+
+    DIRECT ignores case in the names of modules.
+    """
+    return _FINDER.find_spec(f"{ALIAS}.{model_name.partition('.')[0].lower()}") is not None
+
+
 def register() -> None:
     """Make the models importable under `direct.nn` in this process. Calling it again changes nothing.
 

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import direct_hifimamba
 from direct_hifimamba.files import fill_folder
+from direct_hifimamba.plugin import serves
 from direct_hifimamba.reconstruction.pretrained import CONFIG_NAME
 from direct_hifimamba.reconstruction.reconstructor import build_networks, load_weights
 from direct_hifimamba.training.compose import compose, validate
@@ -24,6 +25,12 @@ COLUMNS = {"SSIM": 3, "pSNR": 1, "VIF": 3, "NMSE": 4}
 METRICS_NAME = "metrics_inference.json"
 NOTHING = r"\-"
 TIMES = "\N{MULTIPLICATION SIGN}"
+PAPERS = {
+    "hifimamba": "HiFi-MambaV2: [arXiv:2511.18534](https://arxiv.org/abs/2511.18534)",
+    "mambarecon": "MambaRecon, not the authors' code: [arXiv:2409.12401](https://arxiv.org/abs/2409.12401)",
+    "mambaroll": "MambaRoll, not the authors' code: [arXiv:2412.09331](https://arxiv.org/abs/2412.09331)",
+}
+"""What to cite, by the folder of the model in `direct_hifimamba/nn`."""
 HUB = "https://huggingface.co"
 
 
@@ -152,10 +159,12 @@ def _table(title: str, rows: Mapping[str, list[list[str]]], repository: str | No
 
 def _model_card(title: str, rows: Mapping[str, list[list[str]]], config: DictConfig, repository: str | None) -> str:
     first = next(iter(rows))
-    is_ours = config.model.model_name.startswith("hifimamba.")
-    packages = f"direct-recon and direct-hifimamba {direct_hifimamba.__version__}" if is_ours else "direct-recon"
+    names = [model.model_name for model in (config.model, *(config.get("additional_models") or {}).values())]
+    needs_plugin = any(map(serves, names))
+    packages = f"direct-recon and direct-hifimamba {direct_hifimamba.__version__}" if needs_plugin else "direct-recon"
     table = "".join(f"| {' | '.join([name, *cells])} |\n" for name, group in rows.items() for cells in group)
-    paper = "- HiFi-MambaV2: [arXiv:2511.18534](https://arxiv.org/abs/2511.18534)\n" if is_ours else ""
+    papers = [PAPERS[folder] for folder in (name.partition(".")[0].lower() for name in names) if folder in PAPERS]
+    paper = "".join(f"- {entry}\n" for entry in papers)
     return f"""---
 pipeline_tag: image-to-image
 tags: [direct, mri, reconstruction]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,8 +22,10 @@ from direct_hifimamba import cli
 from direct_hifimamba.benchmark.export.zoo import export_zoo
 from direct_hifimamba.data.formats.hdf5 import write_volume
 from direct_hifimamba.reconstruction.reconstructor import CONFIG_NAME
+from tests.helpers import TINY
 from tests.reconstruction.reconstructor_test import (
     HEIGHT,
+    MODELS,
     OURS,
     VARNET,
     WIDTH,
@@ -131,6 +134,39 @@ def test_pairs_and_rows_for_every_acceleration(runs: dict[str, Path], tmp_path: 
     card = (folder / "README.md").read_text("utf-8")
     assert r"| net_5x | 5" + times + r" | 0.850 | 35.5 | \- | 0.0150 |" in card
     assert "hf download me/models" in card and "2511.18534" in card
+
+
+REFINEMENT = {"model_name": "sensitivity.sensitivity.SensitivityRefinement", "num_filters": 2}
+RECON = {"model_name": "mambarecon.mambarecon.MambaRecon", "hidden_channels": 8, "blocks_per_stage": [1]}
+ROLL = {"model_name": "mambaroll.mambaroll.MambaRoll", "num_rolls": 1, "channels_per_scale": [3, 2, 2]}
+
+
+@pytest.mark.parametrize(
+    ("sections", "needs_plugin", "papers"),
+    [
+        ({"model": {"model_name": OURS, **TINY}}, True, ["2511.18534"]),
+        ({"model": {**TINY, "model_name": "HiFiMamba.HiFiMamba.HiFiMambaV2"}}, True, ["2511.18534"]),
+        ({"model": RECON}, True, ["2409.12401"]),
+        ({"model": ROLL}, True, ["2412.09331"]),
+        (MODELS[VARNET], False, []),
+        (MODELS[VARNET] | {"additional_models": {"sensitivity_model": REFINEMENT}}, True, []),
+    ],
+    ids=["ours", "other case", "MambaRecon", "MambaRoll", "DIRECT's", "DIRECT's with our sensitivities"],
+)
+def test_card_asks_for_the_plugin_where_a_network_is_ours(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sections: dict[str, Any],
+    needs_plugin: bool,
+    papers: list[str],
+) -> None:
+    monkeypatch.setattr(environment, "setup_logging", lambda *_: None)
+    monkeypatch.setitem(MODELS, "it", sections)
+    export_zoo(save_experiment(tmp_path / "run", "it").parent, tmp_path / "zoo")
+    card = (tmp_path / "zoo" / "README.md").read_text("utf-8")
+    (installed,) = re.findall("^With (.*) installed:$", card, re.MULTILINE)
+    assert ("direct-hifimamba" in installed) == needs_plugin
+    assert re.findall(r"\[arXiv:(.*?)\]", card) == papers
 
 
 class Hub(BaseHTTPRequestHandler):
