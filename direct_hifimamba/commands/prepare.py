@@ -6,6 +6,7 @@ from pathlib import Path
 
 from direct_hifimamba.commands.jobs import add_jobs_argument
 from direct_hifimamba.data.data_sets import DATA_SETS, MEASURED, SIMULATED
+from direct_hifimamba.data.formats.raw_data import AXES
 from direct_hifimamba.data.masks import MaskOptions
 from direct_hifimamba.data.prepare import find_leaks, prepare, summarise
 from direct_hifimamba.data.protocol import CROP, FILE_NAME, MULTI_COIL, RECONSTRUCTIONS, RESAMPLE, SINGLE_COIL, Settings
@@ -70,6 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--mask-training", action="store_true", help="store masks for the training split, too")
     parser.add_argument("--copy", action="store_true", help="copy measured k-space instead of linking the download")
+    parser.add_argument(
+        "--axes",
+        metavar="NAMES",
+        help=f"raw: what the axes of arrays are, such as height,width,coil: of {','.join(AXES)}",
+    )
+    parser.add_argument("--variable", metavar="NAME", help="raw: name of k-space in the files (default: kspace)")
     parser.add_argument("--seed", type=int, default=0, help="of the masks and of --divide (default: %(default)s)")
 
 
@@ -95,6 +102,8 @@ def main(args: argparse.Namespace) -> None:
         mask_training=args.mask_training,
         copy=args.copy,
         seed=args.seed,
+        axes=args.axes and tuple(args.axes.split(",")),
+        variable=args.variable,
         divide=args.divide and (*args.divide[:2], _fraction(args.divide[2])),
     )
     protocol = prepare(args.source, args.dest, settings, args.split, args.jobs)

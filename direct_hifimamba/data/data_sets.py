@@ -93,7 +93,7 @@ class DataSet:
         match = re.fullmatch(self.pattern, path.name)
         if match and match.groupdict().get("subject"):
             return match["subject"]
-        if not self.is_measured:
+        if not self.is_measured or issubclass(self.reader, RawFile):  # which names nobody
             return _stem(path)
         with self.reader(path) as source:
             return (isinstance(source, KSpaceFile) and source.subject) or _stem(path)

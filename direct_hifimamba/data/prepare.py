@@ -54,7 +54,14 @@ from direct_hifimamba.data.protocol import (
     read_protocol,
     write_protocol,
 )
-from direct_hifimamba.data.sources import KSpaceFile, NiftiFile, SourceError, check_center, check_fully_sampled
+from direct_hifimamba.data.sources import (
+    KSpaceFile,
+    NiftiFile,
+    RawFile,
+    SourceError,
+    check_center,
+    check_fully_sampled,
+)
 from direct_hifimamba.files import PARTIAL_SUFFIX, lock_folder, replace_when_complete
 
 _WHO = ("source", "subject", "acquisition")
@@ -132,7 +139,7 @@ def _write_kspace(task: Task, who: Mapping[str, str]) -> None:
     settings = task.settings
     with task.source.open("rb") as file:
         checksum = hashlib.file_digest(file, "sha256").hexdigest()
-    with DATA_SETS[settings.data_set].reader(task.source) as source:
+    with _open(task) as source:
         if settings.reconstruction is not None and isinstance(source, KSpaceFile):
             source.reconstructions = (f"reconstruction_{settings.reconstruction}",)
         chosen = select_slices(settings.slices, source.num_slices)
@@ -166,6 +173,13 @@ def _write_kspace(task: Task, who: Mapping[str, str]) -> None:
         else:
             link = os.path.relpath(task.source.resolve(), task.path.parent.resolve())
             write_volume(task.path, source.layout(kept, link), provenance, header=source.header())
+
+
+def _open(task: Task) -> KSpaceFile | NiftiFile:
+    reader, settings = DATA_SETS[task.settings.data_set].reader, task.settings
+    if issubclass(reader, RawFile):
+        return reader(task.source, settings.axes, settings.variable)
+    return reader(task.source)
 
 
 def _image(source: KSpaceFile | NiftiFile, index: int, settings: Settings) -> NDArray[np.float32]:

@@ -11,6 +11,7 @@ from typing import Any, Self
 from direct_hifimamba.data.data_sets import DATA_SETS, MEASURED, SIMULATED, select_slices
 from direct_hifimamba.data.masks import MaskOptions
 from direct_hifimamba.data.seeding import seed_from_name
+from direct_hifimamba.data.sources import RawFile
 from direct_hifimamba.files import replace_when_complete
 
 FILE_NAME = "protocol.json"
@@ -18,7 +19,7 @@ TRAINING = "train"
 CROP, RESAMPLE = "crop", "resample"
 SINGLE_COIL, MULTI_COIL = "single", "multi"
 RECONSTRUCTIONS = ("esc", "rss")
-_LATER_KEYS = ("divide", "reconstruction")
+_LATER_KEYS = ("divide", "reconstruction", "axes", "variable")
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,10 @@ class Settings:
     divide : tuple of str, str and float, optional
         Name of a split, name of a new split, and the fraction of the subjects of the first that are moved to the
         second.
+    axes : tuple of str, optional
+        Names out of `raw_data.AXES` of the axes of arrays in raw files, where the format does not say them.
+    variable : str, optional
+        Name of k-space in raw files.
     """
 
     data_set: str
@@ -73,6 +78,8 @@ class Settings:
     copy: bool = False
     seed: int = 0
     divide: tuple[str, str, float] | None = None
+    axes: tuple[str, ...] | None = None
+    variable: str | None = None
 
     @classmethod
     def of(cls, name: str, **options: Any) -> Self:
@@ -100,6 +107,8 @@ class Settings:
             "fit": simulated,
             "reconstruction": simulated and data_set.has_coil_variants,
             "copy": not simulated,
+            "axes": data_set.reader is RawFile,
+            "variable": data_set.reader is RawFile,
         }
         for key in given:
             if not meaningful.get(key, True):

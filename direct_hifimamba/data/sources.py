@@ -271,14 +271,22 @@ class CalgaryCampinas(KSpaceFile):
 
 
 class RawFile(KSpaceFile):
-    """File in any format of `data/formats`; its k-space is copied."""
+    """File in any format of `data/formats`; its k-space is copied.
+
+    Parameters
+    ----------
+    path : Path
+    axes : sequence of str, optional
+    variable : str, optional
+        As in :func:`direct_hifimamba.data.formats.registry.read`.
+    """
 
     is_linkable = False
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, axes: Sequence[str] | None = None, variable: str | None = None) -> None:
         self._path = path
         with _reading(path):
-            self._raw = read(path)
+            self._raw = read(path, axes, variable)
         self.num_slices = self._raw.shape[0]
 
     def __exit__(self, *_: object) -> None:

@@ -999,6 +999,8 @@ def test_a_file_of_another_preparation_in_the_way_is_not_taken_over(prepared, tm
         ("fastmri", {"fit": "crop"}, "--fit does not apply to fastmri"),
         ("m4raw", {"reconstruction": "rss"}, "--reconstruction does not apply to m4raw with measured"),
         ("fastmri", {"reconstruction": "rss"}, "--reconstruction does not apply to fastmri with measured"),
+        ("m4raw", {"axes": ("height", "width")}, "--axes does not apply to m4raw"),
+        ("fastmri", {"variable": "data"}, "--variable does not apply to fastmri"),
         ("acdc", {"size": (0, 8)}, r"The size is \(0, 8\); expected at least 1"),
         ("acdc", {"slices": "most"}, "rule for slices is 'most'; expected all, central:N or inner:N"),
         ("acdc", {"seed": -1}, "seed is -1; expected"),
@@ -1064,6 +1066,25 @@ def test_masks_that_direct_cannot_use_are_refused(prepared, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             prepare(prepared("m4raw").raw, tmp_path / mask.name, Settings.of("m4raw", masks=(mask,)), ["test"])
+
+
+def test_axes_and_name_of_raw_arrays_can_be_given(tmp_path, capsys):
+    lookalikes.raw(tmp_path / "usual")
+    kspace = np.load(tmp_path / "usual" / "train" / "brain.npy")
+    (tmp_path / "raw" / "train").mkdir(parents=True)
+    np.savez(tmp_path / "raw" / "train" / "brain.npz", data=kspace.transpose(2, 3, 1, 0))
+    words = ["prepare", "raw", str(tmp_path / "raw")]
+    for options, advice in ((["--variable", "data"], "--axes height,width,coil,slice"), ([], "no 'kspace'")):
+        with pytest.raises(SystemExit):
+            cli.main([*words, str(tmp_path / f"out{len(options)}"), *options])
+        assert advice in capsys.readouterr().err
+    for _ in range(2):  # the second time, everything is there
+        cli.main([*words, str(tmp_path / "out"), "--axes", "height,width,coil,slice", "--variable", "data"])
+    with h5py.File(tmp_path / "out" / "train" / "brain.npz.h5") as file:
+        np.testing.assert_array_equal(file["kspace"][()], kspace)
+    settings = read_protocol(tmp_path / "out")["settings"]
+    assert (settings["axes"], settings["variable"]) == (["height", "width", "coil", "slice"], "data")
+    assert verify(tmp_path / "out") == []
 
 
 def test_command_line_reaches_every_option(tmp_path, capsys):
