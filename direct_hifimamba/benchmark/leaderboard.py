@@ -3,11 +3,13 @@
 Only models with equal budgets are compared with each other: there are tables for every budget.
 """
 
+import math
 import reprlib
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,6 +30,9 @@ from direct_hifimamba.benchmark.score.metrics import METRICS, metric_definitions
 from direct_hifimamba.benchmark.score.results import Failure, Model, Results
 from direct_hifimamba.benchmark.score.summary import SummaryRow, summarise_scores
 from direct_hifimamba.benchmark.score.table import Scores
+
+SAME_SCORE = 1e-3
+"""Relative difference that the scores of a classical reconstruction may have between machines."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ def make_boards(loaded: Mapping[str, Loaded], baseline: str | None = None) -> li
     """Return one board for every budget, in the order in which the results have them.
 
     To labels that models of several results have, the name of the results is appended. Classical reconstructions, which
-    depend on data and masks alone, are those of the first results that have them.
+    depend on data and masks alone, are those of the first results that have scores of them.
 
     Parameters
     ----------
@@ -71,12 +76,13 @@ def make_boards(loaded: Mapping[str, Loaded], baseline: str | None = None) -> li
     Raises
     ------
     ValueError
-        If they do not have the same protocol, or not the metrics of this version, or no model has the label `baseline`.
+        If they do not have the same protocol, or not the metrics of this version, if their scores of a classical
+        reconstruction differ, or if no model has the label `baseline`.
     """
     _check_protocols({source: found.results for source, found in loaded.items()})
     members = [(source, model) for source, found in loaded.items() for model in found.results.models]
     counts = Counter(model.label for _, model in members if model.kind == "trained")
-    classical = {model.label: (source, model) for source, model in reversed(members) if model.kind == "classical"}
+    classical = _find_classical(loaded)
     groups = {file: group for found in loaded.values() for file, group in found.results.protocol.data.groups.items()}
 
     def rename(source: str, label: str) -> str:
@@ -109,6 +115,39 @@ def make_boards(loaded: Mapping[str, Loaded], baseline: str | None = None) -> li
             )
         )
     return boards
+
+
+def _find_classical(loaded: Mapping[str, Loaded]) -> dict[str, tuple[str, Model]]:
+    """Return classical reconstructions by label, with the name of the first results that have scores of them.
+
+    Raises
+    ------
+    ValueError
+        If others have other scores.
+    """
+    found: dict[str, tuple[str, Model]] = {}
+    for source, one in loaded.items():
+        for model in one.results.models:
+            if model.kind == "classical" and model.label in one.scores.models:
+                first, _ = found.setdefault(model.label, (source, model))
+                _check_same_scores(model.label, first, source, loaded)
+    return found
+
+
+def _check_same_scores(label: str, first: str, other: str, loaded: Mapping[str, Loaded]) -> None:
+    expected, found = loaded[first].scores, loaded[other].scores
+    for acceleration, metric in product(expected.accelerations, expected.metrics):
+        ours, theirs = (scores.volumes(label, acceleration, metric).get(None, {}) for scores in (expected, found))
+        for file in sorted(ours.keys() | theirs.keys()):
+            value, another = ours.get(file, math.nan), theirs.get(file, math.nan)
+            both_missing = math.isnan(value) and math.isnan(another)
+            if not (both_missing or math.isclose(value, another, rel_tol=SAME_SCORE)):
+                raise ValueError(
+                    f"{first} and {other} cannot stand in one table: the {metric} of {label} for {file} at "
+                    f"{acceleration} is {value:g} and {another:g}, but it depends on data and masks alone. Compute it "
+                    "in both with the same versions of direct-hifimamba and BART, or leave BART out of one "
+                    "specification (`classical`)."
+                )
 
 
 def _check_protocols(results: Mapping[str, Results]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from direct_hifimamba import cli
 from direct_hifimamba.benchmark.leaderboard import Loaded, make_boards
 from direct_hifimamba.benchmark.score.results import Results
-from direct_hifimamba.benchmark.score.table import Scores
+from direct_hifimamba.benchmark.score.table import SCHEMA, Scores
 from tests.benchmark.example import (
     BASELINE,
     QUALITY,
@@ -20,6 +20,7 @@ from tests.benchmark.example import (
     make_benchmark,
     make_evaluation,
     make_results,
+    without,
 )
 from tests.benchmark.report.tables_test import read_tables
 
@@ -91,6 +92,34 @@ def test_written_as_markdown(paths: list[str], capsys: pytest.CaptureFixture[str
 def test_baseline_keeps_its_scores_under_its_new_name(paths: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["leaderboard", *reversed(paths)])
     assert "Differences to RIM (second/results.json)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("factor", "is_refused"), [(1.0005, False), (1.01, True), (None, True)])
+def test_classical_scores_that_differ_are_refused(
+    factor: float | None, is_refused: bool, paths: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    results, scores = other_benchmark()
+    changed = {"model": ZERO_FILLED, "metric": "fastmri_ssim", "file": "brain_1.h5", "acceleration": "equispaced_8x"}
+    rows = [
+        row | {"value": factor and factor * row["value"]} if changed.items() <= row.items() else row
+        for row in scores.table.to_pylist()
+    ]
+    arguments = [paths[0], save("changed", results, Scores(pa.Table.from_pylist(rows, SCHEMA)))]
+    if is_refused:
+        error = fails(capsys, *arguments, "--output", "all.md")
+        assert f"{arguments[0]} and {arguments[1]} cannot stand in one table: the fastmri_ssim of zero-filled" in error
+        assert "brain_1.h5 at equispaced_8x" in error
+        assert not Path("all.md").exists()
+    else:
+        cli.main(["leaderboard", *arguments])
+
+
+def test_classical_scores_may_be_those_of_a_later_file() -> None:
+    results, scores = make_benchmark()
+    loaded = {"a": Loaded(results, without(scores, model=ZERO_FILLED)), "b": Loaded(*other_benchmark())}
+    for board in make_boards(loaded):
+        assert ZERO_FILLED in [model.label for model in board.models]
+        assert ZERO_FILLED in {row.model for row in board.summary if row.mean is not None}
 
 
 def test_every_score_stays_with_its_model() -> None:
