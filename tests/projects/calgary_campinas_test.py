@@ -18,7 +18,8 @@ def test_specification_has_the_masks_and_metrics_of_the_zoo(tmp_path: Path) -> N
     (tmp_path / "data" / "calgary_zoo").mkdir(parents=True)
     specification = Specification.load(tmp_path / "projects" / "hifimamba" / "calgary_campinas" / "zoo.yaml")
     assert (specification.splits.validation, specification.splits.test) == ("val", "val")
-    for configs in compose_models(specification).values():
+    assert (specification.budget.iterations, specification.warm_up, specification.schedule) == (500000, 0.002, "steps")
+    for label, configs in compose_models(specification).items():
         assert set(configs) == {"calgarycampinas_5x", "calgarycampinas_10x"}
         for name, config in configs.items():
             masking = config.training.datasets[0].transforms.masking
@@ -26,6 +27,12 @@ def test_specification_has_the_masks_and_metrics_of_the_zoo(tmp_path: Path) -> N
             assert config.inference.dataset.name == config.validation.datasets[0].name == "FastMRIWithMasks"
             assert config.inference.dataset.text_description == name
             assert config.inference.metrics == METRICS
+            training = config.training
+            assert training.lr == (0.0002 if label == "MambaRoll" else 0.0005)
+            assert (training.batch_size, training.optimizer, training.weight_decay) == (1, "Adam", 0.0)
+            # Without a benchmark, too:
+            assert (training.num_iterations, training.lr_warmup_iter) == (500000, 1000)
+            assert (training.lr_step_size, training.lr_gamma) == (50000, 0.2)
             assert "sensitivity_model" in config.additional_models
             assert config.physics.forward_operator == "fft2(centered=False)"
 
