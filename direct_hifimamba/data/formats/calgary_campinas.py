@@ -41,6 +41,8 @@ def _matches(path: Path) -> bool:
 
 def _read(path: Path) -> RawData:
     array = StoredArray(path, "kspace")
+    if 0 in array.shape:
+        raise ValueError(f"k-space has the shape {array.shape} and so no samples")
     slices, height, width, channels = array.shape
     message = "The origin of the image is in its corner: the configuration has to have centered=False."
     return RawData((slices, channels // 2, height, width), lambda index: read_slice(array, index), messages=(message,))

@@ -231,6 +231,23 @@ ODD: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda path: write_hdf5(path, kspace=np.zeros((3, 12, 16), FIELDS)),
         "axes of the lengths (16, 12, 3), and it is not clear",
     ),
+    "Calgary-Campinas, cut short": (lambda path: cut(calgary_campinas(path)), "truncated file"),
+    **{
+        f"Calgary-Campinas, {kind}": (
+            lambda path, values=values: write_hdf5(path, kspace=values),
+            f"type {values.dtype}; expected complex numbers, or real and imaginary part in a last axis of length 2",
+        )
+        for kind, values in (
+            ("odd number of channels", np.ones((3, 12, 16, 7), np.float32)),
+            ("three axes", np.ones((12, 16, 8), np.float32)),
+            ("five axes", np.ones((1, 3, 12, 16, 8), np.float32)),
+            ("double precision", np.ones((3, 12, 16, 8))),
+        )
+    },
+    "Calgary-Campinas, no slices": (
+        lambda path: write_hdf5(path, kspace=np.ones((0, 12, 16, 8), np.float32)),
+        "k-space has the shape (0, 12, 16, 8) and so no samples",
+    ),
     **{
         f"MATLAB {version}, {kind}": (partial(save, write), message)
         for version, write in (("5", write_mat5), ("7.3", write_mat73))
