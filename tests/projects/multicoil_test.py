@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from direct.checkpointer import Checkpointer
+from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from direct_hifimamba import cli
+from direct_hifimamba.data.simulation.sample import Sample, draw_sample
 from direct_hifimamba.reconstruction.reconstructor import Reconstructor, build_networks
 from tests.data import lookalikes
 from tests.projects.hifimamba_test import ROOT, SHORT, TINY, in_process
@@ -66,3 +70,34 @@ def test_configurations_train(names: list[str], tmp_path: Path, monkeypatch: pyt
     image = Reconstructor.from_checkpoint(run / "model_5.pt")(kspace * mask, mask)
     assert image.shape == (1, 32, 32)
     assert np.isfinite(image).all() and image.any()
+
+
+def test_scores_of_simulated_slices_are_those_of_their_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(CONFIGS.parent)
+    script = import_module("validate")
+    lookalikes.save_nifti(tmp_path / "a.nii.gz", lookalikes.magnitude(0, 8, 40, 40), np.eye(4))
+    monkeypatch.setattr(script, "SLICES", {"small": (2, {"shape": (32, 32), "num_coils": (2, 3)})})
+
+    class OneWrongPixel:
+        def __call__(self, kspace: NDArray[np.complex64], mask: NDArray[np.bool_], check: bool) -> NDArray[np.float32]:
+            assert not kspace[0][:, ~mask].any() and 0.15 < mask.mean() < 0.6
+            return references.pop(0)[None]
+
+    references: list[NDArray[np.float32]] = []
+
+    def draw(*arguments: Any) -> Sample:
+        sample = draw_sample(*arguments)
+        references.append(3 * sample.noisy_target)  # the scale does not count
+        references[-1][0, 0] += 0.3 * sample.noisy_target.max()
+        return sample
+
+    monkeypatch.setattr(script, "draw_sample", draw)
+    monkeypatch.setattr(script, "load", lambda *_: ([], OneWrongPixel()))
+    words = ["validate.py", str(tmp_path), "any", "--slices", "small", "--accelerations", "4"]
+    monkeypatch.setattr("sys.argv", words)
+    script.main()
+    # One pixel of 32 x 32 is wrong by a tenth of the maximum.
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| small | 4 |")]
+    assert float(row.split("|")[3]) == pytest.approx(20 + 10 * np.log10(32 * 32), abs=0.1)
