@@ -1,5 +1,6 @@
-"""Atomic replacement of files, and locks on folders."""
+"""Atomic replacement of files, checksums, and locks on folders."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -94,6 +95,12 @@ def refuse_to_replace(output: Path, inputs: Iterable[Path]) -> None:
     for path in inputs:
         if output.exists() and path.exists() and output.samefile(path):
             raise FileExistsError(f"The output {output} would replace the input {path}; choose another output.")
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def set_aside(path: Path) -> Path:

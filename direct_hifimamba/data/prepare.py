@@ -19,7 +19,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +26,6 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-import direct_hifimamba
 from direct_hifimamba.data.blank import bright_level, is_blank
 from direct_hifimamba.data.data_sets import DATA_SETS, MEASURED, SIMULATED, listed_subjects, select_slices
 from direct_hifimamba.data.fit import crop_or_pad, resample
@@ -54,6 +52,7 @@ from direct_hifimamba.data.protocol import (
     read_protocol,
     write_protocol,
 )
+from direct_hifimamba.data.provenance import package_versions
 from direct_hifimamba.data.sources import (
     KSpaceFile,
     NiftiFile,
@@ -62,7 +61,7 @@ from direct_hifimamba.data.sources import (
     check_center,
     check_fully_sampled,
 )
-from direct_hifimamba.files import PARTIAL_SUFFIX, lock_folder, replace_when_complete
+from direct_hifimamba.files import PARTIAL_SUFFIX, hash_file, lock_folder, replace_when_complete
 
 _WHO = ("source", "subject", "acquisition")
 """Keys of the provenance that files with a mask copy from their volume."""
@@ -136,9 +135,7 @@ def prepare_file(task: Task) -> Outcome:
 
 
 def _write_kspace(task: Task, who: Mapping[str, str]) -> None:
-    settings = task.settings
-    with task.source.open("rb") as file:
-        checksum = hashlib.file_digest(file, "sha256").hexdigest()
+    settings, checksum = task.settings, hash_file(task.source)
     with _open(task) as source:
         if settings.reconstruction is not None and isinstance(source, KSpaceFile):
             source.reconstructions = (f"reconstruction_{settings.reconstruction}",)
@@ -160,7 +157,7 @@ def _write_kspace(task: Task, who: Mapping[str, str]) -> None:
                 f"not {settings.slices}": [index for index in range(source.num_slices) if index not in chosen],
                 "blank": [index for index in chosen if index not in kept],
             },
-            "versions": _versions(),
+            "versions": package_versions("direct-recon", "h5py", "numpy", "torch"),
         }
         task.path.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(source, NiftiFile) or settings.kspace == SIMULATED:
@@ -209,11 +206,6 @@ def _simulate(image: NDArray[np.float32], settings: Settings) -> NDArray[np.comp
     if settings.normalise_slices:
         image = (image - image.min()) / (image.max() - image.min())
     return image_to_kspace(image.astype(np.complex64))
-
-
-def _versions() -> dict[str, str]:
-    names = ("direct-recon", "h5py", "numpy", "torch")
-    return {"direct-hifimamba": direct_hifimamba.__version__, **{name: version(name) for name in names}}
 
 
 def _record(task: Task) -> dict[str, Any]:

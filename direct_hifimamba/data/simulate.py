@@ -4,11 +4,9 @@ Coils, phase and noise are invented, so that results on such data say nothing ab
 every file says that it is `simulated from magnitude`.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-import direct_hifimamba
 from direct_hifimamba.data.blank import bright_level, foreground, is_blank
 from direct_hifimamba.data.data_sets import SIMULATED, subject_from_name
 from direct_hifimamba.data.fit import crop_or_pad, resample
-from direct_hifimamba.data.formats.hdf5 import read_provenance, write_volume
+from direct_hifimamba.data.formats.hdf5 import write_volume
 from direct_hifimamba.data.formats.nifti import ORIENTATIONS, load_magnitude
 from direct_hifimamba.data.formats.optional import optional_package
 from direct_hifimamba.data.fourier import image_to_kspace
 from direct_hifimamba.data.masks import MaskOptions, draw_line_mask
+from direct_hifimamba.data.provenance import claim_folder, package_versions
 from direct_hifimamba.data.seeding import seed_from_name
-from direct_hifimamba.files import PARTIAL_SUFFIX, lock_folder
+from direct_hifimamba.files import hash_file
 
 TEMPLATE = "icbm152"
 
@@ -99,8 +97,7 @@ class Source:
 
     def provenance(self) -> dict[str, str]:
         """Return file name and SHA-256 of the file."""
-        with self.path.open("rb") as file:
-            return {"name": self.path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return {"name": self.path.name, "sha256": hash_file(self.path)}
 
 
 def find_sources(source: str) -> list[Source]:
@@ -345,35 +342,10 @@ def simulate(source: str, output: Path, options: SimulationOptions) -> list[Path
         (entry, {"origin": SIMULATED, "source": entry.provenance(), "options": stored_options})
         for entry in find_sources(source)
     ]
-    check_output(output, [record for _, record in records])
-    output.mkdir(parents=True, exist_ok=True)
-    versions = {name: version(name) for name in ("direct-recon", "numpy", "torch", "nibabel", "scikit-image")}
-    versions["direct-hifimamba"] = direct_hifimamba.__version__
-    with lock_folder(output):
-        check_output(output, [record for _, record in records])
+    versions = package_versions("direct-recon", "numpy", "torch", "nibabel", "scikit-image")
+    with claim_folder(output, [record for _, record in records]):
         return [
             path
             for entry, record in records
             for path in simulate_volume(entry, output, options, {**record, "versions": versions})
         ]
-
-
-def check_output(output: Path, records: list[dict[str, Any]]) -> None:
-    """Check that a folder, if it exists, holds only files whose provenance includes one of `records`.
-
-    Raises
-    ------
-    NotADirectoryError, FileExistsError
-        If it is a file, or holds other files.
-    """
-    if output.exists() and not output.is_dir():
-        raise NotADirectoryError(f"The output {output} is a file; expected a folder.")
-    for entry in output.iterdir() if output.exists() else ():
-        if entry.name.endswith(PARTIAL_SUFFIX):
-            continue
-        stored = read_provenance(entry) or {}
-        if not any(all(stored.get(key) == value for key, value in record.items()) for record in records):
-            raise FileExistsError(
-                f"The output folder {output} already holds {entry.name} of another simulation; choose a new "
-                "folder, or remove this one."
-            )

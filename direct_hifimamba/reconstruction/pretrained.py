@@ -13,7 +13,6 @@ A folder in `weights/` holds one model:
 `projects/multicoil/release.py` writes configuration, weights and checksums.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 
+from direct_hifimamba.files import hash_file as hash_file
 from direct_hifimamba.reconstruction.domain import Domain
 
 FOLDER = Path(__file__).parent / "weights"
@@ -91,11 +91,6 @@ def find_pretrained(name: str) -> Pretrained:
     checkpoints = tuple(root / file for file in sorted(checksums) if file.endswith(".pt"))
     card = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(root / CARD_NAME)))
     return Pretrained(name, root / CONFIG_NAME, checkpoints, card)
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal digits."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def is_pretrained(checkpoint: Path | str) -> bool:

@@ -34,14 +34,14 @@ from direct_hifimamba.data.acquisition import (
 )
 from direct_hifimamba.data.formats.raw_data import RawData
 from direct_hifimamba.data.parallel import map_files
-from direct_hifimamba.files import first_and_count, lock_folder, replace_when_complete
+from direct_hifimamba.files import first_and_count, hash_file, lock_folder, replace_when_complete
 from direct_hifimamba.reconstruction.noise import (
     check_replicas,
     estimate_noise_covariance,
     noise_map,
     whitening_matrix,
 )
-from direct_hifimamba.reconstruction.pretrained import CONFIG_NAME, find_pretrained, hash_file, is_pretrained
+from direct_hifimamba.reconstruction.pretrained import CONFIG_NAME, find_pretrained, is_pretrained
 from direct_hifimamba.reconstruction.reconstructor import Reconstructor
 from direct_hifimamba.reconstruction.uncertainty import MAX_RESIDUAL, Calibration, residual_map, spread
 

@@ -76,7 +76,11 @@ def write_volume(
             attributes = {**_statistics(file), "sha256": hash_content(file)}
         with h5py.File(partial, "r+") as file:
             file.attrs.update(attributes)
-            file.attrs["provenance"] = json.dumps(provenance, indent=1, sort_keys=True)
+            _store_provenance(file, provenance)
+
+
+def _store_provenance(file: h5py.File, provenance: Mapping[str, Any]) -> None:
+    file.attrs["provenance"] = json.dumps(dict(provenance), indent=1, sort_keys=True)
 
 
 def _write_slices(file: h5py.File, name: str, slices: Iterable[NDArray[Any]]) -> None:
@@ -96,7 +100,7 @@ def write_images(path: Path, images: Iterable[NDArray[Any]], volume: Volume) -> 
             file.attrs["affine"] = volume.affine_of(file[IMAGES].shape[1:])
         if volume.volumes > 1:
             file.attrs["volumes"] = volume.volumes
-        file.attrs["provenance"] = json.dumps(dict(volume.provenance), indent=1, sort_keys=True)
+        _store_provenance(file, volume.provenance)
 
 
 def _statistics(file: h5py.File) -> dict[str, float]:
@@ -248,7 +252,7 @@ def write_view(
             file["acs_mask"] = acs_mask
         for name in ("max", "norm", "sha256"):
             file.attrs[name] = original.attrs[name]
-        file.attrs["provenance"] = json.dumps(provenance, indent=1, sort_keys=True)
+        _store_provenance(file, provenance)
 
 
 def write_cmrxrecon(path: Path, volume: Path, mask: NDArray[np.bool_], provenance: dict[str, Any]) -> None:
@@ -268,16 +272,13 @@ def write_cmrxrecon(path: Path, volume: Path, mask: NDArray[np.bool_], provenanc
     """
     fields = np.dtype([("real", np.float32), ("imag", np.float32)])
     with replace_when_complete(path) as partial, h5py.File(partial, "w") as file, h5py.File(volume) as original:
-        dataset = None
+        *leading, height, width = kspace_shape(original)
+        dataset = file.create_dataset("kspace", (1, *leading, width, height), fields)
         for index, kspace_slice in enumerate(read_slices(original)):
-            transposed = np.ascontiguousarray(np.swapaxes(kspace_slice, -1, -2))
-            if dataset is None:
-                shape = transposed.shape
-                dataset = file.create_dataset("kspace", (1, len(original["kspace"]), *shape), fields)
-            dataset[0, index] = transposed.view(fields)
+            dataset[0, index] = np.ascontiguousarray(np.swapaxes(kspace_slice, -1, -2)).view(fields)
         file["mask"] = mask.T
         file.attrs["sha256"] = original.attrs["sha256"]
-        file.attrs["provenance"] = json.dumps(provenance, indent=1, sort_keys=True)
+        _store_provenance(file, provenance)
 
 
 def read_cmrxrecon_slices(file: h5py.File) -> Iterator[NDArray[np.complex64]]:
@@ -302,7 +303,7 @@ def add_provenance(path: Path, more: Mapping[str, Any]) -> None:
     with replace_when_complete(path) as partial:
         shutil.copyfile(path, partial)
         with h5py.File(partial, "r+") as file:
-            file.attrs["provenance"] = json.dumps(provenance, indent=1, sort_keys=True)
+            _store_provenance(file, provenance)
 
 
 def read_origin(path: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-import direct_hifimamba
 from direct_hifimamba.data.formats.hdf5 import write_volume
 from direct_hifimamba.data.masks import MaskOptions, draw_line_mask
-from direct_hifimamba.data.simulate import check_output
+from direct_hifimamba.data.provenance import claim_folder, package_versions
 from direct_hifimamba.data.simulation.sample import SampleOptions, draw_sample
-from direct_hifimamba.files import lock_folder
 
 ORIGIN = "simulated"
 
@@ -64,13 +61,9 @@ def write_samples(
         raise ValueError(f"masks are {tuple(options.masks)}; files can only hold {' and '.join(LINE_MASKS)} ones.")
     settings = json.loads(json.dumps({"options": asdict(options), "mask": mask and asdict(mask)}, default=_head_name))
     record: dict[str, Any] = {"origin": ORIGIN, "seed": seed, **settings}
-    check_output(output, [record])
-    output.mkdir(parents=True, exist_ok=True)
-    record["versions"] = {name: version(name) for name in ("direct-recon", "numpy", "scipy", "torch")}
-    record["versions"]["direct-hifimamba"] = direct_hifimamba.__version__
-
+    versions = package_versions("direct-recon", "numpy", "scipy", "torch")
     paths = [output / f"simulated_{seed}_{index:05d}.h5" for index in range(number)]
-    with lock_folder(output):
+    with claim_folder(output, [record]):
         for index, path in enumerate(tqdm(paths, desc=ORIGIN, unit="slice")):
             if path.exists():
                 continue
@@ -89,7 +82,7 @@ def write_samples(
             anatomy = drawn.pop("anatomy")
             # Tissues and phantoms are drawn for one slice, which has no subject in common with others.
             subject = f"{anatomy} {path.stem}" if anatomy in ("tissues", "phantom") else anatomy
-            provenance = {**record, "subject": subject, "drawn": drawn}
+            provenance = {**record, "versions": versions, "subject": subject, "drawn": drawn}
             write_volume(path, [sample.kspace], provenance, lines, arrays=arrays)
     return paths
 
