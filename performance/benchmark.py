@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from direct_hifimamba.benchmark.plan.inputs import KSpaceMemory, check_predictions, describe_folders
 from direct_hifimamba.benchmark.run.classical import Acquisition, reconstruct
 from direct_hifimamba.benchmark.score.metrics import METRICS
-from direct_hifimamba.benchmark.score.scoring import ALWAYS, BANDS, find_volumes, score_run
+from direct_hifimamba.benchmark.score.scoring import ALWAYS, find_volumes, score_run
+from direct_hifimamba.benchmark.score.spectrum import BANDS
 from direct_hifimamba.data.formats.hdf5 import write_view, write_volume
 
 SLICES, SHAPE, CROP = 35, (15, 640, 368), (320, 320)

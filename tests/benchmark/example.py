@@ -21,9 +21,9 @@ from direct_hifimamba.benchmark.score.results import (
     Trial,
     digest,
 )
-from direct_hifimamba.benchmark.score.scores import SPECTRUM_EDGES
+from direct_hifimamba.benchmark.score.spectrum import BANDS
 from direct_hifimamba.benchmark.score.summary import summarise_scores
-from direct_hifimamba.benchmark.score.table import SCHEMA, Scores, make_table, spectrum_names
+from direct_hifimamba.benchmark.score.table import SCHEMA, Scores, make_table
 
 BASELINE = "VarNet"
 ZERO_FILLED = "zero-filled"
@@ -135,8 +135,8 @@ def make_scores(label: str, acceleration: str, seed: int | None, files: list[str
         difficulty = common.normal(0, 1.5) + common.normal(0, 1, slices)
         level = 24.0 + QUALITY[label] - (4 if acceleration.endswith("8x") else 0)
         decibel = level + difficulty + generator.normal(0, 0.1) + generator.normal(0, 0.2, slices)
-        spectrum = 10 ** (-QUALITY[label] / 10) * np.linspace(0.01, 0.9, len(SPECTRUM_EDGES) - 1)
-        bands = dict(zip(spectrum_names(len(spectrum)), spectrum[:, None], strict=True))
+        spectrum = 10 ** (-QUALITY[label] / 10) * np.linspace(0.01, 0.9, len(BANDS))
+        bands = dict(zip(BANDS, spectrum[:, None], strict=True))
         scored[file] = {name: _score(name, decibel) for name in METRICS} | bands
     return make_table(scored)
 

@@ -18,7 +18,7 @@ from direct_hifimamba.benchmark.folder import BenchmarkFolder
 from direct_hifimamba.benchmark.plan.specification import Specification
 from direct_hifimamba.benchmark.score.collect import ZERO_FILLED
 from direct_hifimamba.benchmark.score.images import load_target, load_zero_filled
-from direct_hifimamba.benchmark.score.metrics import METRICS, metric_definitions
+from direct_hifimamba.benchmark.score.metrics import METRICS, metric_definitions, score_volume
 from direct_hifimamba.benchmark.score.results import (
     Cost,
     Data,
@@ -30,9 +30,9 @@ from direct_hifimamba.benchmark.score.results import (
     Spread,
     Trial,
 )
-from direct_hifimamba.benchmark.score.scores import SPECTRUM_EDGES, error_spectrum, score_volume
+from direct_hifimamba.benchmark.score.spectrum import BANDS, error_spectrum
 from direct_hifimamba.benchmark.score.summary import summarise_scores
-from direct_hifimamba.benchmark.score.table import Scores, make_table, spectrum_names
+from direct_hifimamba.benchmark.score.table import Scores, make_table
 from direct_hifimamba.data.data_sets import SIMULATED
 from direct_hifimamba.data.masks import MaskOptions
 from direct_hifimamba.data.simulate import SimulationOptions, simulate
@@ -45,7 +45,6 @@ ACCELERATIONS = {
     "equispaced_8x": MaskOptions("FastMRIEquispaced", 8, 0.04),
 }
 SIZE = (128, 128)
-BANDS = spectrum_names(len(SPECTRUM_EDGES) - 1)
 ITERATIONS = 600
 
 

@@ -141,7 +141,7 @@ class Specification(_Section):
     classical : list of str
         Reconstructions without training beside the zero-filled one: `BART pics`.
     metrics : list of str
-        Metrics that are computed in addition to the fastMRI ones, such as `hfen`; files in
+        Metrics that are computed in addition to the fastMRI ones, such as `hfen`, see
         :mod:`direct_hifimamba.benchmark.score.metrics`.
     validations : int
         How often the models are evaluated on the validation split of the first acceleration while they train, for the

@@ -7,7 +7,7 @@ from statistics import fmean
 
 import numpy as np
 
-from direct_hifimamba.benchmark.score.metric import Array
+from direct_hifimamba.benchmark.score.metrics import Array
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ from direct_hifimamba.benchmark.report.charts.style import choose_styles
 from direct_hifimamba.benchmark.report.curves import read_curve
 from direct_hifimamba.benchmark.report.pictures import ZOOM
 from direct_hifimamba.benchmark.report.slices import compare_slices
-from direct_hifimamba.benchmark.score.metric import GROUPS
-from direct_hifimamba.benchmark.score.metrics import METRICS
+from direct_hifimamba.benchmark.score.metrics import GROUPS, METRICS
 from direct_hifimamba.benchmark.score.results import Results
 from direct_hifimamba.benchmark.score.table import Scores
 from direct_hifimamba.data.data_sets import SIMULATED

@@ -9,8 +9,7 @@ from typing import Any, Literal
 
 from matplotlib.ticker import EngFormatter
 
-from direct_hifimamba.benchmark.score.metric import GROUPS, Metric
-from direct_hifimamba.benchmark.score.metrics import METRICS
+from direct_hifimamba.benchmark.score.metrics import GROUPS, METRICS, Metric
 from direct_hifimamba.benchmark.score.results import Failure, Model, Protocol, Results, Spread
 from direct_hifimamba.benchmark.score.statistics import MIN_SUBJECTS, Difference
 from direct_hifimamba.benchmark.score.summary import SummaryRow

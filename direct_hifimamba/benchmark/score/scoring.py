@@ -10,12 +10,10 @@ from tqdm import tqdm
 
 from direct_hifimamba.benchmark.plan.inputs import list_files
 from direct_hifimamba.benchmark.score.images import load_reconstruction, load_target, load_zero_filled
-from direct_hifimamba.benchmark.score.metric import Array
-from direct_hifimamba.benchmark.score.metrics import DEFAULT, METRICS, metric_definitions
-from direct_hifimamba.benchmark.score.scores import SPECTRUM_EDGES, error_spectrum, score_volume
-from direct_hifimamba.benchmark.score.table import SPECTRUM, RunTable, spectrum_names
+from direct_hifimamba.benchmark.score.metrics import DEFAULT, METRICS, Array, metric_definitions, score_volume
+from direct_hifimamba.benchmark.score.spectrum import BANDS, EDGES, error_spectrum
+from direct_hifimamba.benchmark.score.table import RunTable
 
-BANDS = spectrum_names(len(SPECTRUM_EDGES) - 1)
 ALWAYS = (*DEFAULT, *BANDS)
 """Metrics and bands of the error spectrum that are computed unless others are asked for."""
 
@@ -103,7 +101,7 @@ def is_scored(tables: Mapping[Path, Sequence[Volume]], metrics: Iterable[str]) -
 
 
 def _definitions(metrics: Iterable[str]) -> dict[str, str]:
-    bands = dict.fromkeys(BANDS, f"relative error energy between {SPECTRUM_EDGES}")
+    bands = dict.fromkeys(BANDS, f"relative error energy between {EDGES}")
     known = metric_definitions(METRICS) | bands
     return {name: known[name] for name in metrics}
 
@@ -124,9 +122,9 @@ def _score(volume: Volume, names: Sequence[str]) -> dict[str, Array]:
     height, width = image.shape[1:]
     target = load_target(volume.data, (height, width), volume.is_centered)
     try:
-        scores = score_volume(target, image, [name for name in names if not name.startswith(SPECTRUM)])
+        scores = score_volume(target, image, [name for name in names if name in METRICS])
     except ValueError as error:
         raise ValueError(f"{volume.prediction or volume.data} cannot be scored: {error}") from error
-    if any(name.startswith(SPECTRUM) for name in names):
+    if not METRICS.keys() >= set(names):
         scores |= dict(zip(BANDS, error_spectrum(target, image)[:, None], strict=True))
     return scores

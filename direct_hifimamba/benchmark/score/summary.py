@@ -5,8 +5,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from direct_hifimamba.benchmark.score.metric import Array
-from direct_hifimamba.benchmark.score.metrics import METRICS
+from direct_hifimamba.benchmark.score.metrics import METRICS, Array
 from direct_hifimamba.benchmark.score.statistics import Difference, Groups, compare, group_members, summarise
 from direct_hifimamba.benchmark.score.table import Scores
 from direct_hifimamba.benchmark.validation import CONFIG

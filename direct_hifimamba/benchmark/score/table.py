@@ -18,19 +18,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from direct_hifimamba.benchmark.score.metric import Array
-from direct_hifimamba.benchmark.score.metrics import METRICS
+from direct_hifimamba.benchmark.score.metrics import METRICS, Array
+from direct_hifimamba.benchmark.score.spectrum import BANDS
 from direct_hifimamba.files import replace_when_complete
 
 RUN_SCHEMA = pa.schema([("file", pa.string()), ("slice", pa.int32()), ("metric", pa.string()), ("value", pa.float64())])
 SCHEMA = pa.schema([("model", pa.string()), ("seed", pa.int64()), ("acceleration", pa.string()), *RUN_SCHEMA])
-SPECTRUM = "spectrum_"
 _METADATA = b"scored"
-
-
-def spectrum_names(bands: int) -> list[str]:
-    """Return the names of the bands of the error spectrum in the column `metric`."""
-    return [f"{SPECTRUM}{band}" for band in range(bands)]
 
 
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:
@@ -145,7 +139,7 @@ def make_table(scores: Mapping[str, Mapping[str, Array]]) -> pa.Table:
     for file, by_metric in scores.items():
         for metric, values in by_metric.items():
             columns["file"] += [file] * len(values)
-            columns["slice"] += [None] if metric.startswith(SPECTRUM) else range(len(values))
+            columns["slice"] += [None] if metric in BANDS else range(len(values))
             columns["metric"] += [metric] * len(values)
             columns["value"] += [value if np.isfinite(value) else None for value in values.tolist()]
     return pa.table(columns, RUN_SCHEMA)

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from direct_hifimamba.benchmark.score.images import load_reconstruction, load_target, load_zero_filled
 from direct_hifimamba.benchmark.score.metrics import METRICS as ALL
-from direct_hifimamba.benchmark.score.scores import score_volume
+from direct_hifimamba.benchmark.score.metrics import score_volume
 from direct_hifimamba.data.formats.hdf5 import write_view, write_volume
 from direct_hifimamba.data.fourier import root_sum_of_squares
 from tests.data.lookalikes import HEADER, NUM_PADDED, centred_fft, magnitude, measure

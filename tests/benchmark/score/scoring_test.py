@@ -10,7 +10,8 @@ import pytest
 
 from direct_hifimamba.benchmark.score import scoring
 from direct_hifimamba.benchmark.score.metrics import DEFAULT
-from direct_hifimamba.benchmark.score.scoring import ALWAYS, BANDS, Volume, find_volumes, score_run
+from direct_hifimamba.benchmark.score.scoring import ALWAYS, Volume, find_volumes, score_run
+from direct_hifimamba.benchmark.score.spectrum import BANDS
 from direct_hifimamba.data.formats.hdf5 import write_cmrxrecon, write_view, write_volume
 from tests.data.lookalikes import centred_fft, magnitude, measure
 

@@ -5,8 +5,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from direct_hifimamba.benchmark.report.charts.chart import Drawing, ReportData, chart
 from direct_hifimamba.benchmark.report.charts.style import canvas
-from direct_hifimamba.benchmark.score.scores import SPECTRUM_EDGES
-from direct_hifimamba.benchmark.score.table import spectrum_names
+from direct_hifimamba.benchmark.score.spectrum import BANDS, EDGES
 
 
 @chart(
@@ -22,10 +21,9 @@ def error_spectra(data: ReportData) -> list[Drawing]:
 
 
 def _draw(data: ReportData, acceleration: str) -> Drawing | None:
-    names = spectrum_names(len(SPECTRUM_EDGES) - 1)
     spectra = {}
     for model in data.results.models:
-        bands = [data.scores.volumes(model.label, acceleration, name) for name in names]
+        bands = [data.scores.volumes(model.label, acceleration, name) for name in BANDS]
         values = [[value for files in band.values() for value in files.values()] for band in bands]
         if all(values):
             spectra[model.label] = np.ma.masked_invalid(values).mean(axis=1).filled(np.nan)
@@ -33,7 +31,7 @@ def _draw(data: ReportData, acceleration: str) -> Drawing | None:
         return None
     with canvas("spatial frequency / Nyquist frequency", "relative error energy, magnitude", height=3.4) as drawing:
         for label, values in spectra.items():
-            middles = np.convolve(SPECTRUM_EDGES, (0.5, 0.5), "valid")
+            middles = np.convolve(EDGES, (0.5, 0.5), "valid")
             drawing.axes.plot(middles, values, label=label, markevery=3, **data.styles[label])
         drawing.axes.set_yscale("log")
         drawing.axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -5,8 +5,7 @@ from matplotlib.ticker import FuncFormatter
 
 from direct_hifimamba.benchmark.report.charts.chart import Drawing, ReportData, chart
 from direct_hifimamba.benchmark.report.charts.style import canvas
-from direct_hifimamba.benchmark.score.metric import Array
-from direct_hifimamba.benchmark.score.metrics import METRICS
+from direct_hifimamba.benchmark.score.metrics import METRICS, Array
 
 WINDOW = 5
 """Entries of the log over which the loss is averaged."""

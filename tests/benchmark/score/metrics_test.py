@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, gaussian_laplace
 from sewar.full_ref import vifp
 
-from direct_hifimamba.benchmark.score.metric import GROUPS
-from direct_hifimamba.benchmark.score.metrics import DEFAULT, METRICS, metric_definitions
-from direct_hifimamba.benchmark.score.scores import SPECTRUM_EDGES, band_energies, error_spectrum
-from direct_hifimamba.benchmark.score.scores import score_volume as score_some
+from direct_hifimamba.benchmark.score.metrics import DEFAULT, GROUPS, METRICS, metric_definitions
+from direct_hifimamba.benchmark.score.metrics import score_volume as score_some
+from direct_hifimamba.benchmark.score.spectrum import EDGES, band_energies, error_spectrum
 
 SHAPE = (4, 48, 60)
 BY_DIRECT = [name for name, metric in METRICS.items() if metric.group in ("fastmri", "calgary_campinas")]
@@ -127,7 +126,7 @@ def test_the_target_itself_is_perfect(target: NDArray[np.float32]) -> None:
         expected = {"SSIM": 1, "VIF": 1, "NMSE": 0, "HFEN": 0, "PSNR": np.nan}[metric.label]
         np.testing.assert_allclose(scores[name], expected, atol=1e-6)
         assert of_volume(scores, name) == pytest.approx(expected, abs=1e-6, nan_ok=True)
-    assert error_spectrum(target, target).tolist() == [0.0] * (len(SPECTRUM_EDGES) - 1)
+    assert error_spectrum(target, target).tolist() == [0.0] * (len(EDGES) - 1)
 
 
 @pytest.mark.parametrize("constant", [0.0, 40.0])
@@ -184,7 +183,7 @@ def test_a_wave_lies_in_the_band_of_its_frequency(cycles: tuple[int, int]) -> No
     wave = np.cos(2 * np.pi * (cycles[0] * rows + cycles[1] * columns))
     energies = band_energies(np.stack([wave, 2 * wave]))
     radius = 2 * np.hypot(cycles[0] / SHAPE[1], cycles[1] / SHAPE[2])
-    expected = np.zeros(len(SPECTRUM_EDGES) - 1)
+    expected = np.zeros(len(EDGES) - 1)
     if radius <= 1:
         expected[min(int(radius * len(expected)), len(expected) - 1)] = 5 * np.square(wave).sum()
     np.testing.assert_allclose(energies, expected, atol=1e-9 * max(1, expected.max()))
