@@ -8,8 +8,9 @@ from direct_hifimamba.commands.jobs import add_jobs_argument
 from direct_hifimamba.data.data_sets import DATA_SETS, MEASURED, SIMULATED
 from direct_hifimamba.data.formats.raw_data import AXES
 from direct_hifimamba.data.masks import MaskOptions
-from direct_hifimamba.data.prepare import find_leaks, prepare, summarise
+from direct_hifimamba.data.prepare import prepare, summarise
 from direct_hifimamba.data.protocol import CROP, FILE_NAME, MULTI_COIL, RECONSTRUCTIONS, RESAMPLE, SINGLE_COIL, Settings
+from direct_hifimamba.data.splits import find_leaks
 from direct_hifimamba.files import first_and_count
 
 

@@ -12,13 +12,10 @@ ones, are stored with a copy of the k-space for DIRECT's `CMRxRecon` data set or
 k-space for our `FastMRIWithMasks`. `protocol.json` has the configuration of each folder.
 """
 
-import hashlib
 import os
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from direct_hifimamba.data.blank import bright_level, is_blank
-from direct_hifimamba.data.data_sets import DATA_SETS, MEASURED, SIMULATED, listed_subjects, select_slices
+from direct_hifimamba.data.data_sets import DATA_SETS, MEASURED, SIMULATED, select_slices
 from direct_hifimamba.data.fit import crop_or_pad, resample
 from direct_hifimamba.data.formats.hdf5 import (
     CMRXRECON_SUFFIX,
@@ -61,36 +58,11 @@ from direct_hifimamba.data.sources import (
     check_center,
     check_fully_sampled,
 )
+from direct_hifimamba.data.splits import Task, find_splits
 from direct_hifimamba.files import PARTIAL_SUFFIX, hash_file, lock_folder, replace_when_complete
 
 _WHO = ("source", "subject", "acquisition")
 """Keys of the provenance that files with a mask copy from their volume."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """File of the download, and where it is to be prepared."""
-
-    settings: Settings
-    source: Path
-    source_name: str
-    dest: Path
-    split: str
-
-    @property
-    def name(self) -> str:
-        """Name of the prepared file, on which its masks depend."""
-        return DATA_SETS[self.settings.data_set].file_name(self.source)
-
-    @property
-    def path(self) -> Path:
-        """Path of the prepared file."""
-        return self.dest / self.split / self.name
-
-    def identity(self) -> dict[str, Any]:
-        """Return the settings and the source that the provenance of the prepared file must have."""
-        source = {"name": self.source_name, "num_bytes": self.source.stat().st_size}
-        return {"settings": self.settings.to_json(), "source": source}
 
 
 class Outcome(NamedTuple):
@@ -143,9 +115,6 @@ def _write_kspace(task: Task, who: Mapping[str, str]) -> None:
         kept = [index for index in chosen if _has_content(_image(source, index, settings))]
         if not kept:
             raise SourceError(f"of its {source.num_slices} slices, none of those asked for has anything in it")
-        if settings.kspace == MEASURED and isinstance(source, KSpaceFile):
-            some = sorted({kept[len(kept) * part // 4] for part in (1, 2, 3)})
-            check_center(map(source.kspace, some), DATA_SETS[settings.data_set].centered)
         identity = task.identity()
         provenance = {
             **identity,
@@ -159,17 +128,22 @@ def _write_kspace(task: Task, who: Mapping[str, str]) -> None:
             },
             "versions": package_versions("direct-recon", "h5py", "numpy", "torch"),
         }
-        task.path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(source, NiftiFile) or settings.kspace == SIMULATED:
-            write_volume(
-                task.path, (_simulate(_image(source, index, settings), settings) for index in kept), provenance
-            )
-        elif settings.copy or settings.normalise_slices or not source.is_linkable:
-            slices = (_measured(source, index, settings) for index in kept)
-            write_volume(task.path, slices, provenance, header=source.header())
+        header: bytes | None = None
+        kspace: Iterable[NDArray[np.complex64]] | h5py.VirtualLayout
+        if settings.kspace == SIMULATED:
+            kspace = (_simulate(_image(source, index, settings), settings) for index in kept)
         else:
-            link = os.path.relpath(task.source.resolve(), task.path.parent.resolve())
-            write_volume(task.path, source.layout(kept, link), provenance, header=source.header())
+            assert isinstance(source, KSpaceFile)  # as `Settings.of` makes sure
+            some = sorted({kept[len(kept) * part // 4] for part in (1, 2, 3)})
+            check_center(map(source.kspace, some), DATA_SETS[settings.data_set].centered)
+            header = source.header()
+            if settings.copy or settings.normalise_slices or not source.is_linkable:
+                kspace = (_measured(source, index, settings) for index in kept)
+            else:
+                link = os.path.relpath(task.source.resolve(), task.path.parent.resolve())
+                kspace = source.layout(kept, link)
+        task.path.parent.mkdir(parents=True, exist_ok=True)
+        write_volume(task.path, kspace, provenance, header=header)
 
 
 def _open(task: Task) -> KSpaceFile | NiftiFile:
@@ -255,47 +229,6 @@ def _store_mask(task: Task, record: dict[str, Any], folder: str, options: MaskOp
     return {"file": path.name, **mask.provenance()}
 
 
-def find_split(source: Path, folder: str) -> Path | None:
-    """Return the folder of a split: in the download itself, or the only one of this name below; None if there is none.
-
-    Raises
-    ------
-    ValueError
-        If there are several below.
-    """
-    if (source / folder).is_dir():
-        return source / folder
-    found = sorted(path for path in source.glob(f"*/**/{folder}") if path.is_dir())
-    if len(found) > 1:
-        raise ValueError(f"{source} holds several folders {folder}: {', '.join(map(str, found))}. Choose one above it.")
-    return found[0] if found else None
-
-
-def find_files(folder: Path, split: str, dest: Path, settings: Settings) -> tuple[list[Task], dict[str, str]]:
-    """Return the files of a split to prepare, and those to skip, with the reason.
-
-    Raises
-    ------
-    ValueError
-        If two files would get the same name.
-    """
-    pattern = DATA_SETS[settings.data_set].pattern
-    tasks: dict[str, Task] = {}
-    skipped = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_dir() or path.name.startswith("."):
-            continue
-        if not re.fullmatch(pattern, path.name):
-            skipped[name] = f"its name does not match {pattern}"
-            continue
-        task = Task(settings, path, name, dest, split)
-        other = tasks.setdefault(task.name, task)
-        if other is not task:
-            raise ValueError(f"{other.source} and {path} would both become {task.name}; remove one of them.")
-    return list(tasks.values()), skipped
-
-
 def prepare(
     source: Path, dest: Path, settings: Settings, splits: Sequence[str] | None = None, jobs: int = 1
 ) -> dict[str, Any]:
@@ -329,131 +262,26 @@ def prepare(
     """
     if dest.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"{dest} lies in the download {source}; choose a folder outside.")
-    folders = _find_splits(source, settings, splits)
-    found = {split: find_files(folder, split, dest, settings) for split, folder in folders.items()}
-    _check_acquisitions(settings, [task for tasks, _ in found.values() for task in tasks])
-    for split, (tasks, skipped) in found.items():
-        found[split] = _keep_members(folders[split], tasks, skipped)
-    _check_other_splits(dest, settings, found)
+    found = find_splits(source, dest, settings, splits)
     dest.mkdir(parents=True, exist_ok=True)
     with lock_folder(dest):
-        return _prepare(dest, settings, folders, found, jobs)
-
-
-def _prepare(
-    dest: Path,
-    settings: Settings,
-    folders: Mapping[str, Path],
-    found: Mapping[str, tuple[list[Task], dict[str, str]]],
-    jobs: int,
-) -> dict[str, Any]:
-    protocol = _open_protocol(dest, settings)
-    tasks = [task for split_tasks, _ in found.values() for task in split_tasks]
-    outcomes = list(map_files(prepare_file, tasks, jobs, settings.data_set))
-    for split, (_, skipped) in found.items():
-        mine = [outcome for outcome in outcomes if outcome.task.split == split]
-        files = {outcome.task.name: outcome.record for outcome in mine if outcome.record}
-        files = dict(sorted(files.items()))
-        failed = {outcome.task.source_name: outcome.failed for outcome in mine if outcome.failed}
-        skipped |= {outcome.task.source_name: outcome.skipped for outcome in mine if outcome.skipped}
-        if not files and not failed:
-            raise FileNotFoundError(f"{folders[split]} has nothing to prepare. Left out: {summarise(skipped)}.")
-        with replace_when_complete(dest / list_name(split)) as partial:
-            partial.write_text(list_of(files), encoding="utf-8")
-        content = {"folder": folders[split].name, "files": files, "skipped": skipped, "failed": failed}
-        protocol["splits"][split] = content
-        protocol["configurations"] |= _configurations(settings, split, files)
-    write_protocol(dest, protocol)
+        protocol = _open_protocol(dest, settings)
+        tasks = [task for split in found.values() for task in split.tasks]
+        outcomes = list(map_files(prepare_file, tasks, jobs, settings.data_set))
+        for name, split in found.items():
+            mine = [outcome for outcome in outcomes if outcome.task.split == name]
+            files = dict(sorted((outcome.task.name, outcome.record) for outcome in mine if outcome.record))
+            failed = {outcome.task.source_name: outcome.failed for outcome in mine if outcome.failed}
+            skipped = split.skipped | {outcome.task.source_name: outcome.skipped for outcome in mine if outcome.skipped}
+            if not files and not failed:
+                raise FileNotFoundError(f"{split.folder} has nothing to prepare. Left out: {summarise(skipped)}.")
+            with replace_when_complete(dest / list_name(name)) as partial:
+                partial.write_text(list_of(files), encoding="utf-8")
+            content = {"folder": split.folder.name, "files": files, "skipped": skipped, "failed": failed}
+            protocol["splits"][name] = content
+            protocol["configurations"] |= _configurations(settings, name, files)
+        write_protocol(dest, protocol)
     return protocol
-
-
-def _check_acquisitions(settings: Settings, tasks: Sequence[Task]) -> None:
-    """Check that each of several kinds of measurement occurs, because nothing else would reveal a misspelt one."""
-    if len(settings.acquisitions) < 2:
-        return
-    found = set()
-    for task in tasks:
-        with suppress(SourceError):  # which is reported when the file is prepared
-            found.add(DATA_SETS[settings.data_set].acquisition_of(task.source))
-    missing = [str(name) for name in settings.acquisitions if name not in found]
-    if missing:
-        raise ValueError(
-            f"No file has the acquisition {' or '.join(missing)}; there are {', '.join(sorted(map(str, found)))}."
-        )
-
-
-def _keep_members(folder: Path, tasks: list[Task], skipped: dict[str, str]) -> tuple[list[Task], dict[str, str]]:
-    """Remove the files whose subjects belong to another split of the same folder."""
-    if not tasks:
-        return tasks, skipped
-    settings, split = tasks[0].settings, tasks[0].split
-    data_set = DATA_SETS[settings.data_set]
-    members: dict[str, str] = {}
-    for name, table in data_set.lists.items():
-        path = folder.parent / table
-        if settings.folders[name] == settings.folders[split] and path.is_file():
-            members |= dict.fromkeys(listed_subjects(path), name)
-    divides = settings.divide is not None and settings.folders[split] == settings.folders[settings.divide[0]]
-    if not (members or divides):
-        return tasks, skipped
-    subjects = {task.source_name: _subject(task) for task in tasks}
-    if divides:
-        members |= _divide(settings, set(subjects.values()) - members.keys())
-    default = next(name for name in settings.folders if settings.folders[name] == settings.folders[split])
-    owners = {name: members.get(subject, default) for name, subject in subjects.items()}
-    others = {name: f"its subject belongs to {owner}" for name, owner in owners.items() if owner != split}
-    return [task for task in tasks if task.source_name not in others], skipped | others
-
-
-def _subject(task: Task) -> str:
-    try:
-        return DATA_SETS[task.settings.data_set].subject_of(task.source)
-    except SourceError:  # which is reported when the file is prepared
-        return task.name
-
-
-def _divide(settings: Settings, subjects: Set[str]) -> dict[str, str]:
-    """Choose the subjects of the new split; the choice depends on their names and on the seed only."""
-    assert settings.divide is not None
-    divided, new, fraction = settings.divide
-    count = round(fraction * len(subjects))
-    if not 0 < count < len(subjects):
-        raise ValueError(
-            f"{new} would get {count} of the {len(subjects)} subjects of {divided}; choose another fraction than "
-            f"{fraction:g}."
-        )
-    drawn = sorted(subjects, key=lambda subject: hashlib.sha256(f"{settings.seed} {subject}".encode()).digest())
-    return dict.fromkeys(drawn[:count], new)
-
-
-def _check_other_splits(dest: Path, settings: Settings, found: Mapping[str, tuple[list[Task], Any]]) -> None:
-    """Check that no file was prepared before in another split, by an earlier version or from another download."""
-    for split, (tasks, _) in found.items():
-        others = [name for name, folder in settings.folders.items() if folder == settings.folders[split]]
-        for task in tasks:
-            for other in others:
-                if other != split and (dest / other / task.name).exists():
-                    raise FileExistsError(
-                        f"{dest / other / task.name} was prepared before, but belongs to {split}; choose a new folder."
-                    )
-
-
-def _find_splits(source: Path, settings: Settings, splits: Sequence[str] | None) -> dict[str, Path]:
-    names = settings.folders
-    if unknown := set(splits or ()).difference(names):
-        raise ValueError(f"{settings.data_set} has no split {', '.join(unknown)}; expected some of {', '.join(names)}.")
-    folders = {split: names[split] for split in splits or names}
-    found = {split: find_split(source, folder) for split, folder in folders.items()}
-    missing = list(dict.fromkeys(folders[split] for split, path in found.items() if path is None))
-    if missing and (splits or not any(found.values())):
-        raise FileNotFoundError(f"{source} has no folder {' or '.join(missing)}; expected the unpacked download.")
-    for split, table in DATA_SETS[settings.data_set].lists.items():
-        path = found.get(split)
-        if path is not None and not (path.parent / table).is_file():
-            if splits:
-                raise FileNotFoundError(f"{path.parent} has no {table}, which lists the subjects of {split}.")
-            del found[split]
-    return {split: path for split, path in found.items() if path is not None}
 
 
 def _open_protocol(dest: Path, settings: Settings) -> dict[str, Any]:
@@ -486,27 +314,6 @@ def _configurations(settings: Settings, split: str, files: Mapping[str, dict[str
         line_masks = all("num_center_lines" in record["masks"][folder] for record in files.values())
         configurations[folder] = configuration_of(settings, line_masks)
     return configurations
-
-
-def find_leaks(splits: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Say which files show a subject, or come from a file, that another split has as well: a list of phrases.
-
-    Parameters
-    ----------
-    splits : mapping
-        `splits` of the protocol.
-    """
-    owners: dict[tuple[str, str], tuple[str, str]] = {}
-    leaks = []
-    for split, content in splits.items():
-        for name, record in content["files"].items():
-            identities = ("subject", record.get("subject")), ("source", record["source"].get("sha256"))
-            for kind, value in identities:
-                other, other_name = owners.setdefault((kind, value), (split, name)) if value else (split, name)
-                if other != split:
-                    leaks.append(f"{split}/{name} has the same {kind} as {other}/{other_name}, {value}")
-                    break
-    return leaks
 
 
 def summarise(reasons: Mapping[str, str]) -> str:

@@ -169,6 +169,11 @@ class Settings:
             splits = {**splits, self.divide[1]: splits[self.divide[0]]}
         return {split: folder.format(coils=self.coils) for split, folder in splits.items()}
 
+    def splits_sharing_folder(self, split: str) -> list[str]:
+        """Return the splits whose files are in the same folder of the download as those of `split`, itself included."""
+        folders = self.folders
+        return [other for other, folder in folders.items() if folder == folders[split]]
+
     def mask_folders(self, split: str) -> dict[str, MaskOptions]:
         """Return the folders with the evaluation masks of a split, and the mask of each folder."""
         if split == TRAINING and not self.mask_training:
