@@ -4,7 +4,6 @@ import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
-from unittest import mock
 
 THREADS = 1
 """Threads of PyTorch, as many as DIRECT trains with."""
@@ -23,7 +22,7 @@ def start_process(target: Callable[..., object], arguments: Sequence[object], da
 
     A daemon ends with this process.
     """
+    os.environ.update(ENVIRONMENT)  # DIRECT sets it too, but only after PyTorch has been imported
     process = _CONTEXT.Process(target=target, args=tuple(arguments), daemon=daemon)
-    with mock.patch.dict(os.environ, ENVIRONMENT):
-        process.start()
+    process.start()
     return process
