@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from direct_hifimamba.benchmark.folder import SCORES_NAME
@@ -27,8 +28,8 @@ from direct_hifimamba.benchmark.report.tables import (
     write_text,
 )
 from direct_hifimamba.benchmark.score.metrics import METRICS, metric_definitions
-from direct_hifimamba.benchmark.score.results import Failure, Model, Results
-from direct_hifimamba.benchmark.score.summary import SummaryRow, summarise_scores
+from direct_hifimamba.benchmark.score.results import Model, Results
+from direct_hifimamba.benchmark.score.summary import summarise_scores
 from direct_hifimamba.benchmark.score.table import Scores
 
 SAME_SCORE = 1e-3
@@ -48,19 +49,8 @@ class Loaded:
         return cls(Results.load(path), Scores.load(path.with_name(SCORES_NAME)))
 
 
-@dataclass(frozen=True)
-class Board:
-    """The models of one budget and the classical reconstructions, under labels that no two of them share."""
-
-    budget: str
-    baseline: str
-    models: list[Model]
-    failures: list[Failure]
-    summary: list[SummaryRow]
-
-
-def make_boards(loaded: Mapping[str, Loaded], baseline: str | None = None) -> list[Board]:
-    """Return one board for every budget, in the order in which the results have them.
+def make_boards(loaded: Mapping[str, Loaded], baseline: str | None = None) -> list[Results]:
+    """Return the models of one budget and the classical reconstructions, for every budget, in the order of the results.
 
     To labels that models of several results have, the name of the results is appended. Classical reconstructions, which
     depend on data and masks alone, are those of the first results that have scores of them.
@@ -95,25 +85,21 @@ def make_boards(loaded: Mapping[str, Loaded], baseline: str | None = None) -> li
     for source, found in loaded.items():
         sources.setdefault(format_budget(found.results.protocol), []).append(source)
     boards = []
-    for budget, chosen in sources.items():
-        trained = [member for member in members if member[0] in chosen and member[1].kind == "trained"]
+    for chosen in sources.values():
+        trained = [(source, model) for source, model in members if source in chosen and model.kind == "trained"]
         models = {rename(source, model.label): (source, model) for source, model in (*trained, *classical.values())}
-        own = rename(chosen[0], loaded[chosen[0]].results.baseline)
-        own = baseline if baseline is not None and baseline in models else own
+        first = loaded[chosen[0]].results
+        own = baseline if baseline is not None and baseline in models else rename(chosen[0], first.baseline)
         tables = [loaded[source].scores.of_model(model.label, label) for label, (source, model) in models.items()]
-        boards.append(
-            Board(
-                budget,
-                own,
-                [replace(model, label=label) for label, (_, model) in models.items()],
-                [
-                    replace(failure, model=rename(source, failure.model))
-                    for source in chosen
-                    for failure in loaded[source].results.failures
-                ],
-                summarise_scores(Scores(pa.concat_tables(tables)), own, groups),
-            )
+        failures = [(source, failure) for source in chosen for failure in loaded[source].results.failures]
+        board = replace(
+            first,
+            baseline=own,
+            models=[replace(model, label=label) for label, (_, model) in models.items()],
+            failures=[replace(failure, model=rename(source, failure.model)) for source, failure in failures],
+            summary=summarise_scores(Scores(pa.concat_tables(tables)), own, groups),
         )
+        boards.append(board)
     return boards
 
 
@@ -140,8 +126,7 @@ def _check_same_scores(label: str, first: str, other: str, loaded: Mapping[str, 
         ours, theirs = (scores.volumes(label, acceleration, metric).get(None, {}) for scores in (expected, found))
         for file in sorted(ours.keys() | theirs.keys()):
             value, another = ours.get(file, math.nan), theirs.get(file, math.nan)
-            both_missing = math.isnan(value) and math.isnan(another)
-            if not (both_missing or math.isclose(value, another, rel_tol=SAME_SCORE)):
+            if not np.isclose(value, another, rtol=SAME_SCORE, atol=0, equal_nan=True):
                 raise ValueError(
                     f"{first} and {other} cannot stand in one table: the {metric} of {label} for {file} at "
                     f"{acceleration} is {value:g} and {another:g}, but it depends on data and masks alone. Compute it "
@@ -173,7 +158,7 @@ def _check_protocols(results: Mapping[str, Results]) -> None:
         )
 
 
-def to_markdown(loaded: Mapping[str, Loaded], boards: Sequence[Board]) -> str:
+def to_markdown(loaded: Mapping[str, Loaded], boards: Sequence[Results]) -> str:
     """Return the tables of every budget, and where the results come from."""
     rows = []
     for source, results in ((source, found.results) for source, found in loaded.items()):
@@ -188,10 +173,7 @@ def to_markdown(loaded: Mapping[str, Loaded], boards: Sequence[Board]) -> str:
         Table("Results", headings, rows, texts=len(headings)).to_markdown(),
     ]
     for board in boards:
-        sections += [
-            f"# Budget: {board.budget}",
-            *score_sections(board.models, board.failures, board.summary, board.baseline),
-        ]
+        sections += [f"# Budget: {format_budget(board.protocol)}", *score_sections(board)]
     return join_sections(sections)
 
 
@@ -221,7 +203,7 @@ def write_leaderboard(paths: Sequence[Path], output: Path | None = None, baselin
     if output is None:
         sys.stdout.write(to_markdown(loaded, boards))
     elif output.suffix == ".csv":
-        rows = [{"budget": board.budget} | csv_row(row) for board in boards for row in board.summary]
+        rows = [{"budget": format_budget(board.protocol)} | csv_row(row) for board in boards for row in board.summary]
         write_text(output, csv_text(rows))
     else:
         write_text(output, to_markdown(loaded, boards))

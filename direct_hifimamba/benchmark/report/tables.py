@@ -77,17 +77,16 @@ class Table:
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def score_tables(
-    models: Sequence[Model], summary: Iterable[SummaryRow], baseline: str, acceleration: str
-) -> dict[str, list[Table]]:
+def score_tables(results: Results, acceleration: str) -> dict[str, list[Table]]:
     """Return for every group of metrics with scores a table of means and one of differences to the baseline."""
-    rows = {(row.model, row.metric): row for row in summary if row.acceleration == acceleration}
+    baseline = results.baseline
+    rows = {(row.model, row.metric): row for row in results.summary if row.acceleration == acceleration}
     tables = {}
     for group in GROUPS:
         names = [name for name in METRICS if METRICS[name].group == group and any(key[1] == name for key in rows)]
         if names:
             chosen = RANKING if RANKING in names else names[0]
-            labels = _ranked([model.label for model in models], rows, chosen)
+            labels = _ranked([model.label for model in results.models], rows, chosen)
             others = [label for label in labels if label != baseline and (label, chosen) in rows]
             title = f"{TITLES[group]} at {acceleration}"
             tables[group] = [
@@ -184,14 +183,13 @@ class CostColumn:
 
     def cell(self, model: Model) -> Cell:
         """Return the cost of a model, with the lowest and highest value where it was measured repeatedly."""
-        value, spread = self.of(model), getattr(model.cost, self.attribute, None)
+        value = getattr(model.cost, self.attribute, None)
         if value is None:
             return Cell()
-        interval = ""
-        if isinstance(spread, Spread):
-            ends = (format_engineering(end, self.unit).replace(" ", NO_BREAK) for end in (spread.low, spread.high))
-            interval = f"[{', '.join(ends)}]"
-        return Cell(format_engineering(value, self.unit), interval)
+        if not isinstance(value, Spread):
+            return Cell(format_engineering(value, self.unit))
+        ends = (format_engineering(end, self.unit).replace(" ", NO_BREAK) for end in (value.low, value.high))
+        return Cell(format_engineering(value.median, self.unit), f"[{', '.join(ends)}]")
 
 
 COSTS = (
@@ -224,32 +222,21 @@ def cost_table(models: Iterable[Model]) -> Table:
 
 def search_table(models: Iterable[Model]) -> Table:
     """Return the scores of the learning rates that were tried."""
-    searched = [model for model in models if model.search]
-    rates = list(dict.fromkeys(trial.learning_rate for model in searched for trial in model.search))
-    rows = [
-        [
-            Cell(model.label),
-            *(
-                Cell(
-                    "failed" if trial.score is None else f"{trial.score:.4g}",
-                    mark="best" if trial.learning_rate == model.learning_rate else "",
-                )
-                for trial in model.search
-            ),
-        ]
-        for model in searched
-    ]
-    headings = ["model", *(f"{rate:g}" for rate in rates)]
+    rows, headings = [], ["model"]
+    for model in models:
+        if model.search:
+            headings = ["model", *(f"{trial.learning_rate:g}" for trial in model.search)]  # the same for all
+            scores = ["failed" if trial.score is None else f"{trial.score:.4g}" for trial in model.search]
+            is_best = [trial.learning_rate == model.learning_rate for trial in model.search]
+            cells = [Cell(score, mark="best" if best else "") for score, best in zip(scores, is_best, strict=True)]
+            rows.append([Cell(model.label), *cells])
     return Table("Scores of learning rates on the validation split.", headings, rows)
 
 
 def failure_table(failures: Iterable[Failure]) -> Table:
     """Return which runs failed, and why."""
-    rows = [
-        [Cell(failure.model), Cell(str(failure.seed)), Cell(" ".join((failure.error or "unknown").split()))]
-        for failure in failures
-    ]
-    return Table("Failures", ("model", "seed", "reason"), rows, texts=3)
+    texts = [(failure.model, str(failure.seed), " ".join(failure.error.split())) for failure in failures]
+    return Table("Failures", ("model", "seed", "reason"), [list(map(Cell, row)) for row in texts], texts=3)
 
 
 def format_engineering(value: float, unit: str = "") -> str:
@@ -303,28 +290,26 @@ def write_markdown(path: Path, results: Results) -> None:
         f"Training: {format_budget(protocol)} for every model, learning-rate schedule: {protocol.schedule}, seeds: "
         f"{seeds}; scores are averaged over seeds. Written {results.created} on {provenance.host}, threads: "
         f"{provenance.threads}.",
-        *score_sections(results.models, results.failures, results.summary, results.baseline),
+        *score_sections(results),
     ]
     write_text(path, join_sections(sections))
 
 
-def score_sections(
-    models: Sequence[Model], failures: Sequence[Failure], summary: Sequence[SummaryRow], baseline: str
-) -> list[str]:
+def score_sections(results: Results) -> list[str]:
     """Return paragraphs and tables of the scores per acceleration, of what the models cost, and of what failed."""
     legend = (
         f"In every column the best mean is **bold**. {TIES} Brackets: intervals. {UNCERTAINTY} Standard deviations and "
         "p are in the CSV file."
     )
-    sections = [legend, *groups_remark(summary)]
-    for acceleration in dict.fromkeys(row.acceleration for row in summary):
+    sections = [legend, *groups_remark(results.summary)]
+    for acceleration in dict.fromkeys(row.acceleration for row in results.summary):
         sections.append(f"## {acceleration}")
-        for group, (scores, differences) in score_tables(models, summary, baseline, acceleration).items():
+        for group, (scores, differences) in score_tables(results, acceleration).items():
             sections += [f"{GROUPS[group][0].upper()}{GROUPS[group][1:]}.", scores.to_markdown()]
-            sections += [f"Differences to {baseline}; {TIE}: not significant.", differences.to_markdown()]
-    sections += ["## Cost", COST_REMARK, cost_table(models).to_markdown()]
-    if failures:
-        sections += ["## Failures", failure_table(failures).to_markdown()]
+            sections += [f"Differences to {results.baseline}; {TIE}: not significant.", differences.to_markdown()]
+    sections += ["## Cost", COST_REMARK, cost_table(results.models).to_markdown()]
+    if results.failures:
+        sections += ["## Failures", failure_table(results.failures).to_markdown()]
     return sections
 
 
