@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from direct_hifimamba.data.acquisition import center_block
+from direct_hifimamba.data.center import center_block
 
 MAX_CALIBRATION = 24
 """Largest height and width of the calibration region that is used, as in BART; a larger one costs time for little."""

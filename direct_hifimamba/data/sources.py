@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from direct_hifimamba.data.acquisition import check_image_origin, check_zero_frequency
+from direct_hifimamba.data.checks import check_image_origin, check_zero_frequency
 from direct_hifimamba.data.formats import calgary_campinas
 from direct_hifimamba.data.formats.hdf5 import acquired_columns, as_text, escape_link, header_document, read_header
 from direct_hifimamba.data.formats.registry import read

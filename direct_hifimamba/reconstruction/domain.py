@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from direct_hifimamba.data.acquisition import grow_block
+from direct_hifimamba.data.center import grow_block
 from direct_hifimamba.data.fourier import root_sum_of_squares
 from direct_hifimamba.nn.layers.sense import estimate_noise_variance
 

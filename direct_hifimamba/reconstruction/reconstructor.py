@@ -36,13 +36,9 @@ from direct.data.mri_transforms import SensitivityMapType, TransformsType
 from direct.data.transforms import center_crop, expand_operator, modulus
 from direct.inference import build_inference_transforms
 
-from direct_hifimamba.data.acquisition import (
-    KSpaceSummary,
-    center_block,
-    check_acquisition,
-    check_image_origin,
-    summarise,
-)
+from direct_hifimamba.data.acquisition import KSpaceSummary, summarise
+from direct_hifimamba.data.center import center_block
+from direct_hifimamba.data.checks import check_acquisition, check_image_origin
 from direct_hifimamba.data.registration import register_data_sets
 from direct_hifimamba.data.sensitivity import STORED, EstimatedMapsTransform, add_maps
 from direct_hifimamba.data.stored_masks import NAME as STORED_MASKS
@@ -275,7 +271,7 @@ class Reconstructor:
         ------
         ValueError
             If k-space or mask are not as they should be, see
-            :func:`direct_hifimamba.data.acquisition.check_acquisition`; if the model makes no complex images, or images
+            :func:`direct_hifimamba.data.checks.check_acquisition`; if the model makes no complex images, or images
             that are not finite; or if sensitivities are missing or given without need.
         """
         kspace, mask = np.asarray(kspace), np.asarray(mask)

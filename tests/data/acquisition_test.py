@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from direct_hifimamba.data.acquisition import check_acquisition, describe_acquisition, find_mask
+from direct_hifimamba.data.acquisition import describe_acquisition, find_mask
+from direct_hifimamba.data.checks import check_acquisition
 from direct_hifimamba.data.fourier import image_to_kspace
 from tests.data.formats.scans import complex_noise
 

@@ -22,7 +22,8 @@ from direct.data.transforms import fft2, ifft2
 
 from direct_hifimamba import cli
 from direct_hifimamba.data import prepare as module
-from direct_hifimamba.data.acquisition import check_acquisition, find_mask, open_acquisition
+from direct_hifimamba.data.acquisition import find_mask, open_acquisition
+from direct_hifimamba.data.checks import check_acquisition
 from direct_hifimamba.data.data_sets import SIMULATED
 from direct_hifimamba.data.formats.hdf5 import read_mask, read_provenance, read_slices
 from direct_hifimamba.data.fourier import kspace_to_image, root_sum_of_squares

@@ -23,7 +23,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from direct_hifimamba import cli
-from direct_hifimamba.data.acquisition import center_block, check_acquisition, open_acquisition, open_sensitivity_map
+from direct_hifimamba.data.acquisition import open_acquisition, open_sensitivity_map
+from direct_hifimamba.data.center import center_block
+from direct_hifimamba.data.checks import check_acquisition
 from direct_hifimamba.data.formats.bart import from_slices, write_cfl
 from direct_hifimamba.data.formats.hdf5 import write_cmrxrecon, write_volume
 from direct_hifimamba.data.formats.nifti import load_magnitude
