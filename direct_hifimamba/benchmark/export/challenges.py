@@ -7,7 +7,6 @@ CMRxRecon 2025.
 import functools
 import io
 import re
-import shutil
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
@@ -117,19 +116,10 @@ def _check_shape(images: Image, expected: tuple[int, ...]) -> None:
         raise ValueError(f"has the shape {images.shape}, not {expected}")
 
 
-def _score_volume(name: str, reference: Image, images: Image) -> float:
-    """Return the score of a volume by a metric of benchmarks."""
-    return METRICS[name].of_volume(METRICS[name](reference, images))
-
-
-def _volume_metrics(family: str, *names: str) -> dict[str, Callable[[Image, Image], float]]:
-    return {name.upper(): functools.partial(_score_volume, f"{family}_{name}") for name in names}
-
-
 class FastMRI(Challenge):
     """fastMRI: slices of the size in the ISMRMRD header, such as 320 x 320; metrics of whole volumes."""
 
-    metrics: ClassVar = _volume_metrics("fastmri", "ssim", "psnr", "nmse")
+    metrics: ClassVar = {name: METRICS[f"fastmri_{name.lower()}"].compare for name in ("SSIM", "PSNR", "NMSE")}
 
     @override
     def find_data(self, data: Path, found: Collection[str]) -> dict[str, Path]:
@@ -172,7 +162,7 @@ class CalgaryCampinas12And32(Challenge):
     pixels, where DIRECT's divides by its root.
     """
 
-    metrics: ClassVar = _volume_metrics("calgary_campinas", "ssim", "psnr", "vif")
+    metrics: ClassVar = {name: METRICS[f"calgary_campinas_{name.lower()}"].compare for name in ("SSIM", "PSNR", "VIF")}
     slices: ClassVar[int] = 256
     cropped: ClassVar[slice] = slice(50, -50)
     folder: ClassVar[str] = r"(?:Track0[12]/)?(12|32)-channel-R=(5|10)"
@@ -312,9 +302,10 @@ class CMRxRecon2025(Challenge):
 
     @override
     def write(self, folder: Path, name: str, images: Image) -> None:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        savemat(path, {RANKED: images}, do_compression=True)
+        content = io.BytesIO()
+        savemat(content, {RANKED: images}, do_compression=True)
+        with zipfile.ZipFile(folder / self.archive, "a") as archive:
+            archive.writestr(name, content.getvalue())
 
     @override
     def read(self, content: bytes) -> Image:
@@ -378,8 +369,6 @@ def export_submission(challenge: str, predictions: Path, output: Path, data: Pat
                 form.write(partial, place, images)
         if problems:
             raise ValueError(f"{predictions} is no submission: {first_and_count(problems)}.")
-        if form.archive is not None:
-            _zip(partial, form.archive)
     return len(files)
 
 
@@ -449,16 +438,6 @@ def score_submission(challenge: str, submission: Path, references: Path, jobs: i
     return [result for result in results if isinstance(result, Score)]
 
 
-def _zip(folder: Path, name: str) -> None:
-    """Move everything in a folder into a zip file in it."""
-    entries = sorted(folder.iterdir())
-    with zipfile.ZipFile(folder / name, "w") as archive:
-        for path in (path for entry in entries for path in sorted(entry.rglob("*")) if path.is_file()):
-            archive.write(path, path.relative_to(folder))
-    for entry in entries:
-        shutil.rmtree(entry)
-
-
 def _names(submission: Path, suffix: str) -> list[str]:
     if submission.is_file():
         with zipfile.ZipFile(submission) as archive:
@@ -469,13 +448,9 @@ def _names(submission: Path, suffix: str) -> list[str]:
 def _score(challenge: str, submission: Path, references: Mapping[str, Path], name: str) -> Score | str:
     """Return the scores of a volume, or what is wrong with it."""
     form = CHALLENGES[challenge]
+    root = zipfile.Path(submission) if submission.is_file() else submission
     try:
-        if submission.is_file():
-            with zipfile.ZipFile(submission) as archive:
-                content = archive.read(name)
-        else:
-            content = (submission / name).read_bytes()
-        images = form.read(content)
+        images = form.read((root / name).read_bytes())
         reference = form.read_reference(references[name], name)
         _check_shape(images, reference.shape)
     except (OSError, KeyError, ValueError) as error:

@@ -82,6 +82,10 @@ class Metric:
         """Return the score of a volume; NaN if no slice has one."""
         return np.nan if np.isnan(slices).all() else float(self.combine(slices))
 
+    def compare(self, target: Volume, image: Volume) -> float:
+        """Return the score of a volume; NaN if no slice has one."""
+        return self.of_volume(self(target, image))
+
     def format(self, value: float, sign: str = "") -> str:
         """Return a value as tables show it; ``sign="+"`` for a difference."""
         return f"{value:{sign}z.{self.decimals}f}"
