@@ -5,51 +5,33 @@ sensitivities are estimated: its section `inference` is applied as in `direct pr
 that make no sense for undersampled k-space, or with which DIRECT's images are wrong, are refused (docs/reconstruct.md).
 """
 
-import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
-from errno import EINVAL
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
-from direct.config.defaults import DefaultConfig
 from direct.engine import Engine
-from direct.environment import (
-    build_operators,
-    initialize_models_from_config,
-    load_dataset_config,
-    load_models_into_environment_config,
-)
-from direct.utils import str_to_class
 from numpy.typing import NDArray
-from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from omegaconf import DictConfig
 from torch.utils.data import default_collate
 
 # isort: split
 from direct.data.datasets import CMRxReconDataset  # which cannot be imported before direct.environment
-from direct.data.mri_transforms import SensitivityMapType, TransformsType
 from direct.data.transforms import center_crop, expand_operator, modulus
 from direct.inference import build_inference_transforms
 
 from direct_hifimamba.data.acquisition import KSpaceSummary, summarise
 from direct_hifimamba.data.center import center_block
 from direct_hifimamba.data.checks import check_acquisition, check_image_origin
-from direct_hifimamba.data.registration import register_data_sets
 from direct_hifimamba.data.sensitivity import STORED, EstimatedMapsTransform, add_maps
-from direct_hifimamba.data.stored_masks import NAME as STORED_MASKS
-from direct_hifimamba.files import first_and_count
 from direct_hifimamba.nn.layers.sense import find_fourier_convention
 from direct_hifimamba.reconstruction.domain import Domain, OutsideDomainWarning
-from direct_hifimamba.reconstruction.pretrained import CONFIG_NAME, find_pretrained
-from direct_hifimamba.training.compose import compose
-
-SCALING_KEYS = ("masked_kspace", "acs_kspace", "kspace")
-"""What k-space may be scaled by."""
+from direct_hifimamba.reconstruction.engines import estimates_maps, find_config, load_engines
+from direct_hifimamba.reconstruction.pretrained import find_pretrained
 
 FLIPS = ((), (-2,), (-1,), (-2, -1))
 """Axes of an image along which it is flipped, itself first."""
@@ -122,7 +104,7 @@ class Reconstructor:
         self.needs_sensitivity_map = dataset.get("sensitivity_maps") == STORED
         self._crop = crop
         transforms = dataset.transforms
-        self._estimates = _estimates_maps(transforms)
+        self._estimates = estimates_maps(transforms)
         self._needs_other_center = transforms.normalization.scaling_key == "acs_kspace" or transforms.use_acs_as_mask
         self._compresses_coils = bool(transforms.compress_coils)
         # DIRECT's reader takes as many columns as centre whatever the mask is.
@@ -168,21 +150,7 @@ class Reconstructor:
             finite.
         """
         paths = [Path(path)] if isinstance(path, str | Path) else list(path)
-        for checkpoint in paths:
-            if not checkpoint.is_file():
-                raise FileNotFoundError(
-                    f"{checkpoint} is no file; expected a checkpoint such as model_99999.pt of direct train."
-                )
-        beside = [checkpoint.parent / CONFIG_NAME for checkpoint in paths]
-        config_paths = list(dict.fromkeys(beside)) if config_path is None else [Path(config_path)]
-        for each in config_paths:
-            if not each.is_file():
-                raise FileNotFoundError(
-                    f"The configuration {each} is missing; direct train leaves it beside its checkpoints. Name the one "
-                    "that the model was trained with (--cfg)."
-                )
-        _check_same_configuration(config_paths)
-        return cls._load(paths, config_paths[0], device, flips=flips)
+        return cls._load(paths, find_config(paths, config_path), device, flips=flips)
 
     @classmethod
     def from_pretrained(
@@ -224,14 +192,8 @@ class Reconstructor:
         domain: Domain | None = None,
         flips: bool = False,
     ) -> Self:
-        device = resolve_device(device)
-        config = _load_config(config_path)
-        engines = []
-        for path in checkpoints:
-            engine = _build_engine(config, device)
-            load_weights({"model": engine.model, **engine.models}, path, config_path)
-            engines.append(engine)
-        return cls(engines, config.inference.dataset, config.inference.get("crop"), domain, flips)
+        engines, inference = load_engines(checkpoints, config_path, device)
+        return cls(engines, inference.dataset, inference.get("crop"), domain, flips)
 
     @property
     def network(self) -> torch.nn.Module:
@@ -381,7 +343,9 @@ class Reconstructor:
             image = np.zeros(sampled.shape, np.complex64 if complex_images else np.float32)
         else:
             batch = self._transform_slice(kspace, sampled, sensitivity_map, index, calibration)
-            image = self._reconstruct(batch, complex_images)
+            images = [output.image for output in self._run_members(batch, complex_images or self.members > 1)]
+            image = images[0] if len(images) == 1 else np.mean(images, axis=0)
+            image = (image if complex_images else np.abs(image)) * batch["scaling_factor"].cpu().numpy()[0]
         _check_finite(image, index)
         return self._crop_images(image, image_size)
 
@@ -501,12 +465,6 @@ class Reconstructor:
                 f"The coil sensitivities have the shape {shape}; expected that of k-space, {kspace_shape}."
             )
 
-    def _reconstruct(self, batch: dict[str, Any], complex_images: bool) -> NDArray[Any]:
-        scaling_factor = batch["scaling_factor"].cpu().numpy()[0]
-        images = [output.image for output in self._run_members(batch, complex_images or self.members > 1)]
-        image = images[0] if len(images) == 1 else np.mean(images, axis=0)
-        return (image if complex_images else np.abs(image)) * scaling_factor
-
     def _run_members(self, batch: dict[str, Any], complex_images: bool) -> list[_Output]:
         return [
             _run_engine(engine, batch, complex_images, axes, self.centered)
@@ -557,39 +515,6 @@ def _check_finite(images: NDArray[Any], index: int) -> None:
         )
 
 
-def _check_same_configuration(paths: Sequence[Path]) -> None:
-    """Make sure that the networks of an ensemble, and what is done with k-space, are the same."""
-    first, *others = map(_load_config, paths)
-    for path, other in zip(paths[1:], others, strict=True):
-        for section in ("model", "additional_models", "physics", "inference"):
-            if first.get(section) != other.get(section):
-                raise ValueError(
-                    f"{path} differs from {paths[0]} in the section {section}; the networks of an ensemble need the "
-                    "same configuration. Name it with --cfg if it is the same."
-                )
-
-
-def resolve_device(device: str) -> str:
-    """Return the device to compute on.
-
-    Parameters
-    ----------
-    device : str
-        `cpu`, `cuda`, `cuda:<number>`, `mps`; or `auto`: CUDA or MPS (Apple) where PyTorch finds it, else the CPU.
-
-    Raises
-    ------
-    ValueError
-        If PyTorch finds no such device.
-    """
-    found = [name for name, backend in (("cuda", torch.cuda), ("mps", torch.mps)) if backend.is_available()]
-    if device == "auto":
-        return [*found, "cpu"][0]
-    if not re.fullmatch(rf"({'|'.join((*found, 'cpu'))})(:\d+)?", device):
-        raise ValueError(f"The device is {device}; expected {', '.join(['auto', *found])} or cpu.")
-    return device
-
-
 def _has_magnitude(image: Any, magnitude: torch.Tensor) -> bool:
     """Return whether an object is a complex image with the given magnitude."""
     return (
@@ -628,168 +553,3 @@ def _make_sample(
         "filename": "",
         "slice_no": index,
     }
-
-
-def _load_config(path: Path) -> DictConfig:
-    """Load and check a configuration; its `inference.dataset` is filled up with DIRECT's defaults."""
-    register_data_sets()
-    config = compose([path], ["training=null", "validation=null"])  # no part in this
-    if config.get("inference") is None:
-        raise ValueError(
-            f"{path} has no section 'inference', which says how k-space is scaled and coil sensitivities are "
-            "estimated; add one as direct predict needs it and name the file (--cfg)."
-        )
-    defaults = load_dataset_config(config.inference.dataset.name)
-    dataset = cast(DictConfig, OmegaConf.merge(defaults, config.inference.dataset))
-    for option, (is_refused, reason) in _refusals(dataset, config.inference.get("crop")).items():
-        if is_refused:
-            raise ValueError(f"{path} has inference.{option}: {reason}.")
-    config.inference.dataset = dataset
-    return config
-
-
-def _estimates_maps(transforms: DictConfig) -> bool:
-    """Return whether DIRECT's transforms estimate sensitivities from the samples for autocalibration."""
-    estimation = transforms.sensitivity_map_estimation
-    return estimation.estimate_sensitivity_maps and estimation.sensitivity_maps_type != SensitivityMapType.UNIT
-
-
-def _refusals(dataset: DictConfig, crop: str | None) -> dict[str, tuple[Any, str]]:
-    """Return, for every option that may prevent reconstruction, whether its value does, and why."""
-    transforms = dataset.transforms
-    normalization, estimation = transforms.normalization, transforms.sensitivity_map_estimation
-    key, percentile = normalization.scaling_key, normalization.scale_percentile
-    before_masking = (
-        "it changes k-space before masking, and undersampled k-space cannot be cropped or resized; set null"
-    )
-    random = "images would be random; set 0"
-    prefix = "dataset.transforms."
-    return {
-        "crop": (crop not in (None, "", "header"), f"it is {crop!r}; expected header or null"),
-        "dataset.name": (
-            dataset.name == STORED_MASKS and (_estimates_maps(transforms) or key == "acs_kspace"),
-            f"it is {STORED_MASKS}, whose samples for autocalibration are in prepared files; take direct predict",
-        ),
-        "dataset.kspace_context": (
-            dataset.get("kspace_context"),
-            f"it is {dataset.get('kspace_context')}; only slices are reconstructed here",
-        ),
-        f"{prefix}normalization.scale_percentile": (
-            key and percentile is None,
-            "it is null, and DIRECT multiplies images by a factor by which it has not divided k-space; expected a "
-            "number such as 0.99, in training as well",
-        ),
-        f"{prefix}normalization.scaling_key": (
-            key and key not in SCALING_KEYS,
-            f"it is {key!r}, which is not known before the image is; expected {', '.join(SCALING_KEYS)} or null, in "
-            "training as well",
-        ),
-        f"{prefix}cropping.crop": (transforms.cropping.crop, before_masking),
-        f"{prefix}augmentation.rescale": (transforms.augmentation.rescale, before_masking),
-        f"{prefix}augmentation.pad": (transforms.augmentation.pad, before_masking),
-        **{
-            f"{prefix}random_augmentations.{name}": (transforms.random_augmentations[name] > 0, random)
-            for name in ("random_rotation_probability", "random_flip_probability", "random_reverse_probability")
-        },
-        f"{prefix}registration.registration": (transforms.registration.registration, "slices alone are reconstructed"),
-        f"{prefix}transforms_type": (
-            transforms.transforms_type != TransformsType.SUPERVISED,
-            f"it is {transforms.transforms_type}, which holds back some of the samples; expected supervised",
-        ),
-        f"{prefix}sensitivity_map_estimation.sensitivity_maps_type": (
-            estimation.estimate_sensitivity_maps and estimation.sensitivity_maps_type == SensitivityMapType.ESPIRIT,
-            "it is espirit, where DIRECT fails or swaps height and width; set name: FastMRIWithMaps and "
-            "sensitivity_maps: espirit in the data set, and estimate_sensitivity_maps: false",
-        ),
-        f"{prefix}sensitivity_map_estimation.estimate_sensitivity_maps": (
-            not estimation.estimate_sensitivity_maps and dataset.get("sensitivity_maps") is None,
-            "it is false, and models need sensitivities; set true, or name: FastMRIWithMaps with sensitivity_maps",
-        ),
-    }
-
-
-class Networks(NamedTuple):
-    """What DIRECT builds of a configuration: itself completed, the networks, and the Fourier transforms they use."""
-
-    config: DictConfig
-    model: nn.Module
-    additional_models: dict[str, nn.Module]
-    operators: tuple[Any, Any]
-
-
-def build_networks(config: DictConfig, device: str = "cpu") -> Networks:
-    """Build the model of a configuration, and those that train with it, as `direct train` does."""
-    cfg = OmegaConf.structured(DefaultConfig)
-    models, model_configs = load_models_into_environment_config(config)
-    cfg.model = model_configs.pop("model")
-    cfg.additional_models = model_configs
-    cfg.physics = OmegaConf.merge(cfg.physics, config.get("physics") or {})
-    operators = build_operators(cfg.physics)
-    model, additional_models = initialize_models_from_config(cfg, models, *operators, device)
-    return Networks(cfg, model, additional_models, operators)
-
-
-def _build_engine(config: DictConfig, device: str) -> Engine:
-    """Build the engine as DIRECT's `setup_engine` does, without its handler of SIGINT.
-
-    The handler is meant for trainings, would replace that of the process, and can be set in the main thread alone.
-    """
-    cfg, model, additional_models, operators = build_networks(config, device)
-    family, *_, model_name = cfg.model.model_name.split(".")
-    module = f"direct.nn.{family.lower()}.{family.lower()}_engine"
-    engine_class = str_to_class(module, cfg.model.engine_name or f"{model_name}Engine")
-    quiet_class = type(engine_class.__name__, (engine_class,), {"_Engine__bind_sigint_signal": lambda engine: None})
-    return quiet_class(cfg, model, device, *operators, **additional_models)
-
-
-def load_weights(models: Mapping[str, nn.Module], path: Path, config_path: Path) -> None:
-    """Load the weights of a checkpoint of DIRECT.
-
-    Parameters
-    ----------
-    models : mapping of str to nn.Module
-        The networks of a configuration by their names in the checkpoint: `model` and the additional models.
-    path : Path
-    config_path : Path
-        For messages.
-
-    Raises
-    ------
-    ValueError
-        If the file is no checkpoint, if its weights are not exactly those of the networks, or if some are not finite.
-    """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged or unsafe content can raise any exception
-        if isinstance(error, OSError) and error.errno != EINVAL:  # which PyTorch raises for files that are cut short
-            raise
-        checkpoint = None
-    if not isinstance(checkpoint, dict) or "model" not in checkpoint:
-        raise ValueError(
-            f"{path} is no checkpoint of DIRECT; expected a file that direct train has written. Was it cut short?"
-        )
-    stored = {
-        f"{name}.{key}": value
-        for name in checkpoint
-        if name.endswith("model")
-        for key, value in checkpoint[name].items()
-    }
-    expected = {f"{name}.{key}": value for name, model in models.items() for key, value in model.state_dict().items()}
-    problems = [f"it lacks {key}" for key in expected if key not in stored]
-    problems += [f"it has {key}, which the network does not have" for key in stored if key not in expected]
-    problems += [
-        f"{key} has the shape {tuple(value.shape)}, not {tuple(expected[key].shape)}"
-        for key, value in stored.items()
-        if key in expected and value.shape != expected[key].shape
-    ]
-    if problems:
-        raise ValueError(
-            f"{path} does not fit {config_path}: {first_and_count(problems)}. Both have to be of the same training; "
-            "reconstruct takes another configuration with --cfg."
-        )
-    for key, value in stored.items():
-        if not torch.isfinite(value).all():
-            raise ValueError(f"{path} has weights that are NaN or infinite, in {key}; expected finite ones.")
-    for name, model in models.items():
-        model.load_state_dict(checkpoint[name])
-        model.float()  # as the data of DIRECT, whatever PyTorch's default is

@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 
 from direct_hifimamba import cli
 from direct_hifimamba.data.simulation.sample import Sample, draw_sample
-from direct_hifimamba.reconstruction.reconstructor import Reconstructor, build_networks
+from direct_hifimamba.reconstruction.engines import build_networks
+from direct_hifimamba.reconstruction.reconstructor import Reconstructor
 from tests.data import lookalikes
 from tests.projects.hifimamba_test import ROOT, SHORT, TINY, in_process
 

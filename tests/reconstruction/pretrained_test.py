@@ -17,8 +17,9 @@ from direct_hifimamba import cli
 from direct_hifimamba.data.formats.hdf5 import write_volume
 from direct_hifimamba.reconstruction import pretrained as module
 from direct_hifimamba.reconstruction.domain import OutsideDomainWarning
+from direct_hifimamba.reconstruction.engines import resolve_device
 from direct_hifimamba.reconstruction.pretrained import find_pretrained, format_card, is_ensemble, list_pretrained
-from direct_hifimamba.reconstruction.reconstructor import Reconstructor, resolve_device
+from direct_hifimamba.reconstruction.reconstructor import Reconstructor
 from direct_hifimamba.reconstruction.uncertainty import Calibration
 from direct_hifimamba.reconstruction.volume import load
 from tests.reconstruction.reconstructor_test import OURS, experiments, line_mask, simulate  # noqa: F401

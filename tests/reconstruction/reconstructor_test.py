@@ -31,7 +31,8 @@ from direct_hifimamba.data.formats.hdf5 import write_cmrxrecon, write_volume
 from direct_hifimamba.data.formats.nifti import load_magnitude
 from direct_hifimamba.data.formats.registry import read
 from direct_hifimamba.data.fourier import image_to_kspace, kspace_to_image
-from direct_hifimamba.reconstruction.reconstructor import CONFIG_NAME, Reconstructor
+from direct_hifimamba.reconstruction.pretrained import CONFIG_NAME
+from direct_hifimamba.reconstruction.reconstructor import Reconstructor
 from tests.data import lookalikes
 from tests.data.formats.scans import KSPACE, lines_of, write_ismrmrd, write_twix
 from tests.helpers import TINY, perturb

@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 import direct_hifimamba
 from direct_hifimamba.files import fill_folder
 from direct_hifimamba.plugin import serves
+from direct_hifimamba.reconstruction.engines import build_networks, load_weights
 from direct_hifimamba.reconstruction.pretrained import CONFIG_NAME
-from direct_hifimamba.reconstruction.reconstructor import build_networks, load_weights
 from direct_hifimamba.training.compose import compose, validate
 
 SECTIONS = ("model", "additional_models", "physics", "inference")

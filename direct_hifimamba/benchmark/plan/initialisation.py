@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from direct_hifimamba.files import replace_when_complete
-from direct_hifimamba.reconstruction.reconstructor import build_networks
+from direct_hifimamba.reconstruction.engines import build_networks
 
 
 @dataclass(frozen=True)

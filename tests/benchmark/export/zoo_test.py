@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from direct_hifimamba import cli
 from direct_hifimamba.benchmark.export.zoo import export_zoo
 from direct_hifimamba.data.formats.hdf5 import write_volume
-from direct_hifimamba.reconstruction.reconstructor import CONFIG_NAME
+from direct_hifimamba.reconstruction.pretrained import CONFIG_NAME
 from tests.helpers import TINY
 from tests.reconstruction.reconstructor_test import (
     HEIGHT,

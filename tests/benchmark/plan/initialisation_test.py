@@ -9,7 +9,7 @@ from direct_hifimamba.benchmark.plan.configurations import compose_models
 from direct_hifimamba.benchmark.plan.initialisation import Initialisation
 from direct_hifimamba.benchmark.plan.specification import Specification
 from direct_hifimamba.benchmark.run.matrix import Benchmark, PlannedRun
-from direct_hifimamba.reconstruction.reconstructor import build_networks
+from direct_hifimamba.reconstruction.engines import build_networks
 from tests.benchmark.small_benchmark import write_specification
 
 MODELS = {
