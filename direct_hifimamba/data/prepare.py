@@ -29,10 +29,8 @@ from direct_hifimamba.data.fit import crop_or_pad, resample
 from direct_hifimamba.data.formats.hdf5 import (
     CMRXRECON_SUFFIX,
     acquired_columns,
-    add_provenance,
     kspace_shape,
     missing_links,
-    read_provenance,
     write_cmrxrecon,
     write_view,
     write_volume,
@@ -49,7 +47,7 @@ from direct_hifimamba.data.protocol import (
     read_protocol,
     write_protocol,
 )
-from direct_hifimamba.data.provenance import package_versions
+from direct_hifimamba.data.provenance import add_provenance, package_versions, read_provenance
 from direct_hifimamba.data.sources import (
     KSpaceFile,
     NiftiFile,

@@ -16,12 +16,12 @@ from direct_hifimamba.data.formats.hdf5 import (
     kspace_shape,
     missing_links,
     read_cmrxrecon_slices,
-    read_provenance,
     read_slices,
 )
 from direct_hifimamba.data.masks import MaskOptions, draw_mask
 from direct_hifimamba.data.parallel import map_files
 from direct_hifimamba.data.protocol import FILE_NAME, Settings, list_name, list_of, read_protocol
+from direct_hifimamba.data.provenance import read_provenance
 
 _PROVENANCE = ("source", "slices", "dropped", "versions")
 

@@ -25,11 +25,12 @@ from direct_hifimamba.data import prepare as module
 from direct_hifimamba.data.acquisition import find_mask, open_acquisition
 from direct_hifimamba.data.checks import check_acquisition
 from direct_hifimamba.data.data_sets import SIMULATED
-from direct_hifimamba.data.formats.hdf5 import read_mask, read_provenance, read_slices
+from direct_hifimamba.data.formats.hdf5 import read_mask, read_slices
 from direct_hifimamba.data.fourier import kspace_to_image, root_sum_of_squares
 from direct_hifimamba.data.masks import MaskOptions, draw_mask
 from direct_hifimamba.data.prepare import prepare
 from direct_hifimamba.data.protocol import Settings, read_protocol, write_protocol
+from direct_hifimamba.data.provenance import read_provenance
 from direct_hifimamba.data.sources import SourceError, check_center, check_fully_sampled
 from direct_hifimamba.data.splits import find_leaks
 from direct_hifimamba.data.verify import verify

@@ -14,9 +14,9 @@ from direct.data.datasets import FastMRIDataset
 
 from direct_hifimamba import cli
 from direct_hifimamba.data import simulate as module
-from direct_hifimamba.data.formats.hdf5 import read_provenance
 from direct_hifimamba.data.fourier import kspace_to_image, root_sum_of_squares
 from direct_hifimamba.data.masks import MaskOptions
+from direct_hifimamba.data.provenance import read_provenance
 from direct_hifimamba.data.simulate import SimulationOptions, load_volume, simulate
 
 SHAPE = (20, 24, 6)

@@ -24,11 +24,11 @@ from direct_hifimamba.data.formats.hdf5 import (
     hash_content,
     kspace_shape,
     read_mask,
-    read_origin,
     read_slices,
 )
 from direct_hifimamba.data.parallel import map_files
 from direct_hifimamba.data.protocol import FILE_NAME as PROTOCOL
+from direct_hifimamba.data.provenance import read_origin
 from direct_hifimamba.data.sources import SourceError, check_fully_sampled
 from direct_hifimamba.files import replace_when_complete
 

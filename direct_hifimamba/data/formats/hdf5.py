@@ -1,8 +1,6 @@
 """K-space in HDF5: the form of the fastMRI data set, which DIRECT's `FastMRI` data set reads, and those of others."""
 
 import hashlib
-import json
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +15,7 @@ from numpy.typing import NDArray
 from direct_hifimamba.data.formats.images import Volume
 from direct_hifimamba.data.formats.raw_data import AXES, Format, MissingArrayError, RawData, from_array
 from direct_hifimamba.data.fourier import root_sum_of_squares
+from direct_hifimamba.data.provenance import store_provenance
 from direct_hifimamba.files import replace_when_complete
 
 HEADER = "ismrmrd_header"
@@ -76,11 +75,7 @@ def write_volume(
             attributes = {**_statistics(file), "sha256": hash_content(file)}
         with h5py.File(partial, "r+") as file:
             file.attrs.update(attributes)
-            _store_provenance(file, provenance)
-
-
-def _store_provenance(file: h5py.File, provenance: Mapping[str, Any]) -> None:
-    file.attrs["provenance"] = json.dumps(dict(provenance), indent=1, sort_keys=True)
+            store_provenance(file, provenance)
 
 
 def _write_slices(file: h5py.File, name: str, slices: Iterable[NDArray[Any]]) -> None:
@@ -100,7 +95,7 @@ def write_images(path: Path, images: Iterable[NDArray[Any]], volume: Volume) -> 
             file.attrs["affine"] = volume.affine_of(file[IMAGES].shape[1:])
         if volume.volumes > 1:
             file.attrs["volumes"] = volume.volumes
-        _store_provenance(file, volume.provenance)
+        store_provenance(file, volume.provenance)
 
 
 def _statistics(file: h5py.File) -> dict[str, float]:
@@ -252,7 +247,7 @@ def write_view(
             file["acs_mask"] = acs_mask
         for name in ("max", "norm", "sha256"):
             file.attrs[name] = original.attrs[name]
-        _store_provenance(file, provenance)
+        store_provenance(file, provenance)
 
 
 def write_cmrxrecon(path: Path, volume: Path, mask: NDArray[np.bool_], provenance: dict[str, Any]) -> None:
@@ -278,7 +273,7 @@ def write_cmrxrecon(path: Path, volume: Path, mask: NDArray[np.bool_], provenanc
             dataset[0, index] = np.ascontiguousarray(np.swapaxes(kspace_slice, -1, -2)).view(fields)
         file["mask"] = mask.T
         file.attrs["sha256"] = original.attrs["sha256"]
-        _store_provenance(file, provenance)
+        store_provenance(file, provenance)
 
 
 def read_cmrxrecon_slices(file: h5py.File) -> Iterator[NDArray[np.complex64]]:
@@ -286,37 +281,6 @@ def read_cmrxrecon_slices(file: h5py.File) -> Iterator[NDArray[np.complex64]]:
     kspace = file["kspace"]
     for index in range(kspace.shape[1]):
         yield np.swapaxes(kspace[0, index].view(np.complex64), -1, -2)
-
-
-def read_provenance(path: Path) -> dict[str, Any] | None:
-    """Return what :func:`write_volume` and its like stored with a file, or None if they did not write it."""
-    try:
-        with h5py.File(path) as file:
-            return json.loads(file.attrs["provenance"])
-    except (OSError, KeyError):
-        return None
-
-
-def add_provenance(path: Path, more: Mapping[str, Any]) -> None:
-    """Add to what is stored with a file that :func:`read_provenance` can read."""
-    provenance = {**(read_provenance(path) or {}), **more}
-    with replace_when_complete(path) as partial:
-        shutil.copyfile(path, partial)
-        with h5py.File(partial, "r+") as file:
-            _store_provenance(file, provenance)
-
-
-def read_origin(path: Path) -> dict[str, Any]:
-    """Return `origin`, `source` and `subject` of a file as far as they are known.
-
-    Views that an earlier version wrote have none of them; then they are those of the volume that the view links to.
-    """
-    provenance = read_provenance(path) or {}
-    with h5py.File(path) as file:
-        link = file.get("kspace", getlink=True)
-    if isinstance(link, h5py.ExternalLink):
-        provenance = (read_provenance(path.parent / link.filename) or {}) | provenance
-    return {key: provenance[key] for key in ("origin", "source", "subject") if provenance.get(key) is not None}
 
 
 class StoredArray:

@@ -9,7 +9,6 @@ from direct_hifimamba.data.formats.hdf5 import (
     hash_content,
     kspace_shape,
     read_cmrxrecon_slices,
-    read_provenance,
     read_slices,
     write_cmrxrecon,
     write_view,
@@ -17,6 +16,7 @@ from direct_hifimamba.data.formats.hdf5 import (
 )
 from direct_hifimamba.data.fourier import image_to_kspace
 from direct_hifimamba.data.masks import MaskOptions, draw_mask
+from direct_hifimamba.data.provenance import read_provenance
 
 RNG = np.random.default_rng(0)
 

@@ -7,8 +7,8 @@ import pytest
 from direct.data.datasets import FastMRIDataset
 
 from direct_hifimamba import cli
-from direct_hifimamba.data.formats.hdf5 import read_provenance
 from direct_hifimamba.data.masks import MaskOptions
+from direct_hifimamba.data.provenance import read_provenance
 from direct_hifimamba.data.simulation.files import write_samples
 from direct_hifimamba.data.simulation.sample import SampleOptions, draw_sample
 
