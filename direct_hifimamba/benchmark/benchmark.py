@@ -59,7 +59,7 @@ def plan(path: Path, output: Path, verify: bool = False) -> Benchmark:
         If the specification, its configurations or its data are invalid, or differ from those of the plan in `output`.
     """
     specification = Specification.load(path)
-    benchmark = Benchmark(specification, compose_models(specification), BenchmarkFolder(output))
+    benchmark = Benchmark(path, specification, compose_models(specification), BenchmarkFolder(output))
     output.mkdir(parents=True, exist_ok=True)
     memory = KSpaceMemory(benchmark.folder.hashes, specification.data)
     data = describe_data(specification, memory, available_cores(), verify)
@@ -87,10 +87,10 @@ def load(path: Path, output: Path) -> Benchmark:
         label: {acceleration: OmegaConf.create(config) for acceleration, config in configs.items()}
         for label, configs in planned["models"].items()
     }
-    return Benchmark(specification, configs, folder)
+    return Benchmark(path, specification, configs, folder)
 
 
-def run(benchmark: Benchmark, path: Path, executor: Executor) -> None:
+def run(benchmark: Benchmark, executor: Executor) -> None:
     """Measure costs, search for learning rates, train and predict; what is finished is not repeated.
 
     Runs that failed are tried again, unless their training diverged. Why a run failed is written to its folder.
@@ -98,8 +98,6 @@ def run(benchmark: Benchmark, path: Path, executor: Executor) -> None:
     Parameters
     ----------
     benchmark : Benchmark
-    path : Path
-        Specification.
     executor : Executor
 
     Raises
@@ -110,17 +108,17 @@ def run(benchmark: Benchmark, path: Path, executor: Executor) -> None:
         After all runs have ended.
     """
     accelerations = benchmark.specification.accelerations
-    measure(benchmark, path, executor)
-    _train(benchmark, path, executor, "trial")
-    score(benchmark, path, executor, ("trial",))
-    _train(benchmark, path, executor, "cell")
+    measure(benchmark, executor)
+    _train(benchmark, executor, "trial")
+    score(benchmark, executor, ("trial",))
+    _train(benchmark, executor, "cell")
     classical = [run.name for run in benchmark.plan() if run.kind == "classical"]
     waiting = [name for name in classical if not benchmark.folder.run(name).is_complete(accelerations)]
-    for name, reason in _execute(benchmark, path, executor, "run", waiting).items():
+    for name, reason in _execute(benchmark, executor, "run", waiting).items():
         write_failure(benchmark.folder.run(name), reason)
 
 
-def _train(benchmark: Benchmark, path: Path, executor: Executor, kind: Kind) -> None:
+def _train(benchmark: Benchmark, executor: Executor, kind: Kind) -> None:
     """Do the trainings of one kind that are not finished."""
     runs = []
     for entry in (entry for entry in benchmark.plan() if entry.kind == kind):
@@ -134,7 +132,7 @@ def _train(benchmark: Benchmark, path: Path, executor: Executor, kind: Kind) -> 
     for one in waiting:
         one.folder.failure.unlink(missing_ok=True)  # it would count as progress
     with _progress(runs, kind) as show:
-        failures = _execute(benchmark, path, executor, "run", [one.name for one in waiting], show)
+        failures = _execute(benchmark, executor, "run", [one.name for one in waiting], show)
     for one in waiting:
         if one.name in failures and one.folder.error is None:
             write_failure(one.folder, failures[one.name])
@@ -142,19 +140,19 @@ def _train(benchmark: Benchmark, path: Path, executor: Executor, kind: Kind) -> 
 
 def _execute(
     benchmark: Benchmark,
-    path: Path,
     executor: Executor,
     stage: str,
     names: Sequence[str],
     show_progress: Callable[[], None] = lambda: None,
 ) -> dict[str, str]:
     """Run one stage of some runs, and return why some have failed."""
-    words = ("benchmark", str(path.resolve()), "--output", str(benchmark.folder.path.resolve()), "--stage", stage)
+    path, output = benchmark.path.resolve(), benchmark.folder.path.resolve()
+    words = ("benchmark", str(path), "--output", str(output), "--stage", stage)
     tasks = [Task(name, (*words, "--run", name), benchmark.folder.run(name).path) for name in names]
     return executor.run(stage, tasks, show_progress)
 
 
-def measure(benchmark: Benchmark, path: Path, executor: Executor) -> None:
+def measure(benchmark: Benchmark, executor: Executor) -> None:
     """Measure what the models cost, unless this was done before.
 
     If models were added or one has failed, all are measured again, since only times of the same minutes are comparable.
@@ -163,7 +161,7 @@ def measure(benchmark: Benchmark, path: Path, executor: Executor) -> None:
     costs = benchmark.read_costs()
     has_failed = not benchmark.specification.has_minutes and any(cost.error is not None for cost in costs.values())
     if has_failed or not costs.keys() >= benchmark.configs.keys():
-        for reason in _execute(benchmark, path, executor, "run", [COST]).values():
+        for reason in _execute(benchmark, executor, "run", [COST]).values():
             print(f"The cost of the models could not be measured: {reason}")
 
 
@@ -207,14 +205,12 @@ def do(benchmark: Benchmark, name: str) -> None:
         raise ValueError(f"The plan has no run {name!r}; expected {COST} or one of {', '.join(planned)}.")
 
 
-def score(benchmark: Benchmark, path: Path, executor: Executor, kinds: Sequence[Kind] = KINDS) -> None:
+def score(benchmark: Benchmark, executor: Executor, kinds: Sequence[Kind] = KINDS) -> None:
     """Score the predictions of all finished runs; what was scored before is not scored again.
 
     Parameters
     ----------
     benchmark : Benchmark
-    path : Path
-        Specification.
     executor : Executor
     kinds : sequence of str
         Kinds of runs that are scored.
@@ -229,7 +225,7 @@ def score(benchmark: Benchmark, path: Path, executor: Executor, kinds: Sequence[
         for run, tables in find_predictions(benchmark).items()
         if run.kind in kinds and not is_scored(tables, benchmark.metrics(run.kind))
     ]
-    failures = _execute(benchmark, path, executor, "score", waiting)
+    failures = _execute(benchmark, executor, "score", waiting)
     if failures:
         raise ValueError("; ".join(f"{name} could not be scored: {reason}" for name, reason in failures.items()))
 

@@ -94,19 +94,18 @@ def main(args: argparse.Namespace) -> None:
                 one = stages.score_one if args.stage == "score" else stages.do
                 one(stages.load(path, output), args.run)
                 return
-            if args.dry_run:
-                with lock_folder(output):
-                    benchmark = stages.plan(path, output, args.verify)
-                    stages.measure(benchmark, path, _executor(args, benchmark, options))
-                print(format_estimates(benchmark))
-                return
             chosen = stages.STAGES if args.stage is None else (args.stage,)
             with lock_folder(output):
-                benchmark = stages.plan(path, output, args.verify) if "plan" in chosen else stages.load(path, output)
+                is_planned = "plan" in chosen or args.dry_run
+                benchmark = stages.plan(path, output, args.verify) if is_planned else stages.load(path, output)
+                if args.dry_run:
+                    stages.measure(benchmark, _executor(args, benchmark, options))
+                    print(format_estimates(benchmark))
+                    return
                 if "run" in chosen:
-                    stages.run(benchmark, path, _executor(args, benchmark, options))
+                    stages.run(benchmark, _executor(args, benchmark, options))
                 if "score" in chosen:
-                    stages.score(benchmark, path, _executor(args, benchmark, options))
+                    stages.score(benchmark, _executor(args, benchmark, options))
                 if "report" in chosen:
                     stages.report(benchmark, ["benchmark", str(path), "--output", str(output)])
                     print(f"Results in {output}; begin with {benchmark.folder.report}")

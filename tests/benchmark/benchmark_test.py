@@ -210,7 +210,7 @@ def test_costs_are_measured_side_by_side(small_specification: Path, tmp_path: Pa
             return {}
 
     for _ in range(2):
-        module.measure(benchmark, small_specification, Recorder())
+        module.measure(benchmark, Recorder())
     # All once more because one failed, but not where iterations of finished trainings come from the times.
     assert measured == ["cost"] * (1 if benchmark.specification.has_minutes else 2)
 

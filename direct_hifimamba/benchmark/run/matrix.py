@@ -56,8 +56,9 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A specification, its configurations by label and acceleration, and the folder of its results."""
+    """A specification and its file, its configurations by label and acceleration, and the folder of its results."""
 
+    path: Path
     specification: Specification
     configs: Mapping[str, Mapping[str, DictConfig]]
     folder: BenchmarkFolder

@@ -27,8 +27,9 @@ MODELS = {
 @pytest.fixture
 def benchmark(tmp_path: Path) -> Benchmark:
     (tmp_path / "data").mkdir()
-    specification = Specification.load(write_specification(tmp_path, models=MODELS))
-    return Benchmark(specification, compose_models(specification), BenchmarkFolder(tmp_path / "out"))
+    path = write_specification(tmp_path, models=MODELS)
+    specification = Specification.load(path)
+    return Benchmark(path, specification, compose_models(specification), BenchmarkFolder(tmp_path / "out"))
 
 
 def begin(benchmark: Benchmark, label: str) -> dict[str, torch.Tensor]:
