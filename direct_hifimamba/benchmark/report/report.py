@@ -9,12 +9,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from direct_hifimamba.benchmark.folder import BenchmarkFolder
 from direct_hifimamba.benchmark.plan.specification import Specification
 from direct_hifimamba.benchmark.report import tables
-from direct_hifimamba.benchmark.report.charts import CHARTS
-from direct_hifimamba.benchmark.report.charts.chart import ReportData
-from direct_hifimamba.benchmark.report.charts.style import choose_styles
+from direct_hifimamba.benchmark.report.charts import CHARTS, ReportData
 from direct_hifimamba.benchmark.report.curves import read_curve
 from direct_hifimamba.benchmark.report.pictures import ZOOM
 from direct_hifimamba.benchmark.report.slices import compare_slices
+from direct_hifimamba.benchmark.report.style import choose_styles
 from direct_hifimamba.benchmark.score.metrics import GROUPS, METRICS
 from direct_hifimamba.benchmark.score.results import Results
 from direct_hifimamba.benchmark.score.table import Scores
@@ -62,7 +61,7 @@ def write_report(folder: BenchmarkFolder, results: Results, scores: Scores) -> P
         groups=GROUPS,
         metrics={name: METRICS[name] for name in scores.metrics},
         simulated=SIMULATED,
-        charts={name: (chart, drawings) for name, chart in CHARTS.items() if (drawings := chart(data))},
+        charts={name: (chart, drawings) for name, chart in CHARTS.items() if (drawings := list(chart.draw(data)))},
         comparisons=[comparison for comparison in compared if comparison is not None],
         zoom=ZOOM,
         protocol_text=json.dumps(asdict(results.protocol), indent=1),

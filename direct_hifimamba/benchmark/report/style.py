@@ -3,8 +3,7 @@
 import base64
 import io
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -45,29 +44,25 @@ def choose_styles(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
     }
 
 
-class Canvas:
-    """Axes of a chart; after the block in which it is drawn, `uri` holds it."""
-
-    def __init__(self, axes: Axes) -> None:
-        self.axes = axes
-        self.uri = ""
-
-
-@contextmanager
-def canvas(x_label: str, y_label: str = "", height: float = 2.8) -> Iterator[Canvas]:
-    """Yield a canvas with labelled axes; `height` is in inches, without the legend below."""
+def make_axes(x_label: str, y_label: str, height: float = 2.8) -> Axes:
+    """Return labelled axes; `height` is in inches, without the legend below."""
     with mpl.rc_context(SETTINGS):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        drawing = Canvas(figure.add_subplot())
-        drawing.axes.grid()
-        drawing.axes.set_axisbelow(True)
-        yield drawing
-        drawing.axes.set(xlabel=x_label, ylabel=y_label)
-        handles, labels = drawing.axes.get_legend_handles_labels()
-        entries = dict(zip(labels, handles, strict=True))  # a model is drawn once for every seed
-        if entries:
-            figure.set_figheight(height + 0.2 * math.ceil(len(entries) / 2))
-            figure.legend(entries.values(), entries, loc="outside lower center", ncols=2, fontsize="small")
-        buffer = io.BytesIO()
+        axes = Figure(figsize=(WIDTH, height), layout="constrained").add_subplot()
+        axes.grid()
+        axes.set_axisbelow(True)
+        axes.set(xlabel=x_label, ylabel=y_label)
+    return axes
+
+
+def to_uri(axes: Axes) -> str:
+    """Return what was drawn, with a legend below, as an SVG file in a data URI."""
+    figure = axes.figure
+    assert isinstance(figure, Figure)
+    handles, labels = axes.get_legend_handles_labels()
+    entries = dict(zip(labels, handles, strict=True))  # a model is drawn once for every seed
+    buffer = io.BytesIO()
+    with mpl.rc_context(SETTINGS):
+        figure.set_figheight(figure.get_figheight() + 0.2 * math.ceil(len(entries) / 2))
+        figure.legend(entries.values(), entries, loc="outside lower center", ncols=2, fontsize="small")
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    drawing.uri = "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from direct_hifimamba.benchmark.report.charts.style import COLOURS, choose_styles
+from direct_hifimamba.benchmark.report.style import COLOURS, choose_styles
 
 # Machado, Oliveira and Fernandes, doi:10.1109/TVCG.2009.113, table of severity 1, for linear RGB.
 VISIONS = {
