@@ -39,6 +39,12 @@ def replace_when_complete(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file completely or not at all."""
+    with replace_when_complete(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 @contextmanager
 def fill_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder beside `path`; at the end it becomes `path`, after an exception it is removed.

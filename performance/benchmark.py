@@ -19,8 +19,9 @@ import numpy as np
 from common import extra_megabytes, in_fresh_process, machine, markdown_table, write_results
 from numpy.typing import NDArray
 
-from direct_hifimamba.benchmark.plan.inputs import KSpaceMemory, check_predictions, describe_folders
+from direct_hifimamba.benchmark.plan.hashes import KSpaceMemory, describe_folders
 from direct_hifimamba.benchmark.run.classical import Acquisition, reconstruct
+from direct_hifimamba.benchmark.run.predictions import check_predictions
 from direct_hifimamba.benchmark.score.metrics import METRICS
 from direct_hifimamba.benchmark.score.scoring import ALWAYS, find_volumes, score_run
 from direct_hifimamba.benchmark.score.spectrum import BANDS

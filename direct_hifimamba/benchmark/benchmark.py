@@ -11,16 +11,9 @@ from direct_hifimamba.benchmark.executors import Executor, Task
 from direct_hifimamba.benchmark.executors.cores import available_cores
 from direct_hifimamba.benchmark.folder import BenchmarkFolder
 from direct_hifimamba.benchmark.plan.configurations import compose_models, training_config
-from direct_hifimamba.benchmark.plan.inputs import (
-    KSpaceMemory,
-    check_same,
-    check_unchanged,
-    describe_data,
-    describe_inputs,
-    list_files,
-    read_plan,
-    record,
-)
+from direct_hifimamba.benchmark.plan.hashes import KSpaceMemory, list_files
+from direct_hifimamba.benchmark.plan.inputs import describe_data, describe_inputs
+from direct_hifimamba.benchmark.plan.record import check_same, check_unchanged, read_plan, record
 from direct_hifimamba.benchmark.plan.specification import MIN_ITERATIONS, Specification
 from direct_hifimamba.benchmark.report.report import write_report
 from direct_hifimamba.benchmark.report.tables import write_csv, write_markdown

@@ -25,12 +25,12 @@ from direct_hifimamba.benchmark.report.tables import (
     format_budget,
     join_sections,
     score_sections,
-    write_text,
 )
 from direct_hifimamba.benchmark.score.metrics import METRICS, metric_definitions
 from direct_hifimamba.benchmark.score.results import Model, Results
 from direct_hifimamba.benchmark.score.summary import summarise_scores
 from direct_hifimamba.benchmark.score.table import Scores
+from direct_hifimamba.files import write_text
 
 SAME_SCORE = 1e-3
 """Relative difference that the scores of a classical reconstruction may have between machines."""

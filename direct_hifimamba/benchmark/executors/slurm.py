@@ -16,7 +16,7 @@ from submitit.core.utils import FailedJobError, UncompletedJobError
 from direct_hifimamba.benchmark.executors import executor
 from direct_hifimamba.benchmark.executors.executor import Task
 from direct_hifimamba.benchmark.run.processes import ENVIRONMENT
-from direct_hifimamba.files import replace_when_complete
+from direct_hifimamba.files import write_text
 
 STAGES = ("run", "score")
 _SECONDS_TO_STOP = 60
@@ -110,8 +110,7 @@ class SlurmExecutor:
             raise ValueError(f"Slurm refused the jobs of the stage {stage}; change --slurm. {error}") from error
         jobs = cast("list[submitit.SlurmJob[Any]]", submitted)  # submitit declares jobs of any cluster
         for task, job in zip(tasks, jobs, strict=True):
-            with replace_when_complete(_job_file(stage, task)) as partial:
-                partial.write_text(job.job_id, encoding="utf-8")
+            write_text(_job_file(stage, task), job.job_id)
         return dict(zip(tasks, jobs, strict=True))
 
 

@@ -18,6 +18,7 @@ from direct_hifimamba.benchmark.score.metrics import GROUPS, METRICS
 from direct_hifimamba.benchmark.score.results import Results
 from direct_hifimamba.benchmark.score.table import Scores
 from direct_hifimamba.data.data_sets import SIMULATED
+from direct_hifimamba.files import write_text
 
 
 def write_report(folder: BenchmarkFolder, results: Results, scores: Scores) -> Path:
@@ -67,5 +68,5 @@ def write_report(folder: BenchmarkFolder, results: Results, scores: Scores) -> P
         protocol_text=json.dumps(asdict(results.protocol), indent=1),
     )
     folder.report.parent.mkdir(parents=True, exist_ok=True)
-    tables.write_text(folder.report, text)
+    write_text(folder.report, text)
     return folder.report

@@ -13,7 +13,7 @@ from direct_hifimamba.benchmark.score.metrics import GROUPS, METRICS, Metric
 from direct_hifimamba.benchmark.score.results import Failure, Model, Protocol, Results, Spread
 from direct_hifimamba.benchmark.score.statistics import MIN_SUBJECTS, Difference
 from direct_hifimamba.benchmark.score.summary import SummaryRow
-from direct_hifimamba.files import replace_when_complete
+from direct_hifimamba.files import write_text
 
 TIE = "≈"
 NOTHING = "-"
@@ -316,9 +316,3 @@ def score_sections(results: Results) -> list[str]:
 def join_sections(sections: Iterable[str]) -> str:
     """Return a document of paragraphs and tables."""
     return "\n\n".join(sections) + "\n"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file completely or not at all."""
-    with replace_when_complete(path) as partial:
-        partial.write_text(text, "utf-8")

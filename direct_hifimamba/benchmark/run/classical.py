@@ -28,12 +28,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from direct_hifimamba.benchmark.folder import RunFolder
-from direct_hifimamba.benchmark.plan.inputs import list_files
+from direct_hifimamba.benchmark.plan.hashes import list_files
 from direct_hifimamba.benchmark.plan.specification import BART, Specification
 from direct_hifimamba.data.formats.bart import from_slices, read_cfl, to_slices, write_cfl
 from direct_hifimamba.data.formats.hdf5 import read_mask, read_slices
 from direct_hifimamba.data.fourier import kspace_to_image, root_sum_of_squares
-from direct_hifimamba.files import replace_when_complete
+from direct_hifimamba.files import write_text
 from direct_hifimamba.nn.layers.data_consistency import conjugate_gradient
 from direct_hifimamba.nn.layers.sense import Acquisition as SenseAcquisition
 from direct_hifimamba.nn.layers.sense import FourierConvention, Measurement
@@ -284,8 +284,7 @@ def reconstruct_test_split(specification: Specification, folder: RunFolder, shap
         weight = choose_regularisation([functools.partial(Acquisition.read, path) for path in validation], jobs)
         chosen = {"program": f"BART {bart_version()}, pics -S -l1", "regularisation": weight}
         output.parent.mkdir(parents=True, exist_ok=True)
-        with replace_when_complete(output.with_suffix(".yaml")) as partial:
-            partial.write_text(yaml.safe_dump(chosen))
+        write_text(output.with_suffix(".yaml"), yaml.safe_dump(chosen))
         tests = list_files(specification.folder(splits.test, acceleration))
         _reconstruct_files(tests, output, weight, shapes.predictions(acceleration), jobs)
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import h5py
 
 from direct_hifimamba.benchmark.plan.configurations import checkpoint_steps
-from direct_hifimamba.benchmark.plan.inputs import list_files, read_plan
+from direct_hifimamba.benchmark.plan.hashes import list_files
+from direct_hifimamba.benchmark.plan.record import read_plan
 from direct_hifimamba.benchmark.run.matrix import Benchmark, PlannedRun, count_iterations
 from direct_hifimamba.data.formats.hdf5 import kspace_shape, read_header
 

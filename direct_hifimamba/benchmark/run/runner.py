@@ -17,10 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from direct_hifimamba.benchmark.folder import DIVERGED, RunFolder
 from direct_hifimamba.benchmark.plan.initialisation import Initialisation
-from direct_hifimamba.benchmark.plan.inputs import DivergedError, check_predictions
 from direct_hifimamba.benchmark.plan.specification import COSINE
 from direct_hifimamba.benchmark.provenance import as_typed
-from direct_hifimamba.files import PARTIAL_SUFFIX, replace_when_complete, set_aside
+from direct_hifimamba.benchmark.run.predictions import DivergedError, check_predictions
+from direct_hifimamba.files import PARTIAL_SUFFIX, replace_when_complete, set_aside, write_text
 from direct_hifimamba.training.direct_command import COSINE_OPTION, LAST_MODEL
 from direct_hifimamba.training.direct_command import main as run_direct
 
@@ -193,11 +193,10 @@ def _predict(run: Run, acceleration: str) -> None:
     _call(run, run.prediction_command(acceleration, partial))
     try:
         check_predictions(partial, run.prediction_data[acceleration])
-    except DivergedError as error:
-        shutil.rmtree(partial)
-        raise RunError(f"{DIVERGED} at {acceleration}: {error}") from error
     except ValueError as error:
         shutil.rmtree(partial)
+        if isinstance(error, DivergedError):
+            raise RunError(f"{DIVERGED} at {acceleration}: {error}") from error
         raise RunError(
             f"The predictions at {acceleration} failed a check: {error} The trained weights are kept, in "
             f"{run.checkpoint}; the next call repeats the predictions alone."
@@ -233,8 +232,7 @@ def _call(run: Run, arguments: Sequence[str]) -> None:
 def write_failure(folder: RunFolder, reason: str) -> None:
     """Write why a run failed to its folder."""
     folder.path.mkdir(parents=True, exist_ok=True)
-    with replace_when_complete(folder.failure) as partial:
-        partial.write_text(f"{reason}\n", encoding="utf-8")
+    write_text(folder.failure, f"{reason}\n")
 
 
 @contextmanager

@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 
 from direct_hifimamba.benchmark import provenance
 from direct_hifimamba.benchmark.plan.configurations import evaluation_settings
-from direct_hifimamba.benchmark.plan.inputs import list_files, read_plan
+from direct_hifimamba.benchmark.plan.hashes import list_files
+from direct_hifimamba.benchmark.plan.record import read_plan
 from direct_hifimamba.benchmark.plan.specification import Specification
 from direct_hifimamba.benchmark.run.matrix import Benchmark, PlannedRun
 from direct_hifimamba.benchmark.run.processes import THREADS

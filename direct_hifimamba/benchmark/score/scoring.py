@@ -8,7 +8,7 @@ import h5py
 import pyarrow as pa
 from tqdm import tqdm
 
-from direct_hifimamba.benchmark.plan.inputs import list_files
+from direct_hifimamba.benchmark.plan.hashes import list_files
 from direct_hifimamba.benchmark.score.images import load_reconstruction, load_target, load_zero_filled
 from direct_hifimamba.benchmark.score.metrics import DEFAULT, METRICS, Array, metric_definitions, score_volume
 from direct_hifimamba.benchmark.score.spectrum import BANDS, EDGES, error_spectrum

@@ -9,18 +9,13 @@ import numpy as np
 import pytest
 
 from direct_hifimamba.benchmark.folder import BenchmarkFolder
-from direct_hifimamba.benchmark.plan import inputs as module
+from direct_hifimamba.benchmark.plan import hashes
 from direct_hifimamba.benchmark.plan.configurations import compose_models
-from direct_hifimamba.benchmark.plan.inputs import (
-    KSpaceMemory,
-    check_predictions,
-    check_unchanged,
-    describe_data,
-    describe_inputs,
-    list_files,
-    record,
-)
+from direct_hifimamba.benchmark.plan.hashes import KSpaceMemory, list_files
+from direct_hifimamba.benchmark.plan.inputs import describe_data, describe_inputs
+from direct_hifimamba.benchmark.plan.record import check_unchanged, record
 from direct_hifimamba.benchmark.plan.specification import Specification
+from direct_hifimamba.benchmark.run.predictions import check_predictions
 from tests.benchmark.small_benchmark import MASKS, PROVENANCE, SHAPE, SLICES, VOLUMES, write_specification
 
 
@@ -84,8 +79,8 @@ def test_files_are_read_once_unless_they_change_or_are_verified(
     path = tmp_path / "data" / "test" / "d.h5"
     before, stat = describe_all(specification), path.stat()
     read: list[Path] = []
-    hash_kspace = module._hash_kspace
-    monkeypatch.setattr(module, "_hash_kspace", lambda path: (read.append(path), hash_kspace(path))[1])
+    hash_kspace = hashes._hash_kspace
+    monkeypatch.setattr(hashes, "_hash_kspace", lambda path: (read.append(path), hash_kspace(path))[1])
     assert describe_all(specification) == before and read == []
     os.utime(path)
     assert describe_all(specification) == before

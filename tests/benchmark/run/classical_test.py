@@ -7,7 +7,7 @@ import yaml
 from direct.functionals.challenges import fastmri_psnr
 
 from direct_hifimamba.benchmark.folder import RunFolder
-from direct_hifimamba.benchmark.plan.inputs import list_files
+from direct_hifimamba.benchmark.plan.hashes import list_files
 from direct_hifimamba.benchmark.plan.specification import Specification
 from direct_hifimamba.benchmark.run import classical
 from direct_hifimamba.benchmark.score.images import load_reconstruction
