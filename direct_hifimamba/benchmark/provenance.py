@@ -1,6 +1,5 @@
 """What is needed to repeat a benchmark, beside its data and its specification."""
 
-import hashlib
 import os
 import platform
 import re
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 
 import direct_hifimamba
+from direct_hifimamba.files import hash_file
 from direct_hifimamba.ops import library
 from direct_hifimamba.ops.selective_scan.interface import resolve_backend
 
@@ -56,9 +56,7 @@ def _hash_files(members: Sequence[str]) -> dict[str, str]:
     package = Path(direct_hifimamba.__file__).parent
     paths = [path for member in members for path in (package / member, *(package / member).rglob("*"))]
     return {
-        path.relative_to(package).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(paths)
-        if path.suffix in _CODE_SUFFIXES
+        path.relative_to(package).as_posix(): hash_file(path) for path in sorted(paths) if path.suffix in _CODE_SUFFIXES
     }
 
 

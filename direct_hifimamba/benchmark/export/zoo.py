@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -90,14 +90,15 @@ def export_zoo(
 
     title = config.model.model_name.rpartition(".")[2]
     metrics = metrics or sorted(run.glob(f"predictions/*/{METRICS_NAME}"))
-    rows: dict[str, list[list[str]]] = {}
+    pairs: list[str] = []
+    rows: list[list[str]] = []
     with fill_folder(output) as partial:
         for section in sections:
             accelerations = (section.dataset.transforms.get("masking") or {}).get("accelerations") or []
             acceleration = f"{accelerations[0]:g}" if len(accelerations) == 1 else ""
             suffix = acceleration and f"_{acceleration}x"
             pair = f"{name or title.lower()}{suffix}"
-            if pair in rows:
+            if pair in pairs:
                 raise ValueError(f"Two files of --inference would become {pair}; expected different accelerations.")
             pair_config = OmegaConf.masked_copy(config, [key for key in SECTIONS if config.get(key)])
             pair_config.inference = section
@@ -106,10 +107,11 @@ def export_zoo(
             torch.save(weights, partial / f"{pair}.pt")
             scored = [path for path in metrics if path.resolve().parent.name.endswith(suffix)]
             unscored = [f"{acceleration}{TIMES}" if acceleration else NOTHING, *[NOTHING] * len(COLUMNS)]
-            rows[pair] = [_cells(path) for path in scored] or [unscored]
+            pairs.append(pair)
+            rows += [[pair, *cells] for cells in [_cells(path) for path in scored] or [unscored]]
         (partial / "table.rst").write_text(_table(title, rows, repository), encoding="utf-8")
         (partial / "README.md").write_text(_model_card(title, rows, config, repository), encoding="utf-8")
-    return list(rows)
+    return pairs
 
 
 def push(folder: Path, repository: str) -> str:
@@ -148,21 +150,21 @@ def _cells(path: Path) -> list[str]:
     return cells
 
 
-def _table(title: str, rows: Mapping[str, list[list[str]]], repository: str | None) -> str:
+def _table(title: str, rows: Sequence[Sequence[str]], repository: str | None) -> str:
     """Rows for the table of DIRECT's documentation, in reStructuredText."""
     lines = []
-    for name, cells in ((name, cells) for name, group in rows.items() for cells in group):
+    for name, *cells in rows:
         link = f"`{name} <{HUB}/{repository}/blob/main/{name}.pt>`__" if repository else name
         lines += [f"   * - {title}\n", *(f"     - {cell}\n" for cell in (link, *cells))]
     return "".join(lines)
 
 
-def _model_card(title: str, rows: Mapping[str, list[list[str]]], config: DictConfig, repository: str | None) -> str:
-    first = next(iter(rows))
+def _model_card(title: str, rows: Sequence[Sequence[str]], config: DictConfig, repository: str | None) -> str:
+    first = rows[0][0]
     names = [model.model_name for model in (config.model, *(config.get("additional_models") or {}).values())]
     needs_plugin = any(map(serves, names))
     packages = f"direct-recon and direct-hifimamba {direct_hifimamba.__version__}" if needs_plugin else "direct-recon"
-    table = "".join(f"| {' | '.join([name, *cells])} |\n" for name, group in rows.items() for cells in group)
+    table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
     papers = [PAPERS[folder] for folder in (name.partition(".")[0].lower() for name in names) if folder in PAPERS]
     paper = "".join(f"- {entry}\n" for entry in papers)
     return f"""---

@@ -75,12 +75,11 @@ def format_estimates(benchmark: Benchmark) -> str:
     width = max(len(run.name) for run, _ in estimates)
     lines = [f"{'run':{width}}  iterations  training, h  prediction, h  scoring, core h  disk, GB"]
     for run, found in estimates:
-        cells = "     not known"
-        if found is not None:
-            hours = [seconds / 3600 for seconds in (found.training, found.prediction, found.scoring)]
-            cells = (
-                f"{found.iterations:10}  {hours[0]:11.2f}  {hours[1]:13.2f}  {hours[2]:15.2f}  {found.size / 1e9:8.2f}"
-            )
+        if found is None:
+            lines.append(f"{run.name:{width}}       not known")
+            continue
+        training, prediction, scoring = (part / 3600 for part in (found.training, found.prediction, found.scoring))
+        cells = f"{found.iterations:10}  {training:11.2f}  {prediction:13.2f}  {scoring:15.2f}  {found.size / 1e9:8.2f}"
         lines.append(f"{run.name:{width}}  {cells}")
     known = [found for _, found in estimates if found is not None]
     device = sum(found.training + found.prediction for found in known) / 3600

@@ -6,7 +6,6 @@ A score that is not defined is null. The table of a benchmark has the columns `m
 the seed of a reconstruction without training is null.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import pyarrow.parquet as pq
 
 from direct_hifimamba.benchmark.score.metrics import METRICS, Array
 from direct_hifimamba.benchmark.score.spectrum import BANDS
-from direct_hifimamba.files import replace_when_complete
+from direct_hifimamba.files import hash_file, replace_when_complete
 
 RUN_SCHEMA = pa.schema([("file", pa.string()), ("slice", pa.int32()), ("metric", pa.string()), ("value", pa.float64())])
 SCHEMA = pa.schema([("model", pa.string()), ("seed", pa.int64()), ("acceleration", pa.string()), *RUN_SCHEMA])
@@ -61,8 +60,7 @@ def fingerprint(path: Path, known: Mapping[str, Any] | None = None) -> dict[str,
     found: dict[str, Any] = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
     if known is not None and all(known.get(key) == value for key, value in found.items()):
         return dict(known)
-    with path.open("rb") as file:
-        return found | {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return found | {"sha256": hash_file(path)}
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def test_files_are_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (folder / "predictions" / "a.h5").touch()
     score(folder)
     read: list[int] = []
-    digest = "direct_hifimamba.benchmark.score.table.hashlib.file_digest"
+    digest = "direct_hifimamba.benchmark.score.table.hash_file"
     monkeypatch.setattr(digest, lambda *_: read.append(1))
     score(folder)
     assert read == []
