@@ -13,7 +13,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -48,7 +47,7 @@ from direct_hifimamba.reconstruction.uncertainty import MAX_RESIDUAL, Calibratio
 IMAGE, NOISE, SPREAD, RESIDUAL = "reconstruction", "noise", "spread", "residual"
 """Names of the image of a slice and of its maps, from :func:`noise_map`, :func:`spread` and :func:`residual_map`."""
 
-_RUN, _MASK, _COVARIANCE = "run.json", "mask.npy", "noise_covariance.npy"
+_RUN = "run.json"
 
 _RESIDUAL_OF_SLICE = "residual_of_slice"
 
@@ -248,13 +247,13 @@ def reconstruct_volume(
     sampled = reconstructor.check(summary, mask, middle, request.check, is_calibrated)
     found = describe_acquisition(summary.acquired, sampled, was_found, middle, reconstructor.centered)
     print(*found, sep="\n")
-    middle_mask = sampled[len(sampled) // 2] if sampled.ndim == 3 else sampled
-    departures = reconstructor.find_departures(middle[None], middle_mask) if request.check else []
+    masks = np.broadcast_to(sampled, (raw.shape[0], *raw.shape[2:]))
+    departures = reconstructor.find_departures(middle[None], masks[len(masks) // 2]) if request.check else []
     for departure in departures:
         print(f"direct-hifimamba: warning: {departure}", file=sys.stderr)
     calibration = request.calibration or _find_calibration(request)
     factor = None if calibration is None else Calibration.read(calibration, weights).factor(sampled)
-    covariance = _find_covariance(raw, sampled) if request.replicas is not None or request.uncertainty else None
+    covariance = _find_covariance(raw, masks) if request.replicas is not None or request.uncertainty else None
     threads = torch.get_num_threads() if jobs is None else 1
     identity = {
         "input": [
@@ -278,15 +277,13 @@ def reconstruct_volume(
         if not folder.exists():
             raise FileExistsError("Another process has written the same output; choose another one.")
         _claim(folder, json.loads(json.dumps(identity)))
-        _save(folder / _MASK, sampled)
-        if covariance is not None:
-            _save(folder / _COVARIANCE, covariance)
         missing = [index for index in range(raw.shape[0]) if not _is_complete(_slice_path(folder, index))]
         if len(missing) < raw.shape[0]:
             print(f"Resuming: {raw.shape[0] - len(missing)} of {raw.shape[0]} slices are finished.")
-        function = partial(_reconstruct, request, call, folder, factor)
+        function = partial(_reconstruct, request, call, folder, factor, covariance)
+        tasks = [(index, masks[index]) for index in missing]
         try:
-            for _ in map_files(function, missing, jobs or 1, "reconstruct", "slice", threads):
+            for _ in map_files(function, tasks, jobs or 1, "reconstruct", "slice", threads):
                 pass
         except BrokenProcessPool as error:
             raise OSError(
@@ -305,10 +302,18 @@ def _find_calibration(request: Request) -> Path | None:
     return None
 
 
-def _reconstruct(request: Request, call: str, folder: Path, factor: float | None, index: int) -> None:
+def _reconstruct(
+    request: Request,
+    call: str,
+    folder: Path,
+    factor: float | None,
+    covariance: NDArray[np.complex128] | None,
+    task: tuple[int, NDArray[np.bool_]],
+) -> None:
+    """Reconstruct and store one slice; a task is its number and its mask, of shape (height, width)."""
     _, reconstructor, raw, _, maps = _open(request, call)
-    kspace, sampled = raw.read_slice(index), np.load(folder / _MASK)
-    sampled = sampled[index] if sampled.ndim == 3 else sampled
+    index, sampled = task
+    kspace = raw.read_slice(index)
     options: dict[str, Any] = {
         "sensitivity_map": None if maps is None else maps.read_slice(index),
         "image_size": raw.image_size,
@@ -317,20 +322,22 @@ def _reconstruct(request: Request, call: str, folder: Path, factor: float | None
     }
     arrays: dict[str, Any] = {}
     if request.uncertainty:
+        assert covariance is not None
         analysis = reconstructor.analyse_slice(kspace, sampled, **options)
         image = analysis.images.mean(axis=0)
         arrays[IMAGE] = image if request.complex_images else np.abs(image)
-        arrays[RESIDUAL], arrays[_RESIDUAL_OF_SLICE] = residual_map(analysis.residual, np.load(folder / _COVARIANCE))
+        arrays[RESIDUAL], arrays[_RESIDUAL_OF_SLICE] = residual_map(analysis.residual, covariance)
         if len(analysis.images) > 1:
             arrays[SPREAD] = spread(analysis.images) * np.float32(factor or 1)
     else:
         arrays[IMAGE] = reconstructor.reconstruct_slice(kspace, sampled, request.complex_images, **options)
     if request.replicas is not None:
+        assert covariance is not None
         arrays[NOISE] = noise_map(
             lambda noisy: reconstructor.reconstruct_slice(noisy, sampled, **options),
             kspace,
             sampled,
-            np.load(folder / _COVARIANCE),
+            covariance,
             request.replicas,
             seed=index,
         )
@@ -359,26 +366,20 @@ def _summarise_slices(slices: Slices) -> Slices:
     return replace(slices, maps=maps, residuals=residuals, warnings=warnings)
 
 
-def _find_covariance(raw: RawData, sampled: NDArray[np.bool_]) -> NDArray[np.complex128]:
-    """Return the covariance of the noise, from the file if it was measured, and say where it is from."""
+def _find_covariance(raw: RawData, masks: NDArray[np.bool_]) -> NDArray[np.complex128]:
+    """Return the covariance of the noise, from the file if it was measured, and say where it is from.
+
+    `masks` has the shape (slices, height, width).
+    """
     if raw.noise_covariance is not None:
         print("The noise is that of the noise scan.")
         covariance = raw.noise_covariance
     else:
         print("The noise is estimated at the edge of k-space, as the file has no noise scan.")
-        count = raw.shape[0]
-        chosen = np.linspace(0, count - 1, min(count, _NOISE_SLICES)).round().astype(int).tolist()
-        masks = np.broadcast_to(sampled, (count, *raw.shape[2:]))[chosen]
-        covariance = estimate_noise_covariance(map(raw.read_slice, chosen), masks)
+        chosen = np.linspace(0, len(masks) - 1, min(len(masks), _NOISE_SLICES)).round().astype(int).tolist()
+        covariance = estimate_noise_covariance(map(raw.read_slice, chosen), masks[chosen])
     whitening_matrix(covariance)
     return covariance
-
-
-def _save(path: Path, array: NDArray[Any]) -> None:
-    content = BytesIO()  # NumPy writes to files without noticing that a disk is full
-    np.save(content, array)
-    with replace_when_complete(path) as partial_path:
-        partial_path.write_bytes(content.getvalue())
 
 
 def _claim(folder: Path, identity: dict[str, Any]) -> None:
