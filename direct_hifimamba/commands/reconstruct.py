@@ -11,7 +11,8 @@ from direct_hifimamba.data.formats.images import SUFFIXES, Volume, check_volume,
 from direct_hifimamba.data.formats.raw_data import AXES, RawData
 from direct_hifimamba.reconstruction.outputs import COMPLEX_FORMATS, DEFAULT_FORMATS, PARTIAL, PHASE, output_paths
 from direct_hifimamba.reconstruction.pretrained import CONFIG_NAME, is_ensemble
-from direct_hifimamba.reconstruction.volume import IMAGE, NOISE, RESIDUAL, SPREAD, Request, reconstruct_volume
+from direct_hifimamba.reconstruction.slices import IMAGE, NOISE, RESIDUAL, SPREAD
+from direct_hifimamba.reconstruction.volume import Request, reconstruct_volume
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from direct_hifimamba.data.formats.images import SUFFIXES, find_format, import_writer
 from direct_hifimamba.files import PARTIAL_SUFFIX, refuse_to_replace
-from direct_hifimamba.reconstruction.volume import NOISE, RESIDUAL, SPREAD
+from direct_hifimamba.reconstruction.slices import NOISE, RESIDUAL, SPREAD
 
 DEFAULT_FORMATS = ("hdf5", "nifti", "png")
 COMPLEX_FORMATS = ("hdf5", "cfl")

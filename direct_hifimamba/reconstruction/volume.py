@@ -16,7 +16,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -33,7 +32,7 @@ from direct_hifimamba.data.acquisition import (
 )
 from direct_hifimamba.data.formats.raw_data import RawData
 from direct_hifimamba.data.parallel import map_files
-from direct_hifimamba.files import first_and_count, hash_file, lock_folder, replace_when_complete
+from direct_hifimamba.files import first_and_count, hash_file, lock_folder
 from direct_hifimamba.reconstruction.noise import (
     check_replicas,
     estimate_noise_covariance,
@@ -42,20 +41,11 @@ from direct_hifimamba.reconstruction.noise import (
 )
 from direct_hifimamba.reconstruction.pretrained import CONFIG_NAME, find_pretrained, is_pretrained
 from direct_hifimamba.reconstruction.reconstructor import Reconstructor
+from direct_hifimamba.reconstruction.slices import IMAGE, NOISE, RESIDUAL, RESIDUAL_OF_SLICE, SPREAD, Slices
 from direct_hifimamba.reconstruction.uncertainty import MAX_RESIDUAL, Calibration, residual_map, spread
-
-IMAGE, NOISE, SPREAD, RESIDUAL = "reconstruction", "noise", "spread", "residual"
-"""Names of the image of a slice and of its maps, from :func:`noise_map`, :func:`spread` and :func:`residual_map`."""
-
-_RUN = "run.json"
-
-_RESIDUAL_OF_SLICE = "residual_of_slice"
 
 _NOISE_SLICES = 16
 """Number of slices, evenly spread, from which the noise is estimated at most."""
-
-_WHITE = 0.999
-"""Quantile of the values of an image or map that is shown white."""
 
 
 @dataclass(frozen=True)
@@ -104,55 +94,6 @@ class Request:
     uncertainty: bool = False
     calibration: Path | None = None
     flips: bool | None = None
-
-
-@dataclass(frozen=True)
-class Slices:
-    """The slices of a reconstructed volume, which are read from a folder one at a time.
-
-    Attributes
-    ----------
-    folder : Path
-    raw : RawData
-        What the file of the input says.
-    warnings : tuple of str
-        In what k-space differs from that of the training, see :meth:`Reconstructor.find_departures`, and which slices
-        do not fit their samples.
-    maps : tuple of str
-        Names of the maps that were computed, of `NOISE`, `SPREAD` and `RESIDUAL`.
-    residuals : tuple of floats
-        Of each slice, see :func:`residual_map`, if there is this map.
-    factor : float, optional
-        With which the spread was calibrated.
-    """
-
-    folder: Path
-    raw: RawData
-    warnings: tuple[str, ...]
-    maps: tuple[str, ...] = ()
-    residuals: tuple[float, ...] = ()
-    factor: float | None = None
-
-    def __len__(self) -> int:
-        return self.raw.shape[0]
-
-    def read(self, name: str) -> Iterator[NDArray[Any]]:
-        """Yield the image (`IMAGE`) or a map of every slice."""
-        for index in range(len(self)):
-            with np.load(_slice_path(self.folder, index)) as stored:
-                yield stored[name]
-
-    def read_side_by_side(self) -> Iterator[NDArray[np.float32]]:
-        """Yield the magnitude of every slice with its maps on the right, each scaled so that the brightest are 1.
-
-        The residual is left out where images are cropped, as it has the size of k-space.
-        """
-        shape = next(self.read(IMAGE)).shape
-        names = [IMAGE, *(name for name in self.maps if next(self.read(name)).shape == shape)]
-        whites = [max(np.quantile(np.abs(image), _WHITE) for image in self.read(name)) or 1.0 for name in names]
-        for images in zip(*map(self.read, names), strict=True):
-            scaled = [np.abs(image) / white for image, white in zip(images, whites, strict=True)]
-            yield np.concatenate(scaled, axis=1).clip(0, 1).astype(np.float32)
 
 
 class _Scan(NamedTuple):
@@ -276,8 +217,9 @@ def reconstruct_volume(
     with lock_folder(folder):
         if not folder.exists():
             raise FileExistsError("Another process has written the same output; choose another one.")
-        _claim(folder, json.loads(json.dumps(identity)))
-        missing = [index for index in range(raw.shape[0]) if not _is_complete(_slice_path(folder, index))]
+        slices = Slices(folder, raw, tuple(departures), factor=factor)
+        slices.claim(json.loads(json.dumps(identity)))
+        missing = slices.missing()
         if len(missing) < raw.shape[0]:
             print(f"Resuming: {raw.shape[0] - len(missing)} of {raw.shape[0]} slices are finished.")
         function = partial(_reconstruct, request, call, folder, factor, covariance)
@@ -290,7 +232,7 @@ def reconstruct_volume(
                 "A process was ended from outside, perhaps because memory was exhausted. Finished slices are kept: the "
                 "same command resumes; take fewer --jobs if it happens again."
             ) from error
-        yield _summarise_slices(Slices(folder, raw, tuple(departures), factor=factor))
+        yield _add_residuals(slices)
         shutil.rmtree(folder)
 
 
@@ -326,7 +268,7 @@ def _reconstruct(
         analysis = reconstructor.analyse_slice(kspace, sampled, **options)
         image = analysis.images.mean(axis=0)
         arrays[IMAGE] = image if request.complex_images else np.abs(image)
-        arrays[RESIDUAL], arrays[_RESIDUAL_OF_SLICE] = residual_map(analysis.residual, covariance)
+        arrays[RESIDUAL], arrays[RESIDUAL_OF_SLICE] = residual_map(analysis.residual, covariance)
         if len(analysis.images) > 1:
             arrays[SPREAD] = spread(analysis.images) * np.float32(factor or 1)
     else:
@@ -341,17 +283,14 @@ def _reconstruct(
             request.replicas,
             seed=index,
         )
-    with replace_when_complete(_slice_path(folder, index)) as path, path.open("wb") as file:
-        np.savez(file, **arrays)
+    Slices(folder, raw).write(index, arrays)
 
 
-def _summarise_slices(slices: Slices) -> Slices:
-    """Add which maps there are and, with a warning, whether the images fit their samples."""
-    with np.load(_slice_path(slices.folder, 0)) as stored:
-        maps = tuple(name for name in (NOISE, SPREAD, RESIDUAL) if name in stored)
-    if RESIDUAL not in maps:
-        return replace(slices, maps=maps)
-    residuals = tuple(map(float, slices.read(_RESIDUAL_OF_SLICE)))
+def _add_residuals(slices: Slices) -> Slices:
+    """Add the residuals, if there are any, and a warning of images that do not fit their samples."""
+    if RESIDUAL not in slices.maps:
+        return slices
+    residuals = tuple(map(float, slices.read(RESIDUAL_OF_SLICE)))
     numbers = " ".join(f"{residual:.2f}" for residual in residuals)
     print(f"Residual of each slice at its samples, in standard deviations of the noise: {numbers}")
     outside = [index for index, residual in enumerate(residuals) if residual > MAX_RESIDUAL]
@@ -363,7 +302,7 @@ def _summarise_slices(slices: Slices) -> Slices:
         )
         print(f"direct-hifimamba: warning: {warning}", file=sys.stderr)
         warnings = (*warnings, warning)
-    return replace(slices, maps=maps, residuals=residuals, warnings=warnings)
+    return replace(slices, residuals=residuals, warnings=warnings)
 
 
 def _find_covariance(raw: RawData, masks: NDArray[np.bool_]) -> NDArray[np.complex128]:
@@ -380,32 +319,3 @@ def _find_covariance(raw: RawData, masks: NDArray[np.bool_]) -> NDArray[np.compl
         covariance = estimate_noise_covariance(map(raw.read_slice, chosen), masks[chosen])
     whitening_matrix(covariance)
     return covariance
-
-
-def _claim(folder: Path, identity: dict[str, Any]) -> None:
-    """Note whose slices a folder holds, or make sure that they are of the same run."""
-    path = folder / _RUN
-    if path.exists():
-        known = json.loads(path.read_text())
-        differing = [name for name, value in identity.items() if known.get(name) != value]
-        if differing:
-            raise FileExistsError(
-                f"{folder} holds finished slices of another run, with different {' and '.join(differing)}. Remove this "
-                "folder, or choose another output."
-            )
-    else:
-        with replace_when_complete(path) as partial_path:
-            partial_path.write_text(json.dumps(identity, indent=1))
-
-
-def _slice_path(folder: Path, index: int) -> Path:
-    return folder / f"{index:05d}.npz"
-
-
-def _is_complete(path: Path) -> bool:
-    """Return whether a slice can be read; after a power failure, a file may be empty or cut short."""
-    try:
-        with path.open("rb") as file, np.load(file) as stored:  # closed even if it is no archive
-            return all(stored[name] is not None for name in stored)
-    except (OSError, ValueError, EOFError, BadZipFile):
-        return False
