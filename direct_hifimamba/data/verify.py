@@ -139,8 +139,8 @@ def verify(dest: Path, jobs: int = 1) -> list[str]:
     problems = [problem for found in map_files(verify_file, tasks, jobs, "verify") for problem in found]
     expected = {FILE_NAME}
     for task in tasks:
-        masks = task.record["masks"].items()
-        expected |= {f"{task.split}/{task.name}", *(f"{folder}/{figures['file']}" for folder, figures in masks)}
+        expected.add(f"{task.split}/{task.name}")
+        expected.update(f"{folder}/{mask['file']}" for folder, mask in task.record["masks"].items())
     for split, content in protocol["splits"].items():
         expected.add(list_name(split))
         path = dest / list_name(split)

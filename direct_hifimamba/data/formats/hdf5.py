@@ -174,8 +174,7 @@ def read_slices(file: h5py.File) -> Iterator[NDArray[np.complex64]]:
     FileNotFoundError
         If the volume links to a file that is not there. (HDF5 would read zeros.)
     """
-    for link in missing_links(file["kspace"]):
-        raise FileNotFoundError(f"links to {link}, which is not there; put it back, or prepare the data with --copy")
+    _check_links(file["kspace"])
     if _is_cmrxrecon(file["kspace"]):
         yield from read_cmrxrecon_slices(file)
         return
@@ -197,6 +196,13 @@ def missing_links(dataset: h5py.Dataset) -> list[Path]:
     folder = Path(dataset.file.filename).parent
     links = {folder / source.file_name.replace("%%", "%") for source in dataset.virtual_sources()}
     return sorted(link for link in links if not link.exists())
+
+
+def _check_links(dataset: h5py.Dataset, subject: str = "") -> None:
+    for link in missing_links(dataset):
+        raise FileNotFoundError(
+            f"{subject}links to {link}, which is not there; put it back, or prepare the data with --copy"
+        )
 
 
 def as_text(value: Any) -> str:
@@ -301,10 +307,7 @@ class StoredArray:
         self._path, self._name = path, name
         with h5py.File(path) as file:
             stored = file[name]
-            for link in missing_links(stored):
-                raise FileNotFoundError(
-                    f"{path} links to {link}, which is not there; put it back, or prepare the data with --copy"
-                )
+            _check_links(stored, f"{path} ")
             self.shape: tuple[int, ...] = stored.shape
             self.ndim: int = stored.ndim
             self.dtype: np.dtype[Any] = stored.dtype

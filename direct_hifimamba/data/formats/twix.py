@@ -57,10 +57,8 @@ def _read(path: Path) -> RawData:
     options = {"verbose": False, "parse_pmu": False, "parse_geometry": False, "keep_acqend": True}
     try:
         scans = read_twix(str(path), **options)
-        encoding, dwells = (
-            _encoding(scans[-1]["hdr"]),
-            [scan["hdr"]["MeasYaps"]["sRXSPEC"]["alDwellTime"][0] for scan in scans],
-        )
+        encoding = _encoding(scans[-1]["hdr"])
+        dwells = [scan["hdr"]["MeasYaps"]["sRXSPEC"]["alDwellTime"][0] for scan in scans]
     except ValueError:
         raise
     except Exception as error:  # of a header that twixtools does not expect

@@ -59,7 +59,8 @@ def write_samples(
         raise ValueError(f"The number of slices is {number}; expected at least 1.")
     if not set(options.masks) <= set(LINE_MASKS):
         raise ValueError(f"masks are {tuple(options.masks)}; files can only hold {' and '.join(LINE_MASKS)} ones.")
-    settings = json.loads(json.dumps({"options": asdict(options), "mask": mask and asdict(mask)}, default=_head_name))
+    settings = {"options": asdict(options), "mask": mask and asdict(mask)}
+    settings = json.loads(json.dumps(settings, default=lambda head: head.name))  # as they are read: lists for tuples
     record: dict[str, Any] = {"origin": ORIGIN, "seed": seed, **settings}
     versions = package_versions("direct-recon", "numpy", "scipy", "torch")
     paths = [output / f"simulated_{seed}_{index:05d}.h5" for index in range(number)]
@@ -85,10 +86,6 @@ def write_samples(
             provenance = {**record, "versions": versions, "subject": subject, "drawn": drawn}
             write_volume(path, [sample.kspace], provenance, lines, arrays=arrays)
     return paths
-
-
-def _head_name(path: Path) -> str:
-    return path.name
 
 
 def sample_options(
