@@ -48,14 +48,7 @@ from direct_hifimamba.data.protocol import (
     write_protocol,
 )
 from direct_hifimamba.data.provenance import add_provenance, package_versions, read_provenance
-from direct_hifimamba.data.sources import (
-    KSpaceFile,
-    NiftiFile,
-    RawFile,
-    SourceError,
-    check_center,
-    check_fully_sampled,
-)
+from direct_hifimamba.data.sources import KSpaceFile, NiftiFile, RawFile, SourceError, check_center
 from direct_hifimamba.data.splits import Task, find_splits
 from direct_hifimamba.files import PARTIAL_SUFFIX, hash_file, lock_folder, replace_when_complete
 
@@ -154,9 +147,7 @@ def _open(task: Task) -> KSpaceFile | NiftiFile:
 def _image(source: KSpaceFile | NiftiFile, index: int, settings: Settings) -> NDArray[np.float32]:
     """Return the magnitude image of a slice, in the requested size if k-space is to be simulated from it."""
     if isinstance(source, KSpaceFile) and settings.kspace == MEASURED:
-        kspace = source.kspace(index)
-        check_fully_sampled(kspace)
-        return root_sum_of_squares(kspace)
+        return source.combined(index)
     assert settings.size is not None
     fit = resample if settings.fit == RESAMPLE else crop_or_pad
     return fit(source.magnitude(index), settings.size)

@@ -64,17 +64,23 @@ def claim_folder(folder: Path, records: Sequence[Mapping[str, Any]]) -> Iterator
     NotADirectoryError, FileExistsError
         If it is a file, or holds other files.
     """
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"The output {folder} is a file; expected a folder.")
+    if folder.exists():
+        _check_origin(folder, records)
     folder.mkdir(parents=True, exist_ok=True)
     with lock_folder(folder):
-        for entry in folder.iterdir():
-            if entry.name.endswith(PARTIAL_SUFFIX):
-                continue
-            stored = read_provenance(entry) or {}
-            if not any(record.items() <= stored.items() for record in records):
-                raise FileExistsError(
-                    f"The output folder {folder} already holds {entry.name} of another simulation; choose a new "
-                    "folder, or remove this one."
-                )
+        _check_origin(folder, records)  # of what another process has written meanwhile
         yield
+
+
+def _check_origin(folder: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    if not folder.is_dir():
+        raise NotADirectoryError(f"The output {folder} is a file; expected a folder.")
+    for entry in folder.iterdir():
+        if entry.name.endswith(PARTIAL_SUFFIX):
+            continue
+        stored = read_provenance(entry) or {}
+        if not any(record.items() <= stored.items() for record in records):
+            raise FileExistsError(
+                f"The output folder {folder} already holds {entry.name} of another simulation; choose a new "
+                "folder, or remove this one."
+            )

@@ -211,6 +211,12 @@ class KSpaceFile:
         with _reading(self._path):
             return self._kspace[index]
 
+    def combined(self, index: int, centered: bool = True) -> NDArray[np.float32]:
+        """Return the root sum of squares of the coil images of a slice that is fully sampled, shape (height, width)."""
+        kspace = self.kspace(index)
+        check_fully_sampled(kspace)
+        return root_sum_of_squares(kspace, centered)
+
     def magnitude(self, index: int) -> NDArray[np.float32]:
         """Return the magnitude image of a slice in the file, shape (height, width)."""
         for name in self.reconstructions:
@@ -254,9 +260,7 @@ class CalgaryCampinas(KSpaceFile):
 
     def magnitude(self, index: int) -> NDArray[np.float32]:
         """Return the root sum of squares of the coil images of a slice, shape (height, width)."""
-        kspace = self.kspace(index)
-        check_fully_sampled(kspace)
-        return root_sum_of_squares(kspace, centered=False)
+        return self.combined(index, centered=False)
 
     def layout(self, slices: Sequence[int], path: str) -> h5py.VirtualLayout:
         """Return links as :meth:`KSpaceFile.layout` does, in the order (slices, coil, height, width, complex=2)."""
@@ -307,9 +311,7 @@ class RawFile(KSpaceFile):
 
     def magnitude(self, index: int) -> NDArray[np.float32]:
         """Return the root sum of squares of the coil images of a slice, shape (height, width)."""
-        kspace = self.kspace(index)
-        check_fully_sampled(kspace)
-        return root_sum_of_squares(kspace)
+        return self.combined(index)
 
 
 def _runs(slices: Sequence[int]) -> Iterator[tuple[slice, slice]]:
