@@ -7,6 +7,7 @@ every file says that it is `simulated from magnitude`.
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import batched
 from pathlib import Path
 from typing import Any
 
@@ -88,29 +89,13 @@ class SimulationOptions:
             raise ValueError(f"orientation is {self.orientation!r}; expected one of {', '.join(ORIENTATIONS)}.")
 
 
-@dataclass(frozen=True)
-class Source:
-    """NIfTI file, and the name of its simulated volumes."""
-
-    name: str
-    path: Path
-
-    def provenance(self) -> dict[str, str]:
-        """Return file name and SHA-256 of the file."""
-        return {"name": self.path.name, "sha256": hash_file(self.path)}
-
-
-def find_sources(source: str) -> list[Source]:
-    """Return the NIfTI files that `source` stands for.
+def find_sources(source: str) -> dict[str, Path]:
+    """Return the NIfTI files that `source` stands for, by the names of their simulated volumes.
 
     Parameters
     ----------
     source : str
         A NIfTI file, a folder of them, or `icbm152` for the averaged T1-weighted brain in nilearn.
-
-    Returns
-    -------
-    list of Source
 
     Raises
     ------
@@ -124,7 +109,7 @@ def find_sources(source: str) -> list[Source]:
     if source == TEMPLATE:
         with optional_package("nilearn", f"Slices of the template {TEMPLATE}", extra="data"):
             from nilearn.datasets import MNI152_FILE_PATH
-        return [Source(TEMPLATE, Path(MNI152_FILE_PATH))]
+        return {TEMPLATE: Path(MNI152_FILE_PATH)}
     path = Path(source)
     if path.is_dir():
         paths = sorted(entry for entry in path.iterdir() if entry.name.endswith((".nii", ".nii.gz")))
@@ -136,11 +121,12 @@ def find_sources(source: str) -> list[Source]:
         raise FileNotFoundError(
             f"{source} does not exist; expected a NIfTI file, a folder of NIfTI files or the word {TEMPLATE}."
         )
-    sources = [Source(entry.name.removesuffix(".gz").removesuffix(".nii"), entry) for entry in paths]
-    names = [entry.name for entry in sources]
-    for name in names:
-        if names.count(name) > 1:
+    sources: dict[str, Path] = {}
+    for entry in paths:
+        name = entry.name.removesuffix(".gz").removesuffix(".nii")
+        if name in sources:
             raise ValueError(f"The folder {source} has both {name}.nii and {name}.nii.gz; remove one of them.")
+        sources[name] = entry
     return sources
 
 
@@ -241,13 +227,16 @@ def _positions(height: float, shape: tuple[int, int]) -> NDArray[np.float64]:
 
 
 def simulate_volume(
-    source: Source, output: Path, options: SimulationOptions, provenance: dict[str, Any]
+    name: str, source: Path, output: Path, options: SimulationOptions, provenance: dict[str, Any]
 ) -> Iterator[Path]:
     """Simulate the files of one volume, except those that exist already.
 
     Parameters
     ----------
-    source : Source
+    name : str
+        Name of the files without suffix; seeds depend on it.
+    source : Path
+        NIfTI file.
     output : Path
         Folder to write to.
     options : SimulationOptions
@@ -264,7 +253,7 @@ def simulate_volume(
     ValueError
         If the file is no valid volume, or if all slices of the range are blank.
     """
-    volume = load_volume(source.path, options)
+    volume = load_volume(source, options)
     maximum = bright_level(volume)
     signal = np.minimum(volume[foreground(volume, maximum)], maximum).mean(dtype=np.float64)
     noise_std = 0.0 if options.snr is None else float(signal / options.snr)
@@ -275,14 +264,14 @@ def simulate_volume(
     ]
     if not kept:
         raise ValueError(
-            f"{source.path} has no slice with foreground in slices {options.slices} of its {len(volume)} "
+            f"{source} has no slice with foreground in slices {options.slices} of its {len(volume)} "
             f"{options.orientation} slices; choose another range."
         )
     shape = (volume.shape[1], volume.shape[2])
     heights = np.linspace(-1, 1, len(volume))
-    coil_seed, phase_seed = np.random.SeedSequence(seed_from_name(source.name, options.seed)).spawn(2)
+    coil_seed, phase_seed = np.random.SeedSequence(seed_from_name(name, options.seed)).spawn(2)
 
-    def simulate_slices(indices: list[int], rng: np.random.Generator) -> Iterator[NDArray[np.complex64]]:
+    def simulate_slices(indices: Sequence[int], rng: np.random.Generator) -> Iterator[NDArray[np.complex64]]:
         for index in indices:
             image = volume[index] * simulate_phase(heights[index], shape, options.phase, phase_seed)
             kspace = image_to_kspace(
@@ -292,28 +281,23 @@ def simulate_volume(
             kspace += np.float32(noise_std) * (noise[0] + 1j * noise[1])
             yield kspace[0] if options.num_coils == 1 else kspace
 
-    with tqdm(total=len(kept), desc=source.name, unit="slice") as progress:
-        for indices in _split(kept, options.slab):
-            name = source.name if options.slab is None else f"{source.name}_{indices[0]:03d}-{indices[-1]:03d}"
-            path = output / f"{name}.h5"
+    with tqdm(total=len(kept), desc=name, unit="slice") as progress:
+        for indices in batched(kept, options.slab or len(kept)):
+            part = name if options.slab is None else f"{name}_{indices[0]:03d}-{indices[-1]:03d}"
+            path = output / f"{part}.h5"
             if not path.exists():
                 mask = draw_line_mask(options.mask, shape, path.name, options.seed) if options.mask else None
                 record = {
                     **provenance,
-                    "subject": subject_from_name(source.name),
+                    "subject": subject_from_name(name),
                     "slices": indices,
                     "noise_std": noise_std,
                     "mask": mask.provenance() if mask else None,
                 }
-                kspace = simulate_slices(indices, np.random.default_rng(seed_from_name(name, options.seed)))
+                kspace = simulate_slices(indices, np.random.default_rng(seed_from_name(part, options.seed)))
                 write_volume(path, kspace, record, mask.samples if mask else None)
             progress.update(len(indices))
             yield path
-
-
-def _split(indices: list[int], length: int | None) -> list[list[int]]:
-    length = length or len(indices)
-    return [indices[start : start + length] for start in range(0, len(indices), length)]
 
 
 def simulate(source: str, output: Path, options: SimulationOptions) -> list[Path]:
@@ -338,14 +322,19 @@ def simulate(source: str, output: Path, options: SimulationOptions) -> list[Path
         If the folder has other content.
     """
     stored_options = json.loads(json.dumps(asdict(options)))  # as they are read: lists for tuples
-    records = [
-        (entry, {"origin": SIMULATED, "source": entry.provenance(), "options": stored_options})
-        for entry in find_sources(source)
-    ]
+    sources = find_sources(source)
+    records = {
+        name: {
+            "origin": SIMULATED,
+            "source": {"name": path.name, "sha256": hash_file(path)},
+            "options": stored_options,
+        }
+        for name, path in sources.items()
+    }
     versions = package_versions("direct-recon", "numpy", "torch", "nibabel", "scikit-image")
-    with claim_folder(output, [record for _, record in records]):
+    with claim_folder(output, list(records.values())):
         return [
             path
-            for entry, record in records
-            for path in simulate_volume(entry, output, options, {**record, "versions": versions})
+            for name, record in records.items()
+            for path in simulate_volume(name, sources[name], output, options, {**record, "versions": versions})
         ]

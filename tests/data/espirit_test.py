@@ -42,7 +42,7 @@ def head(coils: int, height: int = 64, width: int = 64, snr: float = 50) -> Head
     """A slice of the brain template, all of it inside the field of view, with smooth coils and noise."""
     pytest.importorskip("nilearn")
     options = SimulationOptions(size=(height, width), voxel_size=240 / min(height, width))
-    image = load_volume(find_sources("icbm152")[0].path, options)[24]
+    image = load_volume(find_sources("icbm152")["icbm152"], options)[24]
     maps = simulate_sensitivity_map(0.1, (height, width), coils, np.random.SeedSequence(coils))
     phase = simulate_phase(0.1, (height, width), 1.0, np.random.SeedSequence(1))
     kspace = image_to_kspace(image * phase * maps)

@@ -397,8 +397,8 @@ def test_command_line_reaches_every_option(tmp_path, capsys):
 
 def test_template_ships_with_nilearn_and_fits():
     pytest.importorskip("nilearn")
-    (source,) = module.find_sources("icbm152")
-    volume = load_volume(source.path, SimulationOptions(voxel_size=1.5, size=(128, 128)))
+    (source,) = module.find_sources("icbm152").values()
+    volume = load_volume(source, SimulationOptions(voxel_size=1.5, size=(128, 128)))
     assert volume.shape == (189, 128, 128)
     foreground = volume > 0.1 * volume.max()
     assert not foreground[:, [0, -1]].any()
