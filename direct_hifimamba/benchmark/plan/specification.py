@@ -15,6 +15,8 @@ from pydantic import (
     DirectoryPath,
     Field,
     FilePath,
+    PlainSerializer,
+    SerializationInfo,
     ValidationError,
     ValidationInfo,
     model_validator,
@@ -40,6 +42,11 @@ def _resolve(value: Any, info: "ValidationInfo[Path]") -> Path:
     return (info.context / value).resolve()
 
 
+def _relative(path: Path, info: SerializationInfo) -> str:
+    """Return a path relative to the folder into which the specification is written."""
+    return Path(os.path.relpath(path, info.context)).as_posix()
+
+
 def _check_distinct(values: list[Any]) -> list[Any]:
     if len({f"{value:g}" for value in values}) < len(values):  # as in the names of folders
         raise ValueError(f"expected values that differ in their first six digits, but there are {values}")
@@ -52,8 +59,8 @@ def _check_metric(name: str) -> str:
     return name
 
 
-File = Annotated[FilePath, BeforeValidator(_resolve)]
-Folder = Annotated[DirectoryPath, BeforeValidator(_resolve)]
+File = Annotated[FilePath, BeforeValidator(_resolve), PlainSerializer(_relative)]
+Folder = Annotated[DirectoryPath, BeforeValidator(_resolve), PlainSerializer(_relative)]
 Positive = Annotated[float, Field(gt=0)]
 Metric = Annotated[str, AfterValidator(_check_metric)]
 
@@ -221,15 +228,8 @@ class Specification(_Section):
 
     def to_yaml(self, folder: Path) -> str:
         """Return the specification as YAML, with paths relative to `folder` and every default written out."""
-
-        def plain(value: Any) -> Any:
-            if isinstance(value, Path):
-                return Path(os.path.relpath(value, folder)).as_posix()
-            if isinstance(value, dict):
-                return {key: plain(entry) for key, entry in value.items()}
-            return [plain(entry) for entry in value] if isinstance(value, list) else value
-
-        return yaml.safe_dump(plain(self.model_dump(exclude_none=True)), sort_keys=False, allow_unicode=True, width=120)
+        values = self.model_dump(context=folder, exclude_none=True)
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
 
     @property
     def has_minutes(self) -> bool:

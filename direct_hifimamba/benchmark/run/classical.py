@@ -33,7 +33,7 @@ from direct_hifimamba.benchmark.plan.specification import BART, Specification
 from direct_hifimamba.data.formats.bart import from_slices, read_cfl, to_slices, write_cfl
 from direct_hifimamba.data.formats.hdf5 import read_mask, read_slices
 from direct_hifimamba.data.fourier import kspace_to_image, root_sum_of_squares
-from direct_hifimamba.files import write_text
+from direct_hifimamba.files import fill_folder, write_text
 from direct_hifimamba.nn.layers.data_consistency import conjugate_gradient
 from direct_hifimamba.nn.layers.sense import Acquisition as SenseAcquisition
 from direct_hifimamba.nn.layers.sense import FourierConvention, Measurement
@@ -290,10 +290,6 @@ def reconstruct_test_split(specification: Specification, folder: RunFolder, shap
 
 
 def _reconstruct_files(paths: Sequence[Path], output: Path, weight: float, shapes: Path, jobs: int) -> None:
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-
     def write(path: Path) -> None:
         slices = [reconstruct(*acquisition, weight) for acquisition in Acquisition.read(path)]
         images = torch.from_numpy(np.stack(slices))
@@ -304,6 +300,5 @@ def _reconstruct_files(paths: Sequence[Path], output: Path, weight: float, shape
         with h5py.File(partial / path.name, "w") as file:
             file["reconstruction"] = images.numpy()
 
-    with ThreadPoolExecutor(jobs) as pool:
+    with fill_folder(output) as partial, ThreadPoolExecutor(jobs) as pool:
         list(tqdm(pool.map(write, paths), f"BART, {output.name}", len(paths), unit="file"))
-    partial.replace(output)

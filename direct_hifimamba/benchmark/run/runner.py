@@ -20,7 +20,7 @@ from direct_hifimamba.benchmark.plan.initialisation import Initialisation
 from direct_hifimamba.benchmark.plan.specification import COSINE
 from direct_hifimamba.benchmark.provenance import as_typed
 from direct_hifimamba.benchmark.run.predictions import DivergedError, check_predictions
-from direct_hifimamba.files import PARTIAL_SUFFIX, replace_when_complete, set_aside, write_text
+from direct_hifimamba.files import fill_folder, replace_when_complete, set_aside, write_text
 from direct_hifimamba.training.direct_command import COSINE_OPTION, LAST_MODEL
 from direct_hifimamba.training.direct_command import main as run_direct
 
@@ -188,20 +188,17 @@ def _predict(run: Run, acceleration: str) -> None:
     folder = run.folder.predictions(acceleration)
     if folder.exists():
         return
-    partial = folder.with_name(f".{acceleration}{PARTIAL_SUFFIX}")
-    shutil.rmtree(partial, ignore_errors=True)
-    _call(run, run.prediction_command(acceleration, partial))
-    try:
-        check_predictions(partial, run.prediction_data[acceleration])
-    except ValueError as error:
-        shutil.rmtree(partial)
-        if isinstance(error, DivergedError):
+    with fill_folder(folder) as partial:
+        _call(run, run.prediction_command(acceleration, partial))
+        try:
+            check_predictions(partial, run.prediction_data[acceleration])
+        except DivergedError as error:
             raise RunError(f"{DIVERGED} at {acceleration}: {error}") from error
-        raise RunError(
-            f"The predictions at {acceleration} failed a check: {error} The trained weights are kept, in "
-            f"{run.checkpoint}; the next call repeats the predictions alone."
-        ) from error
-    partial.replace(folder)
+        except ValueError as error:
+            raise RunError(
+                f"The predictions at {acceleration} failed a check: {error} The trained weights are kept, in "
+                f"{run.checkpoint}; the next call repeats the predictions alone."
+            ) from error
 
 
 def _call(run: Run, arguments: Sequence[str]) -> None:

@@ -35,7 +35,7 @@ class Program:
         if command == "train":
             self._train(folder / "config_input")
             return
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for path in Path(arguments[arguments.index("--data-root") + 1]).iterdir():
             with h5py.File(path) as data, h5py.File(folder / path.name, "w") as file:
                 shape = data["kspace"].shape
