@@ -29,8 +29,6 @@ STAGES = ("plan", "run", "score", "report")
 COST = "cost"
 """Name of the task that measures costs."""
 
-_COST_ROUNDS = 5
-
 
 def plan(path: Path, output: Path, verify: bool = False) -> Benchmark:
     """Check a specification, its configurations and its data, and write the list of runs.
@@ -178,8 +176,9 @@ def do(benchmark: Benchmark, name: str) -> None:
             label: training_config(configs, MIN_ITERATIONS, specification.warm_up, rate)
             for label, configs in benchmark.configs.items()
         }
-        files = list_files(test)[0], list_files(training)[0]
-        benchmark.write_costs(measure_costs(configs, files[0], _COST_ROUNDS, specification.device, files[1]))
+        data_file, training_file = list_files(test)[0], list_files(training)[0]
+        costs = measure_costs(configs, data_file, device=specification.device, training_file=training_file)
+        benchmark.write_costs(costs)
     elif name in planned and planned[name].kind == "classical":
         cells = (benchmark.folder.run(entry.name) for entry in planned.values() if entry.kind == "cell")
         shapes = next((cell for cell in cells if cell.is_complete(specification.accelerations)), None)

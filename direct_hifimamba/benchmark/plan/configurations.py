@@ -148,9 +148,9 @@ def checkpoint_steps(iterations: int, seconds: float | None) -> int:
     return min(max(1, round(_CHECKPOINT_SECONDS / seconds), -(-iterations // _MAX_CHECKPOINTS)), most)
 
 
-def is_centered(config: DictConfig) -> bool:
-    """Return whether the Fourier transform of the configuration has the zero frequency in the middle."""
-    return "centered=False" not in config.physics.forward_operator
+def is_centered(forward_operator: str) -> bool:
+    """Return whether the Fourier transform of a configuration has the zero frequency in the middle."""
+    return "centered=False" not in forward_operator
 
 
 def _check_completeness(config: DictConfig, name: str, has_search: bool) -> None:

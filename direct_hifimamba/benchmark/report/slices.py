@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
 
 from direct_hifimamba.benchmark.folder import BenchmarkFolder
 from direct_hifimamba.benchmark.plan.configurations import is_centered
@@ -16,9 +15,9 @@ from direct_hifimamba.benchmark.plan.specification import Specification
 from direct_hifimamba.benchmark.report.pictures import choose_window, draw, relative_error, white_level
 from direct_hifimamba.benchmark.report.tables import RANKING
 from direct_hifimamba.benchmark.score.collect import ZERO_FILLED
-from direct_hifimamba.benchmark.score.images import load_reconstruction, load_target, load_zero_filled
 from direct_hifimamba.benchmark.score.metrics import DEFAULT, METRICS
 from direct_hifimamba.benchmark.score.results import Results
+from direct_hifimamba.benchmark.score.scoring import Volume
 from direct_hifimamba.benchmark.score.table import Scores
 
 ERROR_QUANTILE = 0.98
@@ -93,7 +92,9 @@ def compare_slices(
         return None
     test = specification.folder(specification.splits.test, acceleration)
     predictions = {label: folder.cell(label, seed or 0).predictions(acceleration) for label, seed in seeds.items()}
-    centered = is_centered(OmegaConf.create(results.protocol.evaluation))
+    if ZERO_FILLED in predictions:
+        predictions[ZERO_FILLED] = predictions[trained[0]]  # to whose size it is cropped
+    centered = is_centered(results.protocol.evaluation["physics"]["forward_operator"])
     loaded = {rank: _load_slice(key, test, predictions, centered) for rank, key in chosen.items()}
     errors = [relative_error(target, images[label]) for target, images in loaded.values() for label in trained]
     limit = max(float(np.quantile(np.concatenate([error.ravel() for error in errors]), ERROR_QUANTILE)), 1e-6)
@@ -117,17 +118,13 @@ def _load_slice(
     key: SliceKey, test: Path, predictions: Mapping[str, Path], centered: bool
 ) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
     """Return the target of a slice and the image of every model; one volume is in memory at a time."""
-    with_file = next(path for label, path in predictions.items() if label != ZERO_FILLED) / key.file
-    height, width = load_reconstruction(with_file).shape[1:]
-    images = {
-        label: (
-            load_zero_filled(test / key.file, (height, width), centered)
-            if label == ZERO_FILLED
-            else load_reconstruction(path / key.file)
-        )[key.number].copy()
+    volumes = {
+        label: Volume(test / key.file, path / key.file, centered, is_zero_filled=label == ZERO_FILLED)
         for label, path in predictions.items()
     }
-    return load_target(test / key.file, (height, width), centered)[key.number].copy(), images
+    images = {label: volume.load_image()[key.number].copy() for label, volume in volumes.items()}
+    first = next(iter(images))
+    return volumes[first].load_target(images[first].shape)[key.number].copy(), images
 
 
 def _slice_values(scores: Scores, label: str, acceleration: str, metric: str) -> dict[SliceKey, float]:

@@ -65,7 +65,7 @@ class Benchmark:
 
     def is_centered(self) -> bool:
         """See :func:`direct_hifimamba.benchmark.plan.configurations.is_centered`; the same for all models."""
-        return is_centered(self.first_config())
+        return is_centered(self.first_config().physics.forward_operator)
 
     def first_config(self) -> DictConfig:
         """Return the configuration of the first model at the first acceleration, for what all have in common."""

@@ -11,7 +11,6 @@ from omegaconf import OmegaConf
 
 from direct_hifimamba.benchmark import provenance
 from direct_hifimamba.benchmark.plan.configurations import evaluation_settings
-from direct_hifimamba.benchmark.plan.hashes import list_files
 from direct_hifimamba.benchmark.plan.record import read_plan
 from direct_hifimamba.benchmark.plan.specification import Specification
 from direct_hifimamba.benchmark.run.matrix import Benchmark, PlannedRun
@@ -113,17 +112,13 @@ def find_predictions(benchmark: Benchmark) -> dict[PlannedRun, dict[Path, list[V
                 folder.scores(name): find_volumes(path, folder.predictions(name), is_centered)
                 for name, path in data.items()
             }
-    finished = next((run for run in found if run.kind != "trial"), None)
+    finished = next((tables for run, tables in found.items() if run.kind != "trial"), None)
     if finished is not None:
         folder = benchmark.folder.cell(ZERO_FILLED, 0)
-        shapes = benchmark.folder.run(finished.name)
         name = str(folder.path.relative_to(benchmark.folder.path))
-        zero_filled = PlannedRun(name, "classical", ZERO_FILLED, 0, None)
-        found[zero_filled] = {
-            folder.scores(name): [
-                Volume(path, None, shapes.predictions(name) / path.name, is_centered) for path in list_files(data)
-            ]
-            for name, data in benchmark.prediction_data("classical").items()
+        found[PlannedRun(name, "classical", ZERO_FILLED, 0, None)] = {
+            folder.scores(table.stem): [volume._replace(is_zero_filled=True) for volume in volumes]
+            for table, volumes in finished.items()
         }
     return found
 
@@ -147,8 +142,8 @@ def _describe_data(specification: Specification, inputs: Mapping[str, Any]) -> D
         training=digest(data[splits.training]),
         validation=digest(of_split(splits.validation)),
         protocol=inputs["protocol"],
-        groups=dict(inputs["groups"]),
-        sources=dict(inputs["sources"]),
+        groups=inputs["groups"],
+        sources=inputs["sources"],
     )
 
 

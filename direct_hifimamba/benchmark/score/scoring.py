@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import h5py
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from direct_hifimamba.benchmark.plan.hashes import list_files
@@ -25,18 +26,32 @@ class Volume(NamedTuple):
     ----------
     data : Path
         The file with the fully sampled k-space.
-    prediction : Path, optional
-        The file with the reconstruction. None: the zero-filled image.
-    reference : Path, optional
-        The file with a reconstruction of the size to which the zero-filled image is cropped; None with a prediction.
+    prediction : Path
+        The file with the reconstruction.
     is_centered : bool
         Whether the Fourier transform is.
+    is_zero_filled : bool
+        Score the zero-filled image instead, cropped to the size of the reconstruction.
     """
 
     data: Path
-    prediction: Path | None
-    reference: Path | None
+    prediction: Path
     is_centered: bool
+    is_zero_filled: bool = False
+
+    @property
+    def scored(self) -> Path:
+        """The file with the image that is scored."""
+        return self.data if self.is_zero_filled else self.prediction
+
+    def load_image(self) -> NDArray[np.float32]:
+        """Return the image that is scored, of shape (slices, height, width)."""
+        image = load_reconstruction(self.prediction)
+        return load_zero_filled(self.data, image.shape[1:], self.is_centered) if self.is_zero_filled else image
+
+    def load_target(self, shape: tuple[int, int]) -> NDArray[np.float32]:
+        """Return the fully sampled image, cropped to a height and width."""
+        return load_target(self.data, shape, self.is_centered)
 
 
 def find_volumes(data: Path, predictions: Path, is_centered: bool) -> list[Volume]:
@@ -58,7 +73,7 @@ def find_volumes(data: Path, predictions: Path, is_centered: bool) -> list[Volum
                 f"{predictions} {problem} {min(names)}; expected one prediction of each of the {len(expected)} files "
                 f"in {data}. Remove {predictions.name}/ there, and the same command predicts again."
             )
-    return [Volume(path, predictions / name, None, is_centered) for name, path in expected.items()]
+    return [Volume(path, predictions / name, is_centered) for name, path in expected.items()]
 
 
 def score_run(tables: Mapping[Path, Sequence[Volume]], metrics: Iterable[str] = ALWAYS) -> dict[Path, pa.Table]:
@@ -107,24 +122,17 @@ def _definitions(metrics: Iterable[str]) -> dict[str, str]:
 
 
 def _update(path: Path, volumes: Sequence[Volume], definitions: Mapping[str, str]) -> tuple[RunTable, list[str]]:
-    contents = {volume.data.name: volume.prediction or volume.data for volume in volumes}
+    contents = {volume.data.name: volume.scored for volume in volumes}
     return RunTable.read(path).update(contents, definitions)
 
 
 def _score(volume: Volume, names: Sequence[str]) -> dict[str, Array]:
-    if volume.prediction is not None:
-        image = load_reconstruction(volume.prediction)
-    else:
-        assert volume.reference is not None
-        with h5py.File(volume.reference) as file:
-            height, width = file["reconstruction"].shape[1:]
-        image = load_zero_filled(volume.data, (height, width), volume.is_centered)
-    height, width = image.shape[1:]
-    target = load_target(volume.data, (height, width), volume.is_centered)
+    image = volume.load_image()
+    target = volume.load_target(image.shape[1:])
     try:
         scores = score_volume(target, image, [name for name in names if name in METRICS])
     except ValueError as error:
-        raise ValueError(f"{volume.prediction or volume.data} cannot be scored: {error}") from error
+        raise ValueError(f"{volume.scored} cannot be scored: {error}") from error
     if not METRICS.keys() >= set(names):
         scores |= dict(zip(BANDS, error_spectrum(target, image)[:, None], strict=True))
     return scores

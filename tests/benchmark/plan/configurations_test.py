@@ -162,7 +162,7 @@ def test_centering_is_that_of_the_operators(tmp_path: Path) -> None:
     for overrides, expected in (([], True), (operators, False)):
         models = {"U-Net": {"configs": ["unet.yaml"], "overrides": overrides}}
         configs = compose_models(load(tmp_path, models=models))
-        assert is_centered(configs["U-Net"]["equispaced_4x"]) == expected
+        assert is_centered(configs["U-Net"]["equispaced_4x"].physics.forward_operator) == expected
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_scores_do_not_depend_on_the_form_of_the_file(tmp_path: Path, coils: int
     write_cmrxrecon(other, volume, np.tile(np.arange(96)[:, None] % 3 == 0, (1, 64)), {})
     with h5py.File(reference := tmp_path / "reference.h5", "w") as file:
         file["reconstruction"] = np.zeros((2, 96, 64), np.float32)
-    volumes = [Volume(path, None, reference, True) for path in (view, radial, other)]
+    volumes = [Volume(path, reference, True, is_zero_filled=True) for path in (view, radial, other)]
     runs = {tmp_path / f"{volume.data.suffix}.{volume.data.stem}": [volume] for volume in volumes}
     found = [table.column("value").to_pylist() for table in score_run(runs).values()]
     assert found[0] == found[1] != found[2]
