@@ -48,7 +48,8 @@ from direct_hifimamba.data.protocol import (
     write_protocol,
 )
 from direct_hifimamba.data.provenance import add_provenance, package_versions, read_provenance
-from direct_hifimamba.data.sources import KSpaceFile, NiftiFile, RawFile, SourceError, check_center
+from direct_hifimamba.data.references import SourceError, check_center
+from direct_hifimamba.data.sources import KSpaceFile, NiftiFile, RawFile
 from direct_hifimamba.data.splits import Task, find_splits
 from direct_hifimamba.files import PARTIAL_SUFFIX, hash_file, lock_folder, replace_when_complete
 

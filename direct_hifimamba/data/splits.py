@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from direct_hifimamba.data.data_sets import DATA_SETS, listed_subjects
 from direct_hifimamba.data.protocol import Settings
-from direct_hifimamba.data.sources import SourceError
+from direct_hifimamba.data.references import SourceError
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from direct_hifimamba.data.masks import MaskOptions, draw_mask
 from direct_hifimamba.data.prepare import prepare
 from direct_hifimamba.data.protocol import Settings, read_protocol, write_protocol
 from direct_hifimamba.data.provenance import read_provenance
-from direct_hifimamba.data.sources import SourceError, check_center, check_fully_sampled
+from direct_hifimamba.data.references import SourceError, check_center, check_fully_sampled
 from direct_hifimamba.data.splits import find_leaks
 from direct_hifimamba.data.verify import verify
 from tests.data import lookalikes

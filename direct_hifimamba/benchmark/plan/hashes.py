@@ -19,7 +19,7 @@ from direct_hifimamba.data.formats.hdf5 import (
     read_slices,
 )
 from direct_hifimamba.data.parallel import map_files
-from direct_hifimamba.data.sources import SourceError, check_fully_sampled
+from direct_hifimamba.data.references import SourceError, check_fully_sampled
 from direct_hifimamba.files import write_text
 
 
