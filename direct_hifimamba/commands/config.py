@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from direct_hifimamba.files import refuse_to_replace, replace_when_complete
+from direct_hifimamba.files import refuse_to_replace, write_text
 from direct_hifimamba.training import compose as module
 from direct_hifimamba.training.compose import compose, to_yaml
 
@@ -39,5 +39,4 @@ def main(args: argparse.Namespace) -> None:
         sys.stdout.write(text)
         return
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    with replace_when_complete(args.output) as partial:
-        partial.write_text(text)
+    write_text(args.output, text)

@@ -114,11 +114,7 @@ def main(args: argparse.Namespace) -> None:
     has_spread = args.uncertainty and is_ensemble(args.checkpoint, args.flips)
     if args.calibration is not None and not has_spread:
         raise ValueError("--calibration is for the spread of an ensemble, with --uncertainty; leave it out.")
-    asked_for = {
-        NOISE: args.noise_maps is not None,
-        SPREAD: has_spread,
-        RESIDUAL: args.uncertainty,
-    }
+    asked_for = {NOISE: args.noise_maps is not None, SPREAD: has_spread, RESIDUAL: args.uncertainty}
     maps = [name for name, is_asked_for in asked_for.items() if is_asked_for]
     others = [path for path in (args.mask, args.sensitivity_map, args.cfg, args.calibration) if path is not None]
     paths = output_paths(args.output, args.input, args.format, args.phase, maps, others)

@@ -51,7 +51,7 @@ from direct_hifimamba.data.provenance import add_provenance, package_versions, r
 from direct_hifimamba.data.references import SourceError, check_center
 from direct_hifimamba.data.sources import KSpaceFile, NiftiFile, RawFile
 from direct_hifimamba.data.splits import Task, find_splits
-from direct_hifimamba.files import PARTIAL_SUFFIX, hash_file, lock_folder, replace_when_complete
+from direct_hifimamba.files import PARTIAL_SUFFIX, hash_file, lock_folder, write_text
 
 _WHO = ("source", "subject", "acquisition")
 """Keys of the provenance that files with a mask copy from their volume."""
@@ -265,8 +265,7 @@ def prepare(
             skipped = split.skipped | {outcome.task.source_name: outcome.skipped for outcome in mine if outcome.skipped}
             if not files and not failed:
                 raise FileNotFoundError(f"{split.folder} has nothing to prepare. Left out: {summarise(skipped)}.")
-            with replace_when_complete(dest / list_name(name)) as partial:
-                partial.write_text(list_of(files), encoding="utf-8")
+            write_text(dest / list_name(name), list_of(files))
             content = {"folder": split.folder.name, "files": files, "skipped": skipped, "failed": failed}
             protocol["splits"][name] = content
             protocol["configurations"] |= _configurations(settings, name, files)

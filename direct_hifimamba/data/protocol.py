@@ -12,7 +12,7 @@ from direct_hifimamba.data.data_sets import DATA_SETS, MEASURED, SIMULATED, sele
 from direct_hifimamba.data.masks import MaskOptions
 from direct_hifimamba.data.seeding import seed_from_name
 from direct_hifimamba.data.sources import RawFile
-from direct_hifimamba.files import replace_when_complete
+from direct_hifimamba.files import write_text
 
 FILE_NAME = "protocol.json"
 TRAINING = "train"
@@ -277,5 +277,4 @@ def write_protocol(folder: Path, protocol: dict[str, Any]) -> None:
     """Write the protocol of a prepared data set."""
     text = json.dumps(protocol, indent=1, sort_keys=True)
     text = re.sub(r"\[\n[\d\s,]+\]", lambda numbers: " ".join(numbers[0].split()), text)
-    with replace_when_complete(folder / FILE_NAME) as partial:
-        partial.write_text(f"{text}\n", encoding="utf-8")
+    write_text(folder / FILE_NAME, f"{text}\n")

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from direct_hifimamba.data.formats.raw_data import RawData
-from direct_hifimamba.files import replace_when_complete
+from direct_hifimamba.files import replace_when_complete, write_text
 
 IMAGE, NOISE, SPREAD, RESIDUAL = "reconstruction", "noise", "spread", "residual"
 """Names of the image of a slice and of its maps."""
@@ -62,8 +62,7 @@ class Slices:
         """
         path = self.folder / _RUN
         if not path.exists():
-            with replace_when_complete(path) as partial_path:
-                partial_path.write_text(json.dumps(identity, indent=1))
+            write_text(path, json.dumps(identity, indent=1))
         known = json.loads(path.read_text())
         differing = [name for name, value in identity.items() if known.get(name) != value]
         if differing:

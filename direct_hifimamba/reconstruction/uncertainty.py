@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from direct_hifimamba.data.simulation.sample import SampleOptions, draw_sample
-from direct_hifimamba.files import replace_when_complete
+from direct_hifimamba.files import write_text
 from direct_hifimamba.reconstruction.noise import whitening_matrix
 from direct_hifimamba.reconstruction.reconstructor import Reconstructor
 
@@ -96,8 +96,7 @@ class Calibration:
 
     def write(self, path: Path) -> None:
         """Write a JSON file."""
-        with replace_when_complete(path) as partial:
-            partial.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        write_text(path, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def read(cls, path: Path, weights: Sequence[str]) -> Self:
