@@ -164,7 +164,7 @@ class Specification(_Section):
     configs: list[File]
     accelerations: Annotated[dict[str, list[File]], Field(min_length=1)]
     models: Annotated[dict[str, Model], Field(min_length=1)]
-    baseline: str = ""
+    baseline: str = Field(default_factory=lambda values: next(iter(values["models"])))
     budget: Budget
     warm_up: Annotated[float, Field(ge=0, le=1)] = 0.05
     schedule: Literal["cosine", "steps"] = COSINE
@@ -176,13 +176,6 @@ class Specification(_Section):
         list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1), AfterValidator(_check_distinct)
     ] = [0]
     device: Literal["cpu", "cuda"] = "cpu"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _set_baseline(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("models"), dict) and values["models"]:
-            return {"baseline": next(iter(values["models"]))} | values
-        return values
 
     @model_validator(mode="after")
     def _check_labels(self) -> Self:

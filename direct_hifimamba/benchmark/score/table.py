@@ -162,11 +162,10 @@ class Scores:
         keys = ["model", "acceleration", "metric", "seed", "file"]
         grouped = table.group_by(keys, use_threads=False).aggregate([("value", "list")])
         self._slices: dict[tuple[str, str, str], dict[int | None, dict[str, Array]]] = {}
-        for *part, seed, file, values in zip(
-            *(grouped[name].to_pylist() for name in [*keys, "value_list"]), strict=True
-        ):
-            files = self._slices.setdefault((part[0], part[1], part[2]), {}).setdefault(seed, {})
-            files[file] = np.array(values, np.float64)  # null becomes NaN
+        for row in grouped.to_pylist():
+            seeds = self._slices.setdefault((row["model"], row["acceleration"], row["metric"]), {})
+            values = np.array(row["value_list"], np.float64)  # null becomes NaN
+            seeds.setdefault(row["seed"], {})[row["file"]] = values
         self.models, self.accelerations = (list(dict.fromkeys(key[part] for key in self._slices)) for part in (0, 1))
         metrics = {metric for _, _, metric in self._slices}
         self.metrics = [name for name in METRICS if name in metrics]
