@@ -84,23 +84,24 @@ class Benchmark:
 
     def plan(self) -> list[PlannedRun]:
         """Return all runs in the order in which they are begun."""
-        specification = self.specification
+        specification, folder = self.specification, self.folder
         rates = specification.search.learning_rates if specification.search else []
-        folders: list[tuple[RunFolder, Kind, str, int, float | None]] = [
-            (self.folder.trial(label, rate), "trial", label, specification.seeds[0], rate)
-            for label in specification.models
-            for rate in rates
-        ]
-        folders += [
-            (self.folder.cell(label, seed), "cell", label, seed, None)
-            for seed in specification.seeds
-            for label in specification.models
-        ]
-        folders += [(self.folder.cell(label, 0), "classical", label, 0, None) for label in specification.classical]
+        labels, seeds = specification.models, specification.seeds
         return [
-            PlannedRun(str(folder.path.relative_to(self.folder.path)), kind, label, seed, rate)
-            for folder, kind, label, seed, rate in folders
+            *(
+                self.entry(folder.trial(label, rate), "trial", label, seeds[0], rate)
+                for label in labels
+                for rate in rates
+            ),
+            *(self.entry(folder.cell(label, seed), "cell", label, seed) for seed in seeds for label in labels),
+            *(self.entry(folder.cell(label, 0), "classical", label) for label in specification.classical),
         ]
+
+    def entry(
+        self, folder: RunFolder, kind: Kind, model: str, seed: int = 0, learning_rate: float | None = None
+    ) -> PlannedRun:
+        """Return a line of the plan, by the folder of the run."""
+        return PlannedRun(str(folder.path.relative_to(self.folder.path)), kind, model, seed, learning_rate)
 
     def metrics(self, kind: str) -> list[str]:
         """Return the metrics that a run of some kind is scored by: of a trial, that of the search alone."""

@@ -115,8 +115,7 @@ def find_predictions(benchmark: Benchmark) -> dict[PlannedRun, dict[Path, list[V
     finished = next((tables for run, tables in found.items() if run.kind != "trial"), None)
     if finished is not None:
         folder = benchmark.folder.cell(ZERO_FILLED, 0)
-        name = str(folder.path.relative_to(benchmark.folder.path))
-        found[PlannedRun(name, "classical", ZERO_FILLED, 0, None)] = {
+        found[benchmark.entry(folder, "classical", ZERO_FILLED)] = {
             folder.scores(table.stem): [volume._replace(is_zero_filled=True) for volume in volumes]
             for table, volumes in finished.items()
         }
