@@ -140,6 +140,8 @@ class Site:
             arguments[1] = re.sub(r"model_\d+", "model_5", arguments[1])
         elif name == "simulate" or "magnitude" in arguments or {"acdc", "prostate158"} & set(arguments):
             arguments += ["--size", "32", "32"]  # the last one counts
+        if arguments[:2] == ["simulate", "random"]:
+            arguments += ["--number", "2"]
         if program == "pip":  # tests/packaging_test.py installs the package
             extras = re.findall(r"\w+", "".join(re.findall(r"\[(.*?)\]", " ".join(arguments))))
             assert name == "install" and set(extras) <= EXTRAS
@@ -209,10 +211,6 @@ class Site:
         script = importlib.util.module_from_spec(spec)
         self.monkeypatch.setitem(sys.modules, path.stem, script)  # for its dataclasses
         spec.loader.exec_module(script)
-        if path.name == "data.py":
-            benchmark_test.write_packages(script.FOLDER / "data" / "packages", script, self.monkeypatch)
-            self.monkeypatch.setattr(script, "SIZE", "--size 32 32")
-            self.monkeypatch.setattr(script, "run", lambda command: cli.main(command.split()[1:]))
         if path.name == "release.py":
             self.monkeypatch.setattr(script, "FOLDER", self.folder / "weights")
         arguments = [re.sub(r"model_\d+", "model_5", word) for word in arguments]
@@ -366,16 +364,7 @@ SITES: dict[str, tuple[Callable[[Site], None], list[str]]] = {
         ],
     ),
     "results": (predictions, ["docs/results.md"]),
-    "studies": (
-        nothing,
-        [
-            "docs/benchmarks/README.md",
-            *(
-                f"projects/{name}/README.md"
-                for name in ("hifimamba_benchmark", "hifimamba/ablations", "hifimamba/quality")
-            ),
-        ],
-    ),
+    "benchmark": (heads, ["projects/hifimamba_benchmark/README.md", "projects/hifimamba/ablations/README.md"]),
     "multicoil": (heads, ["docs/weights/multicoil.md", "projects/multicoil/README.md", "docs/uncertainty.md"]),
     "singlecoil": (heads, ["docs/weights/singlecoil.md"]),
     "paper": (lambda site: lookalikes.m4raw(site.folder / "download", num_slices=2), ["docs/paper.md"]),
@@ -417,7 +406,7 @@ def test_blocks_run_one_after_the_other(name: str, site: Site) -> None:
     build, documents = SITES[name]
     build(site)
     for document in documents:
-        if document == "projects/multicoil/README.md":  # names the files of its folder
+        if document in ("projects/multicoil/README.md", "projects/hifimamba_benchmark/README.md"):  # run in its folder
             site.monkeypatch.chdir(Path(document).parent)
         if document == "docs/uncertainty.md":  # which has three such networks
             for path in [Path(f"seed_{number}.pt") for number in (1, 2, 3)]:

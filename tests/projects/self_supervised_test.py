@@ -1,4 +1,4 @@
-"""Test of projects/hifimamba/quality/self_supervised.py, without its trainings."""
+"""Test of projects/hifimamba/self_supervised.py, without its trainings."""
 
 import shlex
 from functools import partial
@@ -12,11 +12,11 @@ from direct_hifimamba.data.formats.hdf5 import write_volume
 from direct_hifimamba.training.compose import compose
 from tests.data import lookalikes
 
-QUALITY = Path(__file__).parents[2] / "projects" / "hifimamba" / "quality"
+PROJECT = Path(__file__).parents[2] / "projects" / "hifimamba"
 
 
 def test_trainings_differ_in_their_references_alone(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(QUALITY)
+    monkeypatch.syspath_prepend(PROJECT)
     study = import_module("self_supervised")
     overrides = {
         name: [*shlex.split(study.SHARED), "training.num_iterations=6", *shlex.split(words)]
@@ -43,7 +43,7 @@ def test_trainings_differ_in_their_references_alone(tmp_path, monkeypatch):
 
 
 def test_sense_of_all_samples_is_the_image(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(QUALITY)
+    monkeypatch.syspath_prepend(PROJECT)
     study = import_module("self_supervised")
     kspace = lookalikes.centred_fft(lookalikes.measure(lookalikes.magnitude(0, 2, 32, 32), 3, 0))
     write_volume(tmp_path / "volume.h5", kspace, {}, np.ones(32, bool))

@@ -24,17 +24,19 @@ from direct_hifimamba.benchmark.run.classical import cg_sense, estimate_sensitiv
 from direct_hifimamba.data.formats.hdf5 import read_slices
 from direct_hifimamba.data.fourier import root_sum_of_squares
 
-PROJECT = Path(__file__).parents[1]
+PROJECT = Path(__file__).parent
 PARTS = (
     PROJECT / "common.yaml",
-    PROJECT.parent / "hifimamba_benchmark" / "budget.yaml",
     PROJECT / "self_supervised.yaml",
     PROJECT / "masks" / "equispaced_4x.yaml",
     PROJECT.parents[1] / "configs" / "small.yaml",
 )
 CG_WEIGHTS = (0.001, 0.003, 0.01, 0.03)
 MASK = "--coils 4 --snr 30 --voxel-size 3 --size 64 64 --mask FastMRIEquispaced 4 0.08"
-SHARED = "training.lr=0.002 training.validation_steps=100000"
+SHARED = (
+    "training.lr=0.002 training.weight_decay=0.0001 training.gradient_clipping=1.0 training.validation_steps=100000 "
+    "training.batch_size=1 validation.batch_size=1 inference.batch_size=1"
+)
 TRAININGS = {
     "without references": "",
     "with references": "training.datasets.0.transforms.transforms_type=supervised model.engine_name=HiFiMambaV2Engine "
