@@ -99,8 +99,8 @@ class HiFiMambaV2Config(NetworkConfig, metaclass=_NamesRemovedKeys):
     data_consistency : str
         "hard" replaces predicted samples by measured ones, as the authors' code does. "proximal" solves
         (A^H A + lambda) x = A^H y + lambda z for the image x, where z is the prediction and lambda a learned weight
-        that depends on the noise, and the initial image is CG-SENSE instead of zero-filled: better for several coils
-        and at any noise level. Default: "hard".
+        that depends on the noise; the initial image is CG-SENSE instead of zero-filled, and the last one is multiplied
+        by the factor with which it fits the samples best. Better for several coils. Default: "hard".
     data_consistency_steps : int
         Repetitions of "hard", or conjugate-gradient iterations of "proximal". Default: 1.
     data_consistency_activation : str

@@ -14,7 +14,11 @@ from direct_hifimamba.nn.hifimamba.block import HiFiMambaBlock
 from direct_hifimamba.nn.hifimamba.config import HiFiMambaV2Config
 from direct_hifimamba.nn.hifimamba.initialisation import initialise
 from direct_hifimamba.nn.hifimamba.moe import build_mixtures
-from direct_hifimamba.nn.layers.data_consistency import HardDataConsistency, ProximalDataConsistency
+from direct_hifimamba.nn.layers.data_consistency import (
+    HardDataConsistency,
+    ProximalDataConsistency,
+    undo_shrinkage,
+)
 from direct_hifimamba.nn.layers.image_update import ImageUpdate
 from direct_hifimamba.nn.layers.patch import PatchEmbedding
 from direct_hifimamba.nn.layers.recompute import recompute
@@ -196,5 +200,7 @@ class HiFiMambaV2(nn.Module):
             features, image, loss = stage(features, image, acquisition)
             losses.append(loss)
         image = self.update(self.norm(features), image, acquisition)
+        if self.first_update is not None:
+            image = acquisition.leave(undo_shrinkage(acquisition.enter(image), acquisition))
         # Half of the mean over stages, as the reference also counts its data-consistency modules, which add 0.
         return HiFiMambaV2Output(image, torch.stack(losses).mean() / 2)

@@ -10,6 +10,7 @@ from direct_hifimamba.nn.layers.data_consistency import (
     HardDataConsistency,
     ProximalDataConsistency,
     conjugate_gradient,
+    undo_shrinkage,
 )
 from direct_hifimamba.nn.layers.sense import Acquisition, FourierConvention, Measurement
 from tests.helpers import measure
@@ -99,6 +100,25 @@ def test_gradients_of_the_proximal_step(iterations: int, lines: bool) -> None:
     for value in inputs:
         value.requires_grad_()
     assert torch.autograd.gradcheck(solve, inputs, atol=1e-5)
+
+
+def test_shrinkage_is_undone_in_every_image() -> None:
+    acquisition = double_acquisition(measure(3, 3, 16, 18))
+    image = complex_double(3, 16, 18)
+    image[2] = 0
+    fitted = undo_shrinkage(image, acquisition)
+    residual = (acquisition.kspace - acquisition.forward(fitted)) * acquisition.sampled
+    projection = (residual.conj() * acquisition.forward(fitted)).real.sum(dim=(1, 2, 3))
+    torch.testing.assert_close(projection, torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-10)
+    torch.testing.assert_close(undo_shrinkage(0.3 * image, acquisition), fitted)
+    assert not fitted[2].any() and fitted[:2].abs().amax(dim=(1, 2)).min() > 0
+    images = image[:2].requires_grad_()
+    pair = acquisition._replace(
+        kspace=acquisition.kspace[:2],
+        sampled=acquisition.sampled[:2],
+        sensitivity_map=acquisition.sensitivity_map[:2],
+    )
+    assert torch.autograd.gradcheck(lambda x: torch.view_as_real(undo_shrinkage(x, pair)), images, fast_mode=True)
 
 
 def test_conjugate_gradients_solve_every_image_by_itself() -> None:
