@@ -1,4 +1,4 @@
-"""The rooms of the package, see [tool.importlinter] in pyproject.toml and docs/architecture.md."""
+"""The parts of the package, see [tool.importlinter] in pyproject.toml and docs/architecture.md."""
 
 import re
 import tomllib
@@ -19,12 +19,12 @@ def test_imports_run_downwards(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert lint_imports(str(PYPROJECT), no_cache=True) == 0, capsys.readouterr().out
 
 
-def test_the_diagram_has_every_room_and_import() -> None:
+def test_the_diagram_has_every_part_and_import() -> None:
     (diagram,) = re.findall(r"^```mermaid\n(.*?)^```", (ROOT / "docs/architecture.md").read_text(), re.DOTALL | re.M)
-    rooms = re.findall(r'^ +(\w+)\["', diagram, re.MULTILINE)
+    parts = re.findall(r'^ +(\w+)\["', diagram, re.MULTILINE)
     contract = tomllib.loads(PYPROJECT.read_text())["tool"]["importlinter"]["contracts"][0]
     layers = [layer.split(" | ") for layer in contract["layers"]]
-    assert sorted(rooms) == sorted(chain.from_iterable(layers))
+    assert sorted(parts) == sorted(chain.from_iterable(layers))
 
     arrows = set(re.findall(r"^ +(\w+) -->(?:\|.*?\|)? (\w+)$", diagram, re.MULTILINE))
     downwards = {(a, b) for upper, lower in combinations(layers, 2) for a in upper for b in lower}
@@ -37,7 +37,7 @@ def test_the_diagram_has_every_room_and_import() -> None:
         for imported in graph.find_modules_directly_imported_by(importer)
         if importer.count(".") and imported.count(".")
     }
-    reached = arrows | {(room, room) for room in rooms} | set(re.findall(r"(\w+) -\. .* \.-> (\w+)", diagram))
-    for _ in rooms:
+    reached = arrows | {(part, part) for part in parts} | set(re.findall(r"(\w+) -\. .* \.-> (\w+)", diagram))
+    for _ in parts:
         reached |= {(a, d) for a, b in reached for c, d in arrows if b == c}
     assert imports <= reached, "docs/architecture.md has no arrows for these imports"

@@ -1,4 +1,4 @@
-"""How pydantic's models of this room are validated, and how their errors read."""
+"""How the pydantic models of this package are validated, and how their errors read."""
 
 import re
 from pathlib import Path
