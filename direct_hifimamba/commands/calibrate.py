@@ -1,4 +1,4 @@
-"""`direct-hifimamba calibrate`: what the spread of an ensemble says of its error, on simulated slices."""
+"""`direct-hifimamba calibrate`: compare the spread of an ensemble with its error, on simulated slices."""
 
 import argparse
 from pathlib import Path
@@ -14,19 +14,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint", type=Path, nargs="+", help="checkpoints of an ensemble, or the name of weights in the package"
     )
-    parser.add_argument("heads", type=Path, help="folder of NIfTI files that the training did not use")
-    parser.add_argument("output", type=Path, help="JSON file, for `reconstruct --uncertainty --calibration`")
+    parser.add_argument("heads", type=Path, help="folder of NIfTI head volumes that were not used for training")
+    parser.add_argument("output", type=Path, help="JSON file to write, for `reconstruct --uncertainty --calibration`")
     parser.add_argument(
         "--cfg", type=Path, metavar="FILE", help=f"configuration (default: {CONFIG_NAME} beside the checkpoints)"
     )
     parser.add_argument(
-        "--flips", action=argparse.BooleanOptionalAction, help="as in `reconstruct` (default: as there)"
+        "--flips",
+        action=argparse.BooleanOptionalAction,
+        help="average over reflections; same meaning and default as in `reconstruct`",
     )
     parser.add_argument(
-        "--accelerations", type=float, nargs="+", default=[4.0, 8.0], help="default: 4 8", metavar="NUMBER"
+        "--accelerations",
+        type=float,
+        nargs="+",
+        default=[4.0, 8.0],
+        help="accelerations (default: 4 8)",
+        metavar="NUMBER",
     )
-    parser.add_argument("--number", type=int, default=24, help="slices for each acceleration (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=128, help="height and width (default: %(default)s)")
+    parser.add_argument(
+        "--number", type=int, default=24, help="number of slices for each acceleration (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--size", type=int, default=128, help="height and width of the slices in pixels (default: %(default)s)"
+    )
     parser.add_argument(
         "--coils",
         type=int,

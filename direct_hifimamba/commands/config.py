@@ -1,4 +1,4 @@
-"""`direct-hifimamba config compose`: one configuration for DIRECT from several."""
+"""`direct-hifimamba config compose`: merge several files into one configuration for DIRECT."""
 
 import argparse
 import sys
@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     subparsers = parser.add_subparsers(metavar="action", required=True)
     composer = subparsers.add_parser(
         "compose",
-        help="merge several configurations into the one that DIRECT takes, and check it",
+        help="merge several configurations into one that DIRECT can read, and check it",
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -23,9 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "parts",
         nargs="+",
         metavar="FILE.yaml|key=value",
-        help="files, merged in this order, and values that are set afterwards, such as training.lr=1e-3",
+        help="files, which are merged in this order, and values that are set afterwards, such as training.lr=1e-3",
     )
-    composer.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
+    composer.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: standard output)")
 
 
 def main(args: argparse.Namespace) -> None:

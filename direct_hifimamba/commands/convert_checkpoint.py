@@ -1,4 +1,4 @@
-"""`direct-hifimamba convert-checkpoint`: weights of the authors' code as a checkpoint of DIRECT."""
+"""`direct-hifimamba convert-checkpoint`: convert the authors' weights to a checkpoint of DIRECT."""
 
 import argparse
 from pathlib import Path

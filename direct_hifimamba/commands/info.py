@@ -1,4 +1,4 @@
-"""`direct-hifimamba info`: versions, devices and backends of this installation."""
+"""`direct-hifimamba info`: print versions, devices and backends of the selective scan of this installation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _device(kind: str) -> str:
 
 
 def _describe_backend(name: str) -> str:
-    """Return on which devices a backend of the selective scan runs, or why it does not."""
+    """Return on which devices a backend of the selective scan runs, or why it is not available."""
     reasons = {kind: unavailable_because(name, kind, torch.float32) for kind in ("cpu", "cuda")}
     usable = [kind for kind, reason in reasons.items() if reason is None]
     if not usable:

@@ -6,7 +6,7 @@ import argparse
 def add_jobs_argument(
     parser: argparse.ArgumentParser, default: int | None = 1, what: str = "processes (default: 1)"
 ) -> None:
-    """Declare the argument `--jobs`, with its default and what its help says that it is the number of."""
+    """Declare the argument `--jobs`, the number of `what`."""
     parser.add_argument("--jobs", type=_number, default=default, metavar="N", help=f"number of {what}")
 
 

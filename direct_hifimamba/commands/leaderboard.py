@@ -1,4 +1,4 @@
-"""`direct-hifimamba leaderboard`: merge results of benchmarks into one table."""
+"""`direct-hifimamba leaderboard`: merge the results of several benchmarks into one table."""
 
 import argparse
 from pathlib import Path
@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "results", type=Path, nargs="+", help="results.json of a benchmark, with scores.parquet beside it"
     )
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help=".md or .csv (default: Markdown on standard output)"
+        "--output", type=Path, metavar="FILE", help="file to write, .md or .csv (default: Markdown on standard output)"
     )
     parser.add_argument(
         "--baseline",

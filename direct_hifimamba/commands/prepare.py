@@ -1,4 +1,4 @@
-"""`direct-hifimamba prepare`: convert a public data set to the files that DIRECT reads."""
+"""`direct-hifimamba prepare`: convert a public data set or raw files to files that DIRECT reads."""
 
 import argparse
 import sys
@@ -17,50 +17,69 @@ from direct_hifimamba.files import first_and_count
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `direct-hifimamba prepare`."""
     parser.add_argument(
-        "data_set", choices=DATA_SETS, help="name of the data set; raw: files in any format of docs/formats.md"
+        "data_set", choices=DATA_SETS, help="name of the data set; raw means files in any format of docs/formats.md"
     )
-    parser.add_argument("source", type=Path, help="folder with the unpacked download")
-    parser.add_argument("dest", type=Path, help="folder to write to: new, empty, or to be completed")
-    parser.add_argument("--split", nargs="+", metavar="NAME", help="train, val, test (default: those downloaded)")
+    parser.add_argument("source", type=Path, help="folder with the unpacked download or the raw files")
+    parser.add_argument(
+        "dest", type=Path, help="folder to write to: new, empty, or from an earlier call that is to be completed"
+    )
+    parser.add_argument(
+        "--split",
+        nargs="+",
+        metavar="NAME",
+        help="splits to prepare: train, val, test (default: those in the download)",
+    )
     add_jobs_argument(parser)
     parser.add_argument(
         "--kspace",
         choices=(MEASURED, "magnitude"),
-        help="k-space as it was measured (default, where it was), or the Fourier transform of the magnitude images",
+        help="measured k-space (default if the data set has it), or the Fourier transform of magnitude images",
     )
-    parser.add_argument("--coils", choices=(SINGLE_COIL, MULTI_COIL), help="fastMRI (default: single)")
+    parser.add_argument(
+        "--coils", choices=(SINGLE_COIL, MULTI_COIL), help="fastMRI: single-coil or multi-coil data (default: single)"
+    )
     parser.add_argument(
         "--acquisition",
         nargs="+",
         metavar="NAME",
-        help="fastMRI: CORPDFS_FBK (default), CORPD_FBK, ...; M4Raw: T1 (default), T2, FLAIR; several are allowed",
+        help="type of measurement, one or several; fastMRI: CORPDFS_FBK (default), CORPD_FBK, ...; M4Raw: T1 "
+        "(default), T2, FLAIR",
     )
     parser.add_argument(
         "--divide",
         nargs=3,
         metavar=("SPLIT", "NEW", "FRACTION"),
-        help="make a new split of a fraction of the subjects of another, as in: val test 0.5",
+        help="make a new split from a fraction of the subjects of another split, as in: val test 0.5",
     )
     parser.add_argument(
-        "--slices", metavar="RULE", help="all, central:N or inner:N, which leaves out N on either side (default: paper)"
+        "--slices",
+        metavar="RULE",
+        help="slices to take: all, central:N, or inner:N, which leaves out N slices on either side (default: as in the "
+        "paper)",
     )
     parser.add_argument(
-        "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of magnitude images (default: paper)"
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="size of magnitude images (default: as in the paper)",
     )
     parser.add_argument(
-        "--fit", choices=(CROP, RESAMPLE), help="how they get it: crop and zero-pad (default), or resample"
+        "--fit",
+        choices=(CROP, RESAMPLE),
+        help="how magnitude images are brought to this size: crop and zero-pad (default), or resample",
     )
     parser.add_argument(
         "--reconstruction",
         choices=RECONSTRUCTIONS,
-        help="fastMRI: magnitude images of reconstruction_esc or reconstruction_rss (the paper's, also for a single "
-        "coil; default: esc, else rss)",
+        help="fastMRI: use magnitude images from reconstruction_esc or from reconstruction_rss, which the paper uses "
+        "also for a single coil (default: esc if the file has it, otherwise rss)",
     )
     parser.add_argument(
         "--normalise-slices",
         action="store_true",
-        help="scale each magnitude image to [0, 1], or measured k-space (copied) by the maximum of its image, as the "
-        "paper did; the input then knows the scale of the target",
+        help="divide each magnitude image, or the measured k-space of each slice (which is then copied), by the "
+        "maximum of the image, as in the paper; the input then contains the scale of the target",
     )
     parser.add_argument(
         "--mask",
@@ -68,17 +87,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="WORD",
         help="evaluation mask: name, acceleration and center fraction, as in FastMRIEquispaced 4 0.08, or Radial 16; "
-        "once for every mask (default: paper)",
+        "repeat the option for several masks (default: as in the paper)",
     )
-    parser.add_argument("--mask-training", action="store_true", help="store masks for the training split, too")
+    parser.add_argument("--mask-training", action="store_true", help="also store masks for the training split")
     parser.add_argument("--copy", action="store_true", help="copy measured k-space instead of linking the download")
     parser.add_argument(
         "--axes",
         metavar="NAMES",
-        help=f"raw: what the axes of arrays are, such as height,width,coil: of {','.join(AXES)}",
+        help=f"raw: names of the axes of arrays in their order, such as height,width,coil; from {','.join(AXES)}",
     )
-    parser.add_argument("--variable", metavar="NAME", help="raw: name of k-space in the files (default: kspace)")
-    parser.add_argument("--seed", type=int, default=0, help="of the masks and of --divide (default: %(default)s)")
+    parser.add_argument(
+        "--variable", metavar="NAME", help="raw: name of the k-space array in the files (default: kspace)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the masks and of --divide (default: %(default)s)")
 
 
 def main(args: argparse.Namespace) -> None:

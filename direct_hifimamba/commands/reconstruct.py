@@ -1,4 +1,4 @@
-"""`direct-hifimamba reconstruct`: images from undersampled k-space of one file."""
+"""`direct-hifimamba reconstruct`: reconstruct undersampled k-space of one file as images."""
 
 import argparse
 from pathlib import Path
@@ -21,27 +21,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "checkpoint",
         type=Path,
         nargs="+",
-        help="model_<iteration>.pt of `direct train`, of any model, several for an ensemble; or the name of weights in "
-        "the package, such as "
-        "multicoil (direct-hifimamba weights)",
+        help="model_<iteration>.pt of `direct train` for any model of DIRECT, several files for an ensemble; or the "
+        "name of weights in the package, such as multicoil (`direct-hifimamba weights` lists them)",
     )
     parser.add_argument(
         "input",
         type=Path,
-        help="k-space in any format of docs/formats.md; with the mask, otherwise it is found in k-space; and with "
-        "sensitivity_map if the configuration uses stored sensitivities",
+        help="file with k-space in any format of docs/formats.md, and with the mask (otherwise it is determined from "
+        "k-space), and with sensitivity_map if the configuration uses stored sensitivities",
     )
     parser.add_argument(
         "output",
         type=Path,
-        help="existing folder, or path without suffix; or with one of a format, for this format alone: "
+        help="existing folder, or path without suffix, or path with the suffix of one format to write only this one: "
         f"{', '.join(SUFFIXES.values())}",
     )
     parser.add_argument(
         "--format",
         nargs="+",
         choices=SUFFIXES,
-        help=f"formats to write (default: {' '.join(DEFAULT_FORMATS)}); dicom is a folder with a file for each slice",
+        help=f"formats to write (default: {' '.join(DEFAULT_FORMATS)}); dicom is a folder with one file per slice",
     )
     parser.add_argument(
         "--cfg", type=Path, metavar="FILE", help=f"configuration (default: {CONFIG_NAME} beside the checkpoint)"
@@ -51,30 +50,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sensitivity-map",
         type=Path,
         metavar="FILE",
-        help="file with coil sensitivities, for configurations that take them as given (default: in the input)",
+        help="file with coil sensitivities, for configurations that use given ones (default: those of the input)",
     )
     parser.add_argument(
-        "--axes", metavar="NAMES", help=f"what the axes of an array are, such as height,width,coil: of {','.join(AXES)}"
+        "--axes",
+        metavar="NAMES",
+        help=f"names of the axes of an array in their order, such as height,width,coil; from {','.join(AXES)}",
     )
-    parser.add_argument("--variable", metavar="NAME", help="name of k-space in the file (default: kspace)")
+    parser.add_argument("--variable", metavar="NAME", help="name of the k-space array in the file (default: kspace)")
     parser.add_argument(
         "--no-check",
         action="store_true",
-        help="do not check that k-space agrees with the mask, the configuration and the training of shipped weights",
+        help="do not check whether k-space agrees with the mask, the configuration and the training of the weights",
     )
     parser.add_argument(
-        "--device", default="auto", help="cpu, cuda, mps, or auto: a GPU where there is one (default: %(default)s)"
+        "--device",
+        default="auto",
+        help="cpu, cuda, mps, or auto, which uses a GPU if there is one (default: %(default)s)",
     )
     parser.add_argument(
         "--flips",
         action=argparse.BooleanOptionalAction,
-        help="take the mean over the slice and its three reflections, in four times the time (default: as the model "
-        "card of weights in the package says; otherwise no)",
+        help="average over the slice and its three reflections, which takes four times as long (default: for weights "
+        "in the package as their model card says, otherwise no)",
     )
     add_jobs_argument(
         parser,
         default=None,
-        what="processes of one thread each (default: one with all threads); each has a slice and the model in memory",
+        what="processes with one thread each (default: one process with all threads); each holds the model and one "
+        "slice in memory",
     )
     parser.add_argument(
         "--noise-maps",
@@ -82,28 +86,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=32,
         metavar="N",
-        help="write the standard deviation that noise causes in each pixel, from N reconstructions with added noise "
+        help="write the standard deviation of the noise in each pixel, from N reconstructions with added noise "
         "(default: %(const)s)",
     )
     parser.add_argument(
         "--uncertainty",
         action="store_true",
-        help="write the residual at the samples of k-space in units of the noise, and the spread of an ensemble",
+        help="write the residual at the samples of k-space in units of the noise, and, for an ensemble, the spread",
     )
     parser.add_argument(
         "--calibration",
         type=Path,
         metavar="FILE",
-        help="of `calibrate`: multiply the spread by its factor (default: that of weights in the package, otherwise 1)",
+        help="file written by `calibrate`, whose factor multiplies the spread (default: that of weights in the "
+        "package, otherwise a factor of 1)",
     )
     parser.add_argument("--complex", action="store_true", help="write complex images to .h5 and .cfl files")
-    parser.add_argument("--phase", action="store_true", help="write the phase, in radians, to another NIfTI file")
+    parser.add_argument("--phase", action="store_true", help="also write the phase, in radians, to a second NIfTI file")
     parser.add_argument(
         "--voxel-size",
         type=float,
         nargs=3,
         metavar=("SLICE", "ROW", "COLUMN"),
-        help="distances in mm, where the input says nothing of positions (default: unknown, 1 in NIfTI)",
+        help="voxel spacing in mm, if the input contains no positions (default: unknown, stored as 1 in NIfTI)",
     )
 
 

@@ -1,4 +1,4 @@
-"""`direct-hifimamba score`: scores of a submission to a challenge, without the challenge."""
+"""`direct-hifimamba score`: score a submission to a challenge locally, against the references."""
 
 import argparse
 import csv
@@ -12,10 +12,12 @@ from direct_hifimamba.files import replace_when_complete
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `direct-hifimamba score`."""
-    parser.add_argument("challenge", choices=CHALLENGES, help="form of the submission")
-    parser.add_argument("submission", type=Path, help="folder that export has written, or zip file")
-    parser.add_argument("references", type=Path, help="folder of the fully sampled volumes")
-    parser.add_argument("--output", type=Path, metavar="FILE.csv", help="write the scores of every volume")
+    parser.add_argument("challenge", choices=CHALLENGES, help="challenge of the submission")
+    parser.add_argument("submission", type=Path, help="folder that was written by export, or zip file")
+    parser.add_argument("references", type=Path, help="folder with the fully sampled volumes")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE.csv", help="also write the scores of every volume to this file"
+    )
     add_jobs_argument(parser)
 
 

@@ -25,13 +25,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"NIfTI magnitude volume, a folder of such volumes, {TEMPLATE} for the average brain in nilearn, or "
         f"{RANDOM} for slices whose anatomy, contrast, coils, noise, resolution and mask are all random",
     )
-    parser.add_argument("output", type=Path, help="folder for the HDF5 files: new, empty, or to be completed")
+    parser.add_argument(
+        "output",
+        type=Path,
+        help="folder for the HDF5 files: new, empty, or from an earlier call that is to be completed",
+    )
     parser.add_argument("--number", type=int, help=f"{RANDOM} only: number of slices, each in a file (default: 1)")
     parser.add_argument(
         "--heads",
         type=Path,
         metavar="FOLDER",
-        help=f"{RANDOM} only: NIfTI files to cut slices from, as `heads` downloads",
+        help=f"{RANDOM} only: folder with NIfTI volumes from which slices are cut, such as those of `heads`",
     )
     parser.add_argument(
         "--coils",
@@ -42,17 +46,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--snr",
         type=float,
-        help=f"mean foreground signal over noise standard deviation (default: no noise; {RANDOM}: from 10 up)",
+        help="mean foreground signal divided by the standard deviation of the noise (default: no noise; "
+        f"{RANDOM}: 10 or more)",
     )
     parser.add_argument(
         "--phase", type=float, help=f"largest phase of the object in radians (default: {defaults.phase})"
     )
-    parser.add_argument("--orientation", choices=ORIENTATIONS, help=f"default: {defaults.orientation}")
+    parser.add_argument(
+        "--orientation", choices=ORIENTATIONS, help=f"orientation of the slices (default: {defaults.orientation})"
+    )
     parser.add_argument(
         "--slices", type=int, nargs=2, metavar=("START", "STOP"), help="range of slices, STOP excluded (default: all)"
     )
-    parser.add_argument("--slab", type=int, metavar="N", help="write one file per N slices (default: per volume)")
-    parser.add_argument("--voxel-size", type=float, metavar="MM", help="resample the pixels to this size")
+    parser.add_argument("--slab", type=int, metavar="N", help="write one file per N slices (default: one per volume)")
+    parser.add_argument("--voxel-size", type=float, metavar="MM", help="resample the slices to pixels of this size")
     parser.add_argument(
         "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="crop and zero-pad the slices to this size"
     )
@@ -60,10 +67,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mask",
         nargs=3,
         metavar=("NAME", "ACCELERATION", "CENTER_FRACTION"),
-        help="store an evaluation mask of a DIRECT mask function, such as FastMRIEquispaced 4 0.08 "
+        help="store an evaluation mask made by a mask function of DIRECT, such as FastMRIEquispaced 4 0.08 "
         f"(default: none; {RANDOM}: columns at 2x to 10x)",
     )
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="random seed (default: %(default)s)")
 
 
 def main(args: argparse.Namespace) -> None:

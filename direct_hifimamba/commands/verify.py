@@ -1,4 +1,4 @@
-"""`direct-hifimamba verify`: compare a prepared data set with its protocol."""
+"""`direct-hifimamba verify`: check a prepared data set against its protocol."""
 
 import argparse
 import sys
@@ -11,7 +11,7 @@ from direct_hifimamba.data.verify import verify
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `direct-hifimamba verify`."""
-    parser.add_argument("dest", type=Path, help="folder that direct-hifimamba prepare has written")
+    parser.add_argument("dest", type=Path, help="folder that was written by `direct-hifimamba prepare`")
     add_jobs_argument(parser)
 
 

@@ -1,4 +1,4 @@
-"""`direct-hifimamba weights`: the trained weights in the package."""
+"""`direct-hifimamba weights`: list the trained weights in the package, print their model cards or copy them."""
 
 import argparse
 import shutil
