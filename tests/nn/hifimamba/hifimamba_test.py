@@ -464,6 +464,16 @@ def test_proximal_data_consistency_without_regularisation_is_hard_for_one_coil()
     assert (proximal(*measure(2)).image - hard(*measure(2)).image).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("image_normalisation", [False, True])
+def test_no_factor_on_a_proximal_image_fits_the_samples_better(image_normalisation: bool) -> None:
+    network = tiny_network(data_consistency="proximal", image_normalisation=image_normalisation).double()
+    measurement = measure(2, 3)
+    acquisition = Acquisition.from_measurement(measurement, network.fourier_convention, torch.float64)
+    predicted = acquisition.forward(acquisition.enter(network(*measurement).image)) * acquisition.sampled
+    projection = (predicted.conj() * acquisition.kspace).real.sum(dim=(1, 2, 3))
+    torch.testing.assert_close(projection, predicted.abs().square().sum(dim=(1, 2, 3)), rtol=1e-9, atol=0)
+
+
 @pytest.mark.parametrize("data_consistency", ["hard", "proximal"])
 def test_masks_of_whole_lines_may_be_given_as_one_line(data_consistency: str) -> None:
     network = tiny_network(data_consistency=data_consistency, data_consistency_steps=4)
