@@ -211,7 +211,8 @@ def find_heads(folder: Path) -> list[Path]:
     FileNotFoundError
         If there is none.
     """
-    paths = sorted(path for path in folder.glob("*") if path.name.endswith((".nii", ".nii.gz")))
+    entries = folder.iterdir() if folder.is_dir() else ()
+    paths = sorted(path for path in entries if path.name.endswith((".nii", ".nii.gz")))
     if not paths:
         raise FileNotFoundError(
             f"The folder of heads {folder} has no NIfTI file; `direct-hifimamba heads {folder}` downloads some."
