@@ -20,7 +20,7 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 
-from direct_hifimamba.files import hash_file as hash_file
+from direct_hifimamba.files import hash_file
 from direct_hifimamba.reconstruction.domain import Domain
 
 FOLDER = Path(__file__).parent / "weights"

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
 from direct_hifimamba.data.fourier import root_sum_of_squares
-from direct_hifimamba.files import replace_when_complete
+from direct_hifimamba.files import replace_when_complete, write_text
 
 CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 
@@ -209,8 +209,7 @@ def report(volumes: dict[str, Volume], output: Path) -> None:
             ),
         ]
     )
-    with replace_when_complete(output / "table.md") as partial:
-        partial.write_text(f"{table}\n")
+    write_text(output / "table.md", f"{table}\n")
     with replace_when_complete(output / "figure.png") as partial:
         draw(next(iter(volumes.values())), partial)
     print(f"\n{table}\n\nWritten to {output / 'table.md'}; images in {output / 'figure.png'}.")

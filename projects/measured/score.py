@@ -30,9 +30,9 @@ from direct_hifimamba.benchmark.run.classical import cg_sense, find_bart, run_ba
 from direct_hifimamba.data.formats.bart import from_slices, read_cfl, to_slices, write_cfl
 from direct_hifimamba.data.fourier import root_sum_of_squares
 from direct_hifimamba.data.nlinv import nlinv
-from direct_hifimamba.files import replace_when_complete
+from direct_hifimamba.files import hash_file, replace_when_complete, write_text
 from direct_hifimamba.reconstruct import Reconstructor
-from direct_hifimamba.reconstruction.pretrained import find_pretrained, hash_file
+from direct_hifimamba.reconstruction.pretrained import find_pretrained
 
 MULTICOIL = ("pulseq_cimax_brain16", "pulseq_cimax_phantom16", "pulseq_trio_phantom4", "twix_skyra_phantom2")
 CENTER_FRACTIONS = {4: 0.08, 8: 0.04}
@@ -296,8 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             image = load_or_compute(args.output / "images" / f"{file}.npy", partial(method.reconstruct, case))
             images[case.label, method.name] = image
             rows[case.label, method.name] = score(case.reference, image)
-    with replace_when_complete(args.output / "scores.md") as temporary:
-        temporary.write_text(format_tables(rows, names))
+    write_text(args.output / "scores.md", format_tables(rows, names))
     write_csv(args.output / "scores.csv", rows)
     first = [case for case in cases if (case.scan, case.slice_number) == (cases[0].scan, cases[0].slice_number)]
     mpl.use("agg")

@@ -17,9 +17,9 @@ from typing import cast
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from direct_hifimamba.files import replace_when_complete
+from direct_hifimamba.files import hash_file, replace_when_complete, write_text
 from direct_hifimamba.reconstruct import Reconstructor
-from direct_hifimamba.reconstruction.pretrained import CHECKSUMS_NAME, CONFIG_NAME, FOLDER, hash_file
+from direct_hifimamba.reconstruction.pretrained import CHECKSUMS_NAME, CONFIG_NAME, FOLDER
 
 KEPT = ("physics", "model", "additional_models", "training", "inference")
 """Sections of the configuration that are released; the section `validation` says nothing about the network."""
@@ -62,8 +62,7 @@ def release(checkpoints: list[Path], folder: Path, config_path: Path | None = No
         names.append(f"seed_{number}.pt")
         with replace_when_complete(folder / names[-1]) as partial:
             torch.save(weights, partial)
-    with replace_when_complete(folder / CHECKSUMS_NAME) as partial:
-        partial.write_text("".join(f"{hash_file(folder / name)}  {name}\n" for name in names))
+    write_text(folder / CHECKSUMS_NAME, "".join(f"{hash_file(folder / name)}  {name}\n" for name in names))
 
 
 def main() -> None:

@@ -22,9 +22,10 @@ from direct_hifimamba.data.formats.hdf5 import write_volume
 from direct_hifimamba.data.formats.nifti import load_magnitude
 from direct_hifimamba.data.fourier import image_to_kspace
 from direct_hifimamba.data.simulation.sample import SampleOptions, draw_sample
+from direct_hifimamba.files import hash_file
 from direct_hifimamba.reconstruction import volume
 from direct_hifimamba.reconstruction.noise import estimate_noise_covariance, noise_map
-from direct_hifimamba.reconstruction.pretrained import CONFIG_NAME, hash_file
+from direct_hifimamba.reconstruction.pretrained import CONFIG_NAME
 from direct_hifimamba.reconstruction.reconstructor import Reconstructor, SliceAnalysis
 from direct_hifimamba.reconstruction.uncertainty import Calibration, calibrate, residual_map, spread
 from tests.helpers import perturb
