@@ -22,7 +22,12 @@ def start_process(target: Callable[..., object], arguments: Sequence[object], da
 
     A daemon ends with this process.
     """
-    os.environ.update(ENVIRONMENT)  # DIRECT sets it too, but only after PyTorch has been imported
     process = _CONTEXT.Process(target=target, args=tuple(arguments), daemon=daemon)
-    process.start()
+    before = dict(os.environ)
+    os.environ.update(ENVIRONMENT)  # inherited; DIRECT sets it too, but only after PyTorch has been imported
+    try:
+        process.start()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
     return process
