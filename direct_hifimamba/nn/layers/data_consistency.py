@@ -84,8 +84,8 @@ class ProximalDataConsistency(nn.Module):
 def undo_shrinkage(image: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
     """Multiply images by the real factor with which they fit their samples best.
 
-    Regularisation makes images too dark, the more so the noisier the samples are: by 9 % at a signal-to-noise ratio of
-    15 after a short training. The factor <A x, y> / <A x, A x> corrects this, as noise hardly affects these sums.
+    Regularisation makes images too dark, the more so the noisier the samples are. The factor <A x, y> / <A x, A x>
+    corrects this, as noise hardly affects these sums.
 
     Parameters
     ----------
