@@ -135,8 +135,10 @@ def test_metrics_are_those_of_direct(finished: BenchmarkFolder) -> None:
     curve = read_curve(finished.cell("U-Net", 0).run)
     assert curve is not None
     ((name, (iterations, _)),) = curve.validation.items()
-    # A training that starts from given weights is validated before it begins.
-    assert (name, iterations.tolist()) == (f"fastmri_psnr at {next(iter(MASKS))}", [0, ITERATIONS // 2, ITERATIONS - 1])
+    assert name == f"fastmri_psnr at {next(iter(MASKS))}"
+    # A training that starts from given weights is validated before it begins. DIRECT writes a checkpoint before it
+    # validates, so that an interruption between the two leaves out the validation in the middle.
+    assert set(iterations) - {ITERATIONS // 2} == {0, ITERATIONS - 1}
     assert len(curve.loss[0]) > 10
     # The search needs one metric alone, and was scored in a task of its own.
     assert "score lr_1e-09" in finished.trial("U-Net", RATES[0]).log.read_text("utf-8")
