@@ -85,7 +85,7 @@ AccountingStoragePass=$state/munge.socket
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerParameters=batch_sched_delay=0,sched_interval=2
-KillWait=20
+KillWait=10
 ReturnToService=2
 MpiDefault=none
 StateSaveLocation=$state/saved

@@ -1,4 +1,6 @@
 import gc
+import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +27,9 @@ MISSING = [*missing_packages("benchmark"), *missing_packages("data")]
 
 collect_ignore = NEED_EXTRAS if MISSING else []
 
+# Programs that tests start, such as BART and our own commands: as many tests run side by side as there are cores.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 
 def pytest_report_header() -> str | None:
     names = ", ".join(str(path.relative_to(TESTS)) for path in collect_ignore)
@@ -35,6 +40,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not any(item.path.is_relative_to(path) for path in NEED_EXTRAS):
             item.add_marker("core")
+    # Files with slow tests first: with xdist, the last files should be short, so that all processes end together.
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 def pytest_collection_finish() -> None:

@@ -201,6 +201,7 @@ class Site:
         overrides = [*model.get("overrides", []), *(f"model.{override}" for override in TINY[kind])]
         if "calgary_campinas" in path.parts:  # the processes that train have no look-alike of the challenge's masks
             overrides += ["parameters.mask.name=FastMRIEquispaced", "parameters.mask.center_fractions=[0.08]"]
+            overrides.append("additional_models.sensitivity_model.num_filters=2")
         # Initial weights would be those of a model that is left out.
         kept = {key: value for key, value in model.items() if key != "initial_weights"}
         return kept | {"configs": [*model["configs"], *tiny], "overrides": overrides}
