@@ -10,7 +10,8 @@ from the initial ones, the only ones that are stored. Several programs contribut
 they write partial sums, which `torch.sum` adds up, so that there are no atomic additions and results are reproducible.
 Softplus of delta, skip and gate are elementwise and left to PyTorch.
 
-A program has one chunk of some channels of one group. Its tiles are (time, channels, state).
+A program has one chunk of some channels of one group. Its tiles are (time, channels, state). Kernels take tensors of
+any strides as pairs of tensor and strides, and `sizes`: channels of a group, blocks of these, length and states.
 """
 # Kernels are typed by what they are launched with; their compile-time constants are upper case.
 # mypy: disable-error-code="no-untyped-def"
@@ -37,8 +38,9 @@ _OPTIONS = {"num_warps": 8, "enable_fp_fusion": True}
 
 
 @triton.jit
-def _place(channels, blocks, length, CHUNK: tl.constexpr, CHANNELS: tl.constexpr):
+def _place(sizes, CHUNK: tl.constexpr, CHANNELS: tl.constexpr):
     """Return chunk, batch index, group, block of the group, channels and steps of this program, and masks of both."""
+    channels, blocks, length, _ = sizes
     chunk = tl.program_id(0).to(tl.int64)
     batch = tl.program_id(1).to(tl.int64)
     group = (tl.program_id(2) // blocks).to(tl.int64)
@@ -49,8 +51,9 @@ def _place(channels, blocks, length, CHUNK: tl.constexpr, CHANNELS: tl.constexpr
 
 
 @triton.jit
-def _place_states(chunk, batch, channel, channel_ok, channels, blocks, state, STATE: tl.constexpr):
+def _place_states(chunk, batch, channel, channel_ok, sizes, STATE: tl.constexpr):
     """Return the states, (channels, state) in `A` and in what is kept of each chunk, and masks of the first two."""
+    channels, blocks, _, state = sizes
     n = tl.arange(0, STATE)
     n_ok = n < state
     rows = channel[:, None] * state + n[None, :]
@@ -60,21 +63,22 @@ def _place_states(chunk, batch, channel, channel_ok, channels, blocks, state, ST
 
 
 @triton.jit
-def _offsets_2d(strides, batch, channel, time):
-    """Return offsets of (time, channels) in a tensor (batch, channels, length)."""
-    return batch * strides[0] + channel[None, :] * strides[1] + time[:, None] * strides[2]
+def _pointers(x, batch, channel, time):
+    """Return pointers to (time, channels) of a tensor (batch, channels, length)."""
+    pointer, strides = x
+    return pointer + (batch * strides[0] + channel[None, :] * strides[1] + time[:, None] * strides[2])
 
 
 @triton.jit
-def _load_sequence(pointer, strides, batch, channel, time, channel_ok, time_ok):
+def _load_sequence(x, batch, channel, time, channel_ok, time_ok):
     """Load (time, channels) of a tensor (batch, channels, length); zeros where masked."""
-    offsets = _offsets_2d(strides, batch, channel, time)
-    return tl.load(pointer + offsets, mask=time_ok[:, None] & channel_ok[None, :], other=0.0)
+    return tl.load(_pointers(x, batch, channel, time), mask=time_ok[:, None] & channel_ok[None, :], other=0.0)
 
 
 @triton.jit
-def _load_matrix(pointer, strides, batch, group, n, time, n_ok, time_ok):
+def _load_matrix(x, batch, group, n, time, n_ok, time_ok):
     """Load (time, 1, state) of a tensor (batch, groups, state, length); zeros where masked."""
+    pointer, strides = x
     offsets = batch * strides[0] + group * strides[1] + n[None, :] * strides[2] + time[:, None] * strides[3]
     return tl.load(pointer + offsets, mask=time_ok[:, None] & n_ok[None, :], other=0.0)[:, None, :]
 
@@ -88,18 +92,12 @@ def _follow(decay_1, drive_1, decay_2, drive_2):
 @triton.jit
 def _ends_kernel(
     x,
-    x_strides,
     delta,
-    delta_strides,
     A,
     matrix,
-    matrix_strides,
     ends,
     decays,
-    channels,
-    blocks,
-    length,
-    state,
+    sizes,
     REVERSE: tl.constexpr,
     CHUNK: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -110,21 +108,21 @@ def _ends_kernel(
     With `REVERSE` these are of the adjoint: `x` is the gradient of the output, `matrix` is `C`, and the adjoint runs
     from the end of the chunk to its beginning.
     """
-    chunk, batch, group, _, channel, time, channel_ok, time_ok = _place(channels, blocks, length, CHUNK, CHANNELS)
-    n, n_ok, rows, rows_ok, kept = _place_states(chunk, batch, channel, channel_ok, channels, blocks, state, STATE)
+    chunk, batch, group, _, channel, time, channel_ok, time_ok = _place(sizes, CHUNK, CHANNELS)
+    n, n_ok, rows, rows_ok, kept = _place_states(chunk, batch, channel, channel_ok, sizes, STATE)
     local = tl.arange(0, CHUNK)
 
-    drive = _load_sequence(x, x_strides, batch, channel, time, channel_ok, time_ok)
-    deltas = _load_sequence(delta, delta_strides, batch, channel, time, channel_ok, time_ok)
+    drive = _load_sequence(x, batch, channel, time, channel_ok, time_ok)
+    deltas = _load_sequence(delta, batch, channel, time, channel_ok, time_ok)
     if REVERSE:
         remaining = tl.cumsum(deltas, 0)
     else:
         drive *= deltas
-        next_ok = (local < CHUNK - 1) & (time + 1 < length)
-        next_deltas = _load_sequence(delta, delta_strides, batch, channel, time + 1, channel_ok, next_ok)
+        next_ok = (local < CHUNK - 1) & (time + 1 < sizes[2])
+        next_deltas = _load_sequence(delta, batch, channel, time + 1, channel_ok, next_ok)
         remaining = tl.cumsum(next_deltas, 0, reverse=True)
     A_tile = tl.load(A + rows, mask=rows_ok, other=0.0)
-    driven = drive[:, :, None] * _load_matrix(matrix, matrix_strides, batch, group, n, time, n_ok, time_ok)
+    driven = drive[:, :, None] * _load_matrix(matrix, batch, group, n, time, n_ok, time_ok)
     end = tl.sum(tl.exp(remaining[:, :, None] * A_tile[None, :, :]) * driven, 0)
     decay = tl.exp(tl.sum(deltas, 0)[:, None] * A_tile)
 
@@ -149,69 +147,41 @@ def _chain_kernel(ends, decays, chunks, lanes, REVERSE: tl.constexpr, LANES: tl.
 
 @triton.jit
 def _scan_kernel(
-    u,
-    u_strides,
-    delta,
-    delta_strides,
-    A,
-    B,
-    B_strides,
-    C,
-    C_strides,
-    entering,
-    y,
-    y_strides,
-    channels,
-    blocks,
-    length,
-    state,
-    CHUNK: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    STATE: tl.constexpr,
+    u, delta, A, B, C, entering, y, sizes, CHUNK: tl.constexpr, CHANNELS: tl.constexpr, STATE: tl.constexpr
 ):
     """Store the output of each chunk."""
-    chunk, batch, group, _, channel, time, channel_ok, time_ok = _place(channels, blocks, length, CHUNK, CHANNELS)
-    n, n_ok, rows, rows_ok, kept = _place_states(chunk, batch, channel, channel_ok, channels, blocks, state, STATE)
+    chunk, batch, group, _, channel, time, channel_ok, time_ok = _place(sizes, CHUNK, CHANNELS)
+    n, n_ok, rows, rows_ok, kept = _place_states(chunk, batch, channel, channel_ok, sizes, STATE)
 
-    deltas = _load_sequence(delta, delta_strides, batch, channel, time, channel_ok, time_ok)
-    drive = deltas * _load_sequence(u, u_strides, batch, channel, time, channel_ok, time_ok)
+    deltas = _load_sequence(delta, batch, channel, time, channel_ok, time_ok)
+    drive = deltas * _load_sequence(u, batch, channel, time, channel_ok, time_ok)
     A_tile = tl.load(A + rows, mask=rows_ok, other=0.0)
-    B_tile = _load_matrix(B, B_strides, batch, group, n, time, n_ok, time_ok)
-    C_tile = _load_matrix(C, C_strides, batch, group, n, time, n_ok, time_ok)
+    B_tile = _load_matrix(B, batch, group, n, time, n_ok, time_ok)
+    C_tile = _load_matrix(C, batch, group, n, time, n_ok, time_ok)
     decay = tl.exp(deltas[:, :, None] * A_tile[None, :, :])
     decay, driven = tl.associative_scan((decay, drive[:, :, None] * B_tile), 0, _follow)
     states = decay * tl.load(entering + kept, mask=rows_ok, other=0.0)[None, :, :] + driven
 
-    offsets = _offsets_2d(y_strides, batch, channel, time)
-    tl.store(y + offsets, tl.sum(states * C_tile, 2), mask=time_ok[:, None] & channel_ok[None, :])
+    ok = time_ok[:, None] & channel_ok[None, :]
+    tl.store(_pointers(y, batch, channel, time), tl.sum(states * C_tile, 2), mask=ok)
 
 
 @triton.jit
 def _backward_kernel(
     dy,
-    dy_strides,
     u,
-    u_strides,
     delta,
-    delta_strides,
     A,
     B,
-    B_strides,
     C,
-    C_strides,
     entering,
     entering_adjoint,
     du,
-    du_strides,
     ddelta,
-    ddelta_strides,
     dA,
     dB,
     dC,
-    channels,
-    blocks,
-    length,
-    state,
+    sizes,
     CHUNK: tl.constexpr,
     CHANNELS: tl.constexpr,
     STATE: tl.constexpr,
@@ -221,8 +191,9 @@ def _backward_kernel(
     Those of matrices are partial sums: `dA` of shape (chunks, batch, channels, state), `dB` and `dC` of shape (blocks,
     batch, groups, state, length).
     """
-    chunk, batch, group, block, channel, time, channel_ok, time_ok = _place(channels, blocks, length, CHUNK, CHANNELS)
-    n, n_ok, rows, rows_ok, kept = _place_states(chunk, batch, channel, channel_ok, channels, blocks, state, STATE)
+    chunk, batch, group, block, channel, time, channel_ok, time_ok = _place(sizes, CHUNK, CHANNELS)
+    n, n_ok, rows, rows_ok, kept = _place_states(chunk, batch, channel, channel_ok, sizes, STATE)
+    _, blocks, length, state = sizes
     local = tl.arange(0, CHUNK)
     last_ok = (local > 0) & (time - 1 < length)
     next_ok = (local < CHUNK - 1) & (time + 1 < length)
@@ -230,33 +201,33 @@ def _backward_kernel(
     A_tile = tl.load(A + rows, mask=rows_ok, other=0.0)
 
     # The state before each step is the scan up to the step before.
-    deltas = _load_sequence(delta, delta_strides, batch, channel, time - 1, channel_ok, last_ok)
-    drive = deltas * _load_sequence(u, u_strides, batch, channel, time - 1, channel_ok, last_ok)
-    driven = drive[:, :, None] * _load_matrix(B, B_strides, batch, group, n, time - 1, n_ok, last_ok)
+    deltas = _load_sequence(delta, batch, channel, time - 1, channel_ok, last_ok)
+    drive = deltas * _load_sequence(u, batch, channel, time - 1, channel_ok, last_ok)
+    driven = drive[:, :, None] * _load_matrix(B, batch, group, n, time - 1, n_ok, last_ok)
     decay = tl.exp(deltas[:, :, None] * A_tile[None, :, :])
     decay, driven = tl.associative_scan((decay, driven), 0, _follow)
     before = decay * tl.load(entering + kept, mask=rows_ok, other=0.0)[None, :, :] + driven
 
     # The adjoint of the state after each step is the reverse scan with the decays of the next step.
-    grad = _load_sequence(dy, dy_strides, batch, channel, time, channel_ok, time_ok)[:, :, None]
-    C_tile = _load_matrix(C, C_strides, batch, group, n, time, n_ok, time_ok)
-    deltas = _load_sequence(delta, delta_strides, batch, channel, time + 1, channel_ok, next_ok)
+    grad = _load_sequence(dy, batch, channel, time, channel_ok, time_ok)[:, :, None]
+    C_tile = _load_matrix(C, batch, group, n, time, n_ok, time_ok)
+    deltas = _load_sequence(delta, batch, channel, time + 1, channel_ok, next_ok)
     decay = tl.exp(deltas[:, :, None] * A_tile[None, :, :])
     decay, driven = tl.associative_scan((decay, grad * C_tile), 0, _follow, reverse=True)
     adjoint = decay * tl.load(entering_adjoint + kept, mask=rows_ok, other=0.0)[None, :, :] + driven
 
-    deltas = _load_sequence(delta, delta_strides, batch, channel, time, channel_ok, time_ok)
-    u_tile = _load_sequence(u, u_strides, batch, channel, time, channel_ok, time_ok)
-    B_tile = _load_matrix(B, B_strides, batch, group, n, time, n_ok, time_ok)
+    deltas = _load_sequence(delta, batch, channel, time, channel_ok, time_ok)
+    u_tile = _load_sequence(u, batch, channel, time, channel_ok, time_ok)
+    B_tile = _load_matrix(B, batch, group, n, time, n_ok, time_ok)
     drive = (deltas * u_tile)[:, :, None]
     remaining = tl.exp(deltas[:, :, None] * A_tile[None, :, :]) * before
     exponent = remaining * adjoint
     ddrive = tl.sum(adjoint * B_tile, 2)
 
     ok = time_ok[:, None] & channel_ok[None, :]
-    tl.store(du + _offsets_2d(du_strides, batch, channel, time), ddrive * deltas, mask=ok)
+    tl.store(_pointers(du, batch, channel, time), ddrive * deltas, mask=ok)
     gradient = ddrive * u_tile + tl.sum(exponent * A_tile[None, :, :], 2)
-    tl.store(ddelta + _offsets_2d(ddelta_strides, batch, channel, time), gradient, mask=ok)
+    tl.store(_pointers(ddelta, batch, channel, time), gradient, mask=ok)
     tl.store(dA + kept, tl.sum(exponent * deltas[:, :, None], 0), mask=rows_ok)
     partial = ((block * tl.num_programs(1) + batch) * (tl.num_programs(2) // blocks) + group) * state
     offsets = (partial + n[None, :]) * length + time[:, None]
@@ -265,9 +236,9 @@ def _backward_kernel(
     tl.store(dC + offsets, tl.sum((remaining + drive * B_tile) * grad, 1), mask=ok)
 
 
-def _with_strides(*tensors: torch.Tensor) -> list[Any]:
-    """Return each tensor followed by its strides, as kernels take it."""
-    return [argument for tensor in tensors for argument in (tensor, tensor.stride())]
+def _with_strides(*tensors: torch.Tensor) -> list[tuple[torch.Tensor, tuple[int, ...]]]:
+    """Return each tensor with its strides, as kernels take it."""
+    return [(tensor, tensor.stride()) for tensor in tensors]
 
 
 class _Launch:
@@ -284,15 +255,8 @@ class _Launch:
         self.chunks = triton.cdiv(length, chunk)
         self.kept_shape = (self.chunks, batch, all_channels, state)
         self.grid = (self.chunks, batch, groups * self.blocks)
-        self.sizes = {
-            "channels": channels,
-            "blocks": self.blocks,
-            "length": length,
-            "state": state,
-            "CHUNK": chunk,
-            "CHANNELS": channels_tile,
-            "STATE": state_tile,
-        } | _OPTIONS
+        sizes = channels, self.blocks, length, state
+        self.options = {"sizes": sizes, "CHUNK": chunk, "CHANNELS": channels_tile, "STATE": state_tile} | _OPTIONS
 
     def entering(
         self, x: torch.Tensor, delta: torch.Tensor, A: torch.Tensor, matrix: torch.Tensor, reverse: bool
@@ -300,7 +264,7 @@ class _Launch:
         """Return the chunks' initial states, (chunks, batch, channels, state), or with `reverse` the final adjoints."""
         ends, decays = A.new_empty(self.kept_shape), A.new_empty(self.kept_shape)
         _ends_kernel[self.grid](
-            *_with_strides(x, delta), A, *_with_strides(matrix), ends, decays, REVERSE=reverse, **self.sizes
+            *_with_strides(x, delta), A, *_with_strides(matrix), ends, decays, REVERSE=reverse, **self.options
         )
         lanes = ends[0].numel()
         _chain_kernel[(triton.cdiv(lanes, 128),)](
@@ -323,7 +287,7 @@ class _TritonScan(torch.autograd.Function):
         entering = launch.entering(u, delta, A, B, reverse=False)
         y = torch.empty_like(u)
         _scan_kernel[launch.grid](
-            *_with_strides(u, delta), A, *_with_strides(B, C), entering, *_with_strides(y), **launch.sizes
+            *_with_strides(u, delta), A, *_with_strides(B, C), entering, *_with_strides(y), **launch.options
         )
         ctx.save_for_backward(u, delta, A, B, C, entering)
         return y
@@ -346,7 +310,7 @@ class _TritonScan(torch.autograd.Function):
             launch.entering(dy, delta, A, C, reverse=True),
             *_with_strides(du, ddelta),
             *(dA, dB, dC),
-            **launch.sizes,
+            **launch.options,
         )
         return du, ddelta, dA.sum((0, 1)), dB.sum(0), dC.sum(0)
 
