@@ -96,11 +96,12 @@ METRICS: dict[str, Metric] = {}
 
 
 def metric(**fields: Any) -> Callable[[Callable[[Volume, Volume], Array]], Metric]:
-    """Return a decorator that adds a function to `METRICS`."""
+    """Return a decorator that adds a function to `METRICS`; without `definition`, as DIRECT's metric of this name."""
 
     def add(function: Callable[[Volume, Volume], Array]) -> Metric:
-        METRICS[function.__name__] = Metric(function, **fields)
-        return METRICS[function.__name__]
+        name = function.__name__
+        METRICS[name] = Metric(function, **({"definition": f"DIRECT's {name}"} | fields))
+        return METRICS[name]
 
     return add
 
@@ -110,7 +111,7 @@ def of_slices(score: Callable[[NDArray[np.float32], NDArray[np.float32]], Any], 
     return np.array([score(*pair) if np.ptp(pair[0]) > 0 else np.nan for pair in zip(target, image, strict=True)])
 
 
-@metric(label="NMSE", group="fastmri", decimals=5, higher_is_better=False, definition="DIRECT's fastmri_nmse")
+@metric(label="NMSE", group="fastmri", decimals=5, higher_is_better=False)
 def fastmri_nmse(target: Volume, image: Volume) -> Array:
     """Return the squared error of every slice over the volume's mean energy; the mean is the NMSE of the volume."""
     squared_error = np.square(image.astype(np.float64) - target).mean(axis=(1, 2))
@@ -122,15 +123,7 @@ def mean_of_errors(psnr: Array) -> Any:
     return -10 * np.log10(np.mean(np.nan_to_num(10 ** (-psnr / 10))))
 
 
-@metric(
-    label="PSNR",
-    unit="dB",
-    group="fastmri",
-    decimals=2,
-    higher_is_better=True,
-    definition="DIRECT's fastmri_psnr",
-    combine=mean_of_errors,
-)
+@metric(label="PSNR", unit="dB", group="fastmri", decimals=2, higher_is_better=True, combine=mean_of_errors)
 def fastmri_psnr(target: Volume, image: Volume) -> Array:
     """Return the PSNR of every slice; the volume has that of the mean squared error over slices."""
     squared_error = np.square(image.astype(np.float64) - target).mean(axis=(1, 2))
@@ -138,7 +131,7 @@ def fastmri_psnr(target: Volume, image: Volume) -> Array:
         return 10 * np.log10(np.square(np.float64(target.max())) / squared_error)
 
 
-@metric(label="SSIM", group="fastmri", decimals=4, higher_is_better=True, definition="DIRECT's fastmri_ssim")
+@metric(label="SSIM", group="fastmri", decimals=4, higher_is_better=True)
 def fastmri_ssim(target: Volume, image: Volume) -> Array:
     """Return the SSIM of every slice; the mean over slices is that of the volume."""
     pairs = zip(target, image, strict=True)
@@ -151,26 +144,13 @@ def _calgary_campinas(name: str, target: Volume, image: Volume) -> Array:
     return of_slices(lambda true, made: function(true[None, None], made[None, None]).item(), target, image)
 
 
-@metric(
-    label="PSNR",
-    unit="dB",
-    group="calgary_campinas",
-    decimals=2,
-    higher_is_better=True,
-    definition="DIRECT's calgary_campinas_psnr",
-)
+@metric(label="PSNR", unit="dB", group="calgary_campinas", decimals=2, higher_is_better=True)
 def calgary_campinas_psnr(target: Volume, image: Volume) -> Array:
     """Return the PSNR of the Calgary-Campinas challenge."""
     return _calgary_campinas("psnr", target, image)
 
 
-@metric(
-    label="SSIM",
-    group="calgary_campinas",
-    decimals=4,
-    higher_is_better=True,
-    definition="DIRECT's calgary_campinas_ssim",
-)
+@metric(label="SSIM", group="calgary_campinas", decimals=4, higher_is_better=True)
 def calgary_campinas_ssim(target: Volume, image: Volume) -> Array:
     """Return the SSIM of the Calgary-Campinas challenge."""
     return _calgary_campinas("ssim", target, image)
@@ -186,13 +166,7 @@ def visual_information_fidelity(target: NDArray[Any], image: NDArray[Any], noise
     return float(vif(made, true, sigma_n_sq=noise_variance))
 
 
-@metric(
-    label="VIF",
-    group="calgary_campinas",
-    decimals=4,
-    higher_is_better=True,
-    definition="DIRECT's calgary_campinas_vif",
-)
+@metric(label="VIF", group="calgary_campinas", decimals=4, higher_is_better=True)
 def calgary_campinas_vif(target: Volume, image: Volume) -> Array:
     """Return the VIF of every slice, divided by the maximum of its target, in a sixth of the time DIRECT takes."""
     return of_slices(
