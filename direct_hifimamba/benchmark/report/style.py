@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -33,15 +34,8 @@ SETTINGS: dict[Any, Any] = {
 
 def choose_styles(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return arguments of `plot` for every label: no two share colour, marker and dashes."""
-    return {
-        label: {
-            "color": COLOURS[index % len(COLOURS)],
-            "marker": MARKERS[index % len(MARKERS)],
-            "linestyle": DASHES[index // len(COLOURS) % len(DASHES)],
-            "linewidth": 1.5,
-        }
-        for index, label in enumerate(labels)
-    }
+    styles = cycler(linestyle=DASHES) * cycler(color=COLOURS, marker=MARKERS, linewidth=[1.5] * len(COLOURS))
+    return dict(zip(labels, styles(), strict=False))
 
 
 def make_axes(x_label: str, y_label: str, height: float = 2.8) -> Axes:
