@@ -106,9 +106,7 @@ class _Model:
         self._process = start_process(_serve, arguments, daemon=True)
         its_connection.close()  # in this process: the end of the other one can then be seen
         self._facts: dict[str, int | None] = {}
-        self._seconds: dict[str, list[float]] = {
-            name: [] for name in ("seconds_per_iteration", "seconds_per_batch", "seconds_per_slice")
-        }
+        self._turns: list[dict[str, float]] = []
         self._error: str | None = None
 
     def __enter__(self) -> Self:
@@ -129,8 +127,7 @@ class _Model:
 
     def take_turn(self) -> None:
         """Measure every time once."""
-        for name, seconds in self._seconds.items():
-            seconds.append(self._ask(name))
+        self._turns.append(self._ask("seconds"))
 
     def _ask(self, question: str) -> Any:
         if self._error is not None:
@@ -150,7 +147,8 @@ class _Model:
 
     def cost(self) -> Cost:
         """What has been found."""
-        spreads = {} if self._error else {name: Spread.of(seconds) for name, seconds in self._seconds.items()}
+        names = [] if self._error else self._turns[0]
+        spreads = {name: Spread.of([turn[name] for turn in self._turns]) for name in names}
         return Cost(threads=THREADS, workers=count_workers(), **self._facts, **spreads, error=self._error)  # type: ignore[arg-type]
 
 
@@ -242,19 +240,15 @@ class _Workload:
         train()
         return torch.cuda.max_memory_allocated(self._device)
 
-    def seconds_per_iteration(self) -> float:
-        """One measurement."""
-        return self._seconds(self._train)
+    def seconds(self) -> dict[str, float]:
+        """Return one measurement of every time, see :class:`Cost`."""
+        return {
+            "seconds_per_iteration": self._time(self._train),
+            "seconds_per_batch": self._time(self._load_batch),
+            "seconds_per_slice": self._time(self._reconstruct),
+        }
 
-    def seconds_per_batch(self) -> float:
-        """One measurement."""
-        return self._seconds(self._load_batch)
-
-    def seconds_per_slice(self) -> float:
-        """One measurement."""
-        return self._seconds(self._reconstruct)
-
-    def _seconds(self, call: Callable[[], object]) -> float:
+    def _time(self, call: Callable[[], object]) -> float:
         start = time.perf_counter()
         call()
         if self._device != "cpu":
