@@ -118,32 +118,20 @@ def _backward(grad_y: torch.Tensor, *arguments: Any) -> list[torch.Tensor]:
     for name, tensor, shape in (("grad_y", grad_y, u.shape), ("states", states, _states_shape(u, scan.B))):
         if tensor.shape != shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {tuple(shape)}.")
-    grads = ScanArguments._make((*_backward_fake(grad_y, *arguments), delta_softplus))
-    for shared in (grads.B, grads.C):  # the kernel adds to them, channel by channel
-        shared.zero_()
+    grads = dict(zip(ScanArguments._fields, _backward_fake(grad_y, *arguments), strict=False))
+    for shared in ("B", "C"):  # the kernel adds to them, channel by channel
+        grads[shared].zero_()
     # One per sequence, summed below.
-    grad_A = u.new_empty(len(u), *scan.A.shape)
-    grad_D, grad_delta_bias = u.new_empty(2, *u.shape[:2])
+    shapes = {"A": scan.A.shape, "D": u.shape[1:2], "delta_bias": u.shape[1:2]}
+    parts = {name: u.new_empty(len(u), *shape) for name, shape in shapes.items()}
+    written = grads | parts | ({"z": None} if scan.z is None else {})
     _run(
-        "scan_backward",
-        scan,
-        states=states,
-        grad_y=grad_y,
-        grad_u=grads.u,
-        grad_delta=grads.delta,
-        grad_A=grad_A,
-        grad_B=grads.B,
-        grad_C=grads.C,
-        grad_D=grad_D,
-        grad_z=None if scan.z is None else grads.z,
-        grad_delta_bias=grad_delta_bias,
+        "scan_backward", scan, states=states, grad_y=grad_y, **{f"grad_{name}": part for name, part in written.items()}
     )
-    grads = grads._replace(A=grad_A.sum(0))
-    if scan.D is not None:
-        grads = grads._replace(D=grad_D.sum(0))
-    if scan.delta_bias is not None:
-        grads = grads._replace(delta_bias=grad_delta_bias.sum(0))
-    return [tensor for tensor in grads.tensors if tensor is not None]
+    for name, part in parts.items():
+        if getattr(scan, name) is not None:
+            grads[name] = part.sum(0)
+    return list(grads.values())
 
 
 @_backward.register_fake
