@@ -7,12 +7,11 @@ References
    46(4):638-651, 2001.
 """
 
-import functools
 import math
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -190,46 +189,39 @@ def reconstruct(kspace: NDArray[np.complex64], mask: NDArray[np.bool_], regulari
         return image
 
 
-def choose_regularisation(
-    readers: Sequence[Callable[[], Iterable[Acquisition]]],
-    jobs: int = 1,
-    regularisations: Sequence[float] | None = None,
-) -> float:
-    """Return the weight with the highest mean PSNR over the validation volumes.
+def choose_regularisation(paths: Sequence[Path], jobs: int = 1) -> float:
+    """Return the weight of `REGULARISATIONS` with the highest mean PSNR over the validation volumes.
 
     Parameters
     ----------
-    readers : sequence of callable
-        Each returns the slices of one volume.
+    paths : sequence of Path
+        Files of the validation split.
     jobs : int
-    regularisations : sequence of float, optional
-        Default: `REGULARISATIONS`.
 
     Raises
     ------
     RuntimeError
         If BART fails, or if with every weight some image is not finite.
     """
-    regularisations = regularisations or REGULARISATIONS
 
-    def score(task: tuple[Callable[[], Iterable[Acquisition]], float]) -> float:
-        read, regularisation = task
+    def score(task: tuple[Path, float]) -> float:
+        path, regularisation = task
         images, targets = [], []
-        for kspace, mask in read():
+        for kspace, mask in Acquisition.read(path):
             images.append(reconstruct(kspace, mask, regularisation))
             if not np.isfinite(images[-1]).all():
                 return -math.inf
             targets.append(root_sum_of_squares(kspace))
         return fastmri_psnr(np.stack(targets)[:, None], np.stack(images)[:, None]).item()
 
-    tasks = [(read, weight) for weight in regularisations for read in readers]
+    tasks = [(path, weight) for weight in REGULARISATIONS for path in paths]
     with ThreadPoolExecutor(jobs) as pool:
         scores = list(tqdm(pool.map(score, tasks), "choose the weight for BART", len(tasks), unit="file"))
-    means = np.reshape(scores, (len(regularisations), -1)).mean(1)
+    means = np.reshape(scores, (len(REGULARISATIONS), -1)).mean(1)
     if means.max() == -math.inf:
-        weights = ", ".join(f"{weight:g}" for weight in regularisations)
+        weights = ", ".join(f"{weight:g}" for weight in REGULARISATIONS)
         raise RuntimeError(f"BART's images of the validation split are not finite with any of the weights {weights}.")
-    return regularisations[int(means.argmax())]
+    return REGULARISATIONS[int(means.argmax())]
 
 
 def check_bart(specification: Specification, is_centered: bool) -> None:
@@ -280,8 +272,7 @@ def reconstruct_test_split(specification: Specification, folder: RunFolder, shap
         output = folder.predictions(acceleration)
         if output.exists():
             continue
-        validation = list_files(specification.folder(splits.validation, acceleration))
-        weight = choose_regularisation([functools.partial(Acquisition.read, path) for path in validation], jobs)
+        weight = choose_regularisation(list_files(specification.folder(splits.validation, acceleration)), jobs)
         chosen = {"program": f"BART {bart_version()}, pics -S -l1", "regularisation": weight}
         output.parent.mkdir(parents=True, exist_ok=True)
         write_text(output.with_suffix(".yaml"), yaml.safe_dump(chosen))

@@ -11,6 +11,7 @@ from direct_hifimamba.benchmark.plan.hashes import list_files
 from direct_hifimamba.benchmark.plan.specification import Specification
 from direct_hifimamba.benchmark.run import classical
 from direct_hifimamba.benchmark.score.images import load_reconstruction
+from direct_hifimamba.data.formats.hdf5 import write_volume
 from direct_hifimamba.data.fourier import image_to_kspace, root_sum_of_squares
 from direct_hifimamba.data.simulate import simulate_sensitivity_map
 from tests.benchmark.small_benchmark import MASKS, SLICES, write_specification
@@ -35,6 +36,12 @@ def _acquisition(num_coils: int) -> tuple[np.ndarray, np.ndarray]:
     mask = np.arange(SHAPE[1]) % 3 == 0
     mask[27:38] = True
     return kspace.astype(np.complex64), mask
+
+
+def _write(folder: Path, kspace: np.ndarray, mask: np.ndarray) -> list[Path]:
+    """A validation split of one slice."""
+    write_volume(folder / "volume.h5", kspace[None], {}, mask)
+    return [folder / "volume.h5"]
 
 
 def _psnr(kspace: np.ndarray, image: np.ndarray) -> float:
@@ -81,11 +88,12 @@ def test_pics_does_not_see_what_was_not_sampled():
 
 
 @needs_bart
-def test_regularisation_is_chosen_by_the_psnr():
+def test_regularisation_is_chosen_by_the_psnr(tmp_path, monkeypatch):
     kspace, mask = _acquisition(4)
     scores = {weight: _psnr(kspace, classical.reconstruct(kspace, mask, weight)) for weight in (1e-4, 0.01, 1.0)}
     best = max(scores, key=lambda weight: scores[weight])
-    assert classical.choose_regularisation([lambda: [classical.Acquisition(kspace, mask)]], 1, list(scores)) == best
+    monkeypatch.setattr(classical, "REGULARISATIONS", tuple(scores))
+    assert classical.choose_regularisation(_write(tmp_path, kspace, mask)) == best
     assert best != 1.0
 
 
@@ -101,12 +109,14 @@ def _diverge_from(monkeypatch, weight):
     monkeypatch.setattr(classical, "bart_version", lambda: "none")
 
 
-def test_weight_with_which_bart_diverges_is_not_chosen(monkeypatch):
+def test_weight_with_which_bart_diverges_is_not_chosen(tmp_path, monkeypatch):
     _diverge_from(monkeypatch, 0.02)
-    acquisition = classical.Acquisition(*_acquisition(2))
-    assert classical.choose_regularisation([lambda: [acquisition]], 1, [0.05, 0.01, 0.02]) == 0.01
+    paths = _write(tmp_path, *_acquisition(2))
+    monkeypatch.setattr(classical, "REGULARISATIONS", (0.05, 0.01, 0.02))
+    assert classical.choose_regularisation(paths) == 0.01
+    monkeypatch.setattr(classical, "REGULARISATIONS", (0.05, 0.02))
     with pytest.raises(RuntimeError, match=r"not finite with any of the weights 0.05, 0.02"):
-        classical.choose_regularisation([lambda: [acquisition]], 1, [0.05, 0.02])
+        classical.choose_regularisation(paths)
 
 
 def test_images_of_the_test_split_that_are_not_finite_are_an_error(small_specification, tmp_path, monkeypatch):
