@@ -26,15 +26,7 @@ from numpy.typing import NDArray
 from direct_hifimamba.data.blank import bright_level, is_blank
 from direct_hifimamba.data.data_sets import DATA_SETS, MEASURED, SIMULATED, select_slices
 from direct_hifimamba.data.fit import crop_or_pad, resample
-from direct_hifimamba.data.formats.hdf5 import (
-    CMRXRECON_SUFFIX,
-    acquired_columns,
-    kspace_shape,
-    missing_links,
-    write_cmrxrecon,
-    write_view,
-    write_volume,
-)
+from direct_hifimamba.data.formats import hdf5
 from direct_hifimamba.data.fourier import image_to_kspace, root_sum_of_squares
 from direct_hifimamba.data.masks import MaskOptions, draw_mask
 from direct_hifimamba.data.parallel import map_files
@@ -135,7 +127,7 @@ def _write_kspace(task: Task, who: Mapping[str, str]) -> None:
                 link = os.path.relpath(task.source.resolve(), task.path.parent.resolve())
                 kspace = source.layout(kept, link)
         task.path.parent.mkdir(parents=True, exist_ok=True)
-        write_volume(task.path, kspace, provenance, header=header)
+        hdf5.write_volume(task.path, kspace, provenance, header=header)
 
 
 def _open(task: Task) -> KSpaceFile | NiftiFile:
@@ -182,13 +174,13 @@ def _record(task: Task) -> dict[str, Any]:
             f"{task.path} was not prepared from {task.source} with these settings; remove it, or choose another folder."
         )
     with h5py.File(task.path) as file:
-        for link in missing_links(file["kspace"]):
+        for link in hdf5.missing_links(file["kspace"]):
             raise FileNotFoundError(
                 f"{task.path} links to {link}, which is not there. Put the download back, or remove {task.dest} and "
                 "prepare it again; with --copy, it needs no download."
             )
         return {
-            "shape": list(kspace_shape(file)),
+            "shape": list(hdf5.kspace_shape(file)),
             **{name: file.attrs[name] for name in ("max", "norm", "sha256")},
             **{name: provenance[name] for name in ("source", "slices", "dropped", "versions")},
         }
@@ -197,14 +189,14 @@ def _record(task: Task) -> dict[str, Any]:
 def _store_mask(task: Task, record: dict[str, Any], folder: str, options: MaskOptions) -> dict[str, Any]:
     height, width = record["shape"][-2:]
     with h5py.File(task.path) as file:
-        acquired = acquired_columns(file)
+        acquired = hdf5.acquired_columns(file)
     mask = draw_mask(options, (height, width), task.name, task.settings.seed, acquired)
     identity = {"seed": task.settings.seed, "volume_sha256": record["sha256"]}
     who = {"origin": task.settings.kspace, **{key: record[key] for key in _WHO if key in record}}
     provenance = {"mask": {"options": asdict(options), **mask.provenance()}, **identity, **who}
     # The reader of CMRxRecon would estimate coil sensitivities from 24 columns, sampled or not.
     is_view = mask.is_line_mask or task.settings.has_coils
-    path = (task.dest / folder / task.name).with_suffix(".h5" if is_view else CMRXRECON_SUFFIX)
+    path = (task.dest / folder / task.name).with_suffix(".h5" if is_view else hdf5.CMRXRECON_SUFFIX)
     if path.exists():
         stored = read_provenance(path) or {}
         if stored.get("mask", {}).get("options") != asdict(options) or not identity.items() <= stored.items():
@@ -213,9 +205,9 @@ def _store_mask(task: Task, record: dict[str, Any], folder: str, options: MaskOp
     if not path.exists() or stored != provenance:
         path.parent.mkdir(exist_ok=True)
         if is_view:
-            write_view(path, task.path, mask.samples, provenance, None if mask.is_line_mask else mask.center)
+            hdf5.write_view(path, task.path, mask.samples, provenance, None if mask.is_line_mask else mask.center)
         else:
-            write_cmrxrecon(path, task.path, mask.samples, provenance)
+            hdf5.write_cmrxrecon(path, task.path, mask.samples, provenance)
     return {"file": path.name, **mask.provenance()}
 
 

@@ -9,15 +9,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from direct_hifimamba.data.formats.hdf5 import (
-    CMRXRECON_SUFFIX,
-    acquired_columns,
-    hash_content,
-    kspace_shape,
-    missing_links,
-    read_cmrxrecon_slices,
-    read_slices,
-)
+from direct_hifimamba.data.formats import hdf5
 from direct_hifimamba.data.masks import MaskOptions, draw_mask
 from direct_hifimamba.data.parallel import map_files
 from direct_hifimamba.data.protocol import FILE_NAME, Settings, list_name, list_of, read_protocol
@@ -61,12 +53,12 @@ def _check_volume(task: Task) -> Iterator[str]:
     record = task.record
     provenance = read_provenance(path) or {}
     with h5py.File(path) as file:
-        for link in missing_links(file["kspace"]):
+        for link in hdf5.missing_links(file["kspace"]):
             yield f"links to {link}, which is not there; put it back, or prepare with --copy"
             return
-        if list(kspace_shape(file)) != record["shape"]:
-            yield f"has k-space of shape {kspace_shape(file)}, not {tuple(record['shape'])}"
-        elif hash_content(file) != record["sha256"]:
+        if list(hdf5.kspace_shape(file)) != record["shape"]:
+            yield f"has k-space of shape {hdf5.kspace_shape(file)}, not {tuple(record['shape'])}"
+        elif hdf5.hash_content(file) != record["sha256"]:
             yield "has other k-space, or another header, than was prepared"
         attributes = {name: file.attrs[name] for name in ("max", "norm", "sha256")}
     stored = attributes | provenance
@@ -79,14 +71,14 @@ def _check_volume(task: Task) -> Iterator[str]:
 def _check_mask(task: Task, path: Path, options: MaskOptions) -> Iterator[str]:
     volume = task.dest / task.split / task.name
     with h5py.File(volume) as original:
-        acquired = acquired_columns(original)
+        acquired = hdf5.acquired_columns(original)
     draw = partial(draw_mask, options, task.record["shape"][-2:], task.name, task.settings.seed)
     expected = draw(acquired)
     known = [expected]
     with suppress(ValueError):  # without the padding, not every mask leaves a gap on either side of its centre
         known.append(draw())
     with h5py.File(path) as file:
-        is_view = path.suffix != CMRXRECON_SUFFIX
+        is_view = path.suffix != hdf5.CMRXRECON_SUFFIX
         mask = file["mask"][()] if is_view else file["mask"][()].T
         center = file["acs_mask"][()] if is_view and not expected.is_line_mask else expected.center
         # Earlier versions stored masks and their figures as they were drawn, padding included.
@@ -102,7 +94,7 @@ def _check_mask(task: Task, path: Path, options: MaskOptions) -> Iterator[str]:
             is_same = isinstance(link, h5py.ExternalLink) and (path.parent / link.filename).samefile(volume)
         else:
             with h5py.File(volume) as original:
-                pairs = zip(read_cmrxrecon_slices(file), read_slices(original), strict=True)
+                pairs = zip(hdf5.read_slices(file), hdf5.read_slices(original), strict=True)
                 is_same = all(np.array_equal(*pair) for pair in pairs)
         if not is_same:
             yield f"does not have the k-space of {task.split}/{task.name}"

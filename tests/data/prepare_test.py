@@ -21,10 +21,10 @@ from direct.data.mri_transforms import build_mri_transforms
 from direct.data.transforms import fft2, ifft2
 
 from direct_hifimamba import cli
-from direct_hifimamba.data import prepare as module
 from direct_hifimamba.data.acquisition import find_mask, open_acquisition
 from direct_hifimamba.data.checks import check_acquisition
 from direct_hifimamba.data.data_sets import SIMULATED
+from direct_hifimamba.data.formats import hdf5
 from direct_hifimamba.data.formats.hdf5 import read_mask, read_slices
 from direct_hifimamba.data.fourier import kspace_to_image, root_sum_of_squares
 from direct_hifimamba.data.masks import MaskOptions, draw_mask
@@ -383,7 +383,7 @@ def test_masks_depend_on_the_seed_and_on_the_name_of_the_file(prepared, tmp_path
 def test_interrupted_preparation_is_completed(prepared, tmp_path, monkeypatch, name):
     raw, whole, _, _ = prepared(name)
     settings = Settings.of(name, **CASES[name].options)
-    write, calls = module.write_view if name == "fastmri" else module.write_cmrxrecon, []
+    write, calls = hdf5.write_view if name == "fastmri" else hdf5.write_cmrxrecon, []
 
     def fail(path: Path, *arguments: Any) -> None:
         calls.append(path)
@@ -393,7 +393,7 @@ def test_interrupted_preparation_is_completed(prepared, tmp_path, monkeypatch, n
         write(path, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, write.__name__, fail)
+        patch.setattr(hdf5, write.__name__, fail)
         with pytest.raises(KeyboardInterrupt):
             prepare(raw, tmp_path, settings)
     finished = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.h5")}
@@ -794,7 +794,7 @@ def test_second_run_does_nothing_and_splits_can_be_prepared_one_by_one(prepared,
         prepare(raw, tmp_path, settings, [split])
     assert (tmp_path / "protocol.json").read_bytes() == (whole / "protocol.json").read_bytes()
     for name in ("write_volume", "write_view"):
-        monkeypatch.setattr(module, name, None)
+        monkeypatch.setattr(hdf5, name, None)
     prepare(raw, tmp_path, settings)
     assert _hashes(tmp_path) == _hashes(whole)
 

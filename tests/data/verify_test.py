@@ -206,7 +206,9 @@ def test_folders_that_are_no_prepared_data_set_are_refused(tmp_path):
 
 def test_an_interrupted_preparation_is_not_in_order(tmp_path, monkeypatch):
     lookalikes.acdc(tmp_path / "raw")
-    monkeypatch.setattr("direct_hifimamba.data.prepare.write_cmrxrecon", lambda *_: (_ for _ in ()).throw(KeyError))
+    monkeypatch.setattr(
+        "direct_hifimamba.data.formats.hdf5.write_cmrxrecon", lambda *_: (_ for _ in ()).throw(KeyError)
+    )
     with pytest.raises(KeyError):
         prepare(tmp_path / "raw", tmp_path / "out", Settings.of("acdc", size=(24, 24)))
     problems = verify(tmp_path / "out")

@@ -86,13 +86,9 @@ def _dataset(
     data.SpacingBetweenSlices = _decimals(distances[:1])
     data.ImageOrientationPatient = _decimals([*directions[:, 2], *directions[:, 1]])
     data.ImagePositionPatient = _decimals((affine @ [position, 0, 0, 1])[:3])
-    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
-    data.Rows, data.Columns = image.shape
-    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 0
     data.RescaleIntercept, data.RescaleSlope, data.RescaleType = 0, _decimals([slope])[0], "US"
-    data.PixelData = (
-        np.round(image.astype(np.float64) / float(data.RescaleSlope)).clip(0, 65535).astype("<u2").tobytes()
-    )
+    pixels = np.round(image.astype(np.float64) / float(data.RescaleSlope)).clip(0, 65535).astype("<u2")
+    data.set_pixel_data(pixels, "MONOCHROME2", bits_stored=16, generate_instance_uid=False)
     return data
 
 

@@ -167,18 +167,22 @@ def header_document(file: h5py.File) -> bytes | None:
 
 
 def read_slices(file: h5py.File) -> Iterator[NDArray[np.complex64]]:
-    """Yield the slices of a volume as :func:`write_volume` took them, in whatever form it is stored.
+    """Yield the slices of a volume as :func:`write_volume` took them, shape ([coil, ]height, width).
+
+    The volume may be stored in any form, also that of :func:`write_cmrxrecon`.
 
     Raises
     ------
     FileNotFoundError
         If the volume links to a file that is not there. (HDF5 would read zeros.)
     """
-    _check_links(file["kspace"])
-    if _is_cmrxrecon(file["kspace"]):
-        yield from read_cmrxrecon_slices(file)
+    kspace = file["kspace"]
+    _check_links(kspace)
+    if _is_cmrxrecon(kspace):
+        for index in range(kspace.shape[1]):
+            yield np.swapaxes(kspace[0, index].view(np.complex64), -1, -2)
         return
-    for kspace_slice in file["kspace"]:
+    for kspace_slice in kspace:
         if kspace_slice.dtype == np.float32:
             kspace_slice = np.ascontiguousarray(kspace_slice).view(np.complex64)[..., 0]
         yield kspace_slice
@@ -280,13 +284,6 @@ def write_cmrxrecon(path: Path, volume: Path, mask: NDArray[np.bool_], provenanc
         file["mask"] = mask.T
         file.attrs["sha256"] = original.attrs["sha256"]
         store_provenance(file, provenance)
-
-
-def read_cmrxrecon_slices(file: h5py.File) -> Iterator[NDArray[np.complex64]]:
-    """Yield the slices of a file of :func:`write_cmrxrecon`, shape ([coil, ]height, width)."""
-    kspace = file["kspace"]
-    for index in range(kspace.shape[1]):
-        yield np.swapaxes(kspace[0, index].view(np.complex64), -1, -2)
 
 
 class StoredArray:

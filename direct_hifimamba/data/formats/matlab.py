@@ -78,19 +78,6 @@ class _Reversed:
         return self._stored[index[::-1]].T
 
 
-class _Times:
-    """An array whose last two axes, slice and time, are one; slices vary fastest."""
-
-    def __init__(self, array: Any) -> None:
-        self._array = array
-        self.shape = (*array.shape[:-2], array.shape[-2] * array.shape[-1])
-        self.ndim, self.dtype = array.ndim - 1, array.dtype
-
-    def __getitem__(self, index: tuple[Any, ...]) -> NDArray[Any]:
-        time, position = divmod(index[-1], self._array.shape[-2])
-        return self._array[(*index[:-1], position, time)]
-
-
 def _find(shapes: dict[str, Any], name: str) -> str | None:
     """Find an array by its name or its beginning, such as `kspace_sub04` and `mask04`."""
     if name in shapes:
@@ -141,10 +128,10 @@ def _read(path: Path, axes: Sequence[str] | None = None, variable: str | None = 
         return from_array(array, axes or order, mask=mask)
     slices, times = lengths[-2:]
     return from_array(
-        _Times(array),
+        array,
         order,
+        has_times=True,
         mask=mask,
-        volumes=times,
         image_size=(round(lengths[0] / 3), round(lengths[1] / 2)),  # DIRECT's reader asks for this part of the image
         messages=(f"{times} times of {slices} slices became {times * slices} slices.",) if times > 1 else (),
     )

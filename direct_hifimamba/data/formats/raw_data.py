@@ -71,7 +71,7 @@ class Format(NamedTuple):
     read_array: Callable[[Path, str], NDArray[Any] | None] | None = None  #: Of formats that store arrays by name.
 
 
-def from_array(array: Any, axes: Sequence[str] | None = None, **fields: Any) -> RawData:
+def from_array(array: Any, axes: Sequence[str] | None = None, has_times: bool = False, **fields: Any) -> RawData:
     """Return the raw data of an array.
 
     Parameters
@@ -81,6 +81,8 @@ def from_array(array: Any, axes: Sequence[str] | None = None, **fields: Any) -> 
     axes : sequence of str, optional
         Names out of `AXES` of the axes of complex values, in the order in which they are stored. Default: `AXES`, or
         (height, width).
+    has_times : bool
+        Whether another axis follows, that of times; each is a volume.
     **fields
         Other attributes of :class:`RawData`.
 
@@ -97,21 +99,25 @@ def from_array(array: Any, axes: Sequence[str] | None = None, **fields: Any) -> 
             "of length 2"
         )
     stored = array.shape[:-1] if is_pairs else array.shape
+    stored, times = (stored[:-1], stored[-1]) if has_times else (stored, 1)
     axes = _clear_axes(stored) if axes is None else tuple(axes)
     if len(axes) != len(stored) or len(set(axes)) < len(axes) or not {"height", "width"} <= set(axes) <= set(AXES):
         raise ValueError(_ask_for_axes(stored, f"{','.join(axes)} does not fit"))
     lengths = dict(zip(axes, stored, strict=True))
-    shape = tuple(lengths.get(axis, 1) for axis in AXES)
+    slices, *plane = (lengths.get(axis, 1) for axis in AXES)
+    shape = (slices * times, *plane)
     if 0 in shape:
         raise ValueError(f"k-space has the shape {stored} and so no samples")
     rest = [axis for axis in axes if axis != "slice"]
     order = [rest.index(axis) for axis in AXES if axis in rest]
 
     def read_slice(index: int) -> NDArray[np.complex64]:
-        values = as_complex(array[tuple(index if axis == "slice" else slice(None) for axis in axes)])
-        return np.array(values.transpose(order).reshape(shape[1:]), np.complex64, order="C")
+        time, position = divmod(index, slices)
+        place = tuple(position if axis == "slice" else slice(None) for axis in axes)
+        values = as_complex(array[(*place, time) if has_times else place])
+        return np.array(values.transpose(order).reshape(plane), np.complex64, order="C")
 
-    return RawData(shape, read_slice, **fields)
+    return RawData(shape, read_slice, volumes=times, **fields)
 
 
 def as_complex(values: NDArray[Any]) -> NDArray[Any]:

@@ -103,12 +103,11 @@ def assemble(readouts: NDArray[Any], load: Load, encoding: Encoding) -> RawData:
     image = (readouts["image"] | readouts["calibration"]) & ~apart
     if not image.any():
         raise ValueError(f"none of its {len(readouts)} readouts belongs to an image; is it cut short?")
-    places, messages = _find_places(readouts, image)
+    places, rows, messages = _find_places(readouts, image)
     volumes = len({place[:-1] for place in places})
-    rows = [np.flatnonzero(image & _is_at(readouts, place)) for place in places]
     grid = _Grid.of(readouts, load, encoding, image)
     masks = np.stack([grid.mask(each) for each in rows])
-    _check_completeness(masks, places)
+    _check_completeness(masks, volumes, places)
     messages += grid.describe(rows[0])
 
     calibration_rows = []
@@ -146,12 +145,10 @@ def assemble(readouts: NDArray[Any], load: Load, encoding: Encoding) -> RawData:
     )
 
 
-def _is_at(readouts: NDArray[Any], place: tuple[int, ...]) -> NDArray[np.bool_]:
-    return (readouts["volume"] == place[:-1]).all(axis=1) & (readouts["slice"] == place[-1])
-
-
-def _find_places(readouts: NDArray[Any], image: NDArray[np.bool_]) -> tuple[list[tuple[int, ...]], list[str]]:
-    """Return volume and slice number of each slice of the result, in order, and messages about them."""
+def _find_places(
+    readouts: NDArray[Any], image: NDArray[np.bool_]
+) -> tuple[list[tuple[int, ...]], list[NDArray[np.int64]], list[str]]:
+    """Return volume and slice number of each slice of the result, in order, its readouts, and messages about them."""
     used = readouts[image]
     indices, first = np.unique(used["slice"], return_index=True)
     normal = used["directions"][0, 2]
@@ -160,24 +157,27 @@ def _find_places(readouts: NDArray[Any], image: NDArray[np.bool_]) -> tuple[list
         indices = indices[np.argsort(heights)]
     volumes = np.unique(used["volume"], axis=0)
     places = [(*map(int, volume), int(index)) for volume in volumes for index in indices]
-    for place in places:
-        if not _is_at(used, place).any():
-            numbers = ", ".join(f"{name} {number}" for name, number in zip(VOLUMES, place, strict=False))
-            raise ValueError(f"it has no slice {place[-1]} of {numbers}; was the scan aborted, or the file cut short?")
+    rows = []
+    for *volume, index in places:
+        rows.append(np.flatnonzero(image & (readouts["volume"] == volume).all(axis=1) & (readouts["slice"] == index)))
+        if not len(rows[-1]):
+            numbers = ", ".join(f"{name} {number}" for name, number in zip(VOLUMES, volume, strict=True))
+            raise ValueError(f"it has no slice {index} of {numbers}; was the scan aborted, or the file cut short?")
     if len(volumes) == 1:
-        return places, []
+        return places, rows, []
     varying = [name for name, numbers in zip(VOLUMES, volumes.T, strict=True) if np.ptp(numbers)]
-    return places, [
-        f"{len(volumes)} volumes (by {', '.join(varying)}) of {len(indices)} slices became {len(places)} slices."
-    ]
+    return (
+        places,
+        rows,
+        [f"{len(volumes)} volumes (by {', '.join(varying)}) of {len(indices)} slices became {len(places)} slices."],
+    )
 
 
-def _check_completeness(masks: NDArray[np.bool_], places: list[tuple[int, ...]]) -> None:
+def _check_completeness(masks: NDArray[np.bool_], volumes: int, places: list[tuple[int, ...]]) -> None:
     """Check that the slices of a volume have the same lines, and all volumes about as many."""
     counts = masks.any(axis=1).sum(axis=1)
-    first = {place[:-1]: mask for place, mask in reversed(list(zip(places, masks, strict=True)))}
-    differs = any((mask != first[place[:-1]]).any() for place, mask in zip(places, masks, strict=True))
-    if differs or counts.min() < _COMPLETE * counts.max():
+    by_volume = masks.reshape(volumes, -1, *masks.shape[1:])
+    if (by_volume != by_volume[:, :1]).any() or counts.min() < _COMPLETE * counts.max():
         fewest = places[counts.argmin()]
         raise ValueError(
             f"slice {fewest[-1]} has {counts.min()} lines and another one {counts.max()}, or other ones; was the scan "
@@ -295,16 +295,15 @@ def _find_affine(
     readouts: NDArray[Any], rows: list[NDArray[np.int64]], encoding: Encoding, volumes: int
 ) -> tuple[NDArray[np.float64] | None, list[str]]:
     """Return the affine of :class:`RawData`, or None and why there is none."""
-    every = readouts[[each[0] for each in rows]]
-    first = every[: len(every) // volumes]
+    every = readouts[[each[0] for each in rows]].reshape(volumes, -1)
+    first = every[0]
     directions, position = first["directions"][0], first["position"]
     steps = np.diff(position, axis=0)
     if not np.allclose(np.linalg.norm(directions, axis=1), 1, atol=1e-2) or (len(steps) and not steps.any()):
         return None, ["The header says nothing about the position of the slices."]
     if not np.allclose(first["directions"], directions, atol=1e-3) or not np.allclose(steps, steps[:1], atol=1e-2):
         return None, ["Slices are not parallel or not equally spaced, so that they have no common position."]
-    names = "position", "directions"
-    if not all(np.allclose(every[name], np.resize(first[name], every[name].shape), atol=1e-2) for name in names):
+    if not all(np.allclose(every[name], first[name], atol=1e-2) for name in ("position", "directions")):
         return None, ["Volumes differ in their position, so that they have no common one."]
     (height, width), (length, lines) = encoding.size, encoding.matrix
     affine = np.eye(4)

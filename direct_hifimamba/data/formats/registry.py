@@ -3,7 +3,7 @@
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -62,14 +62,7 @@ def read(path: Path, axes: Sequence[str] | None = None, variable: str | None = N
             )
         else:
             raw = format_.read(path)
-
-    def guard[Result](function: Callable[[int], Result]) -> Callable[[int], Result]:
-        def call(index: int) -> Result:
-            with _reading(path, format_):
-                return function(index)
-
-        return call
-
+    guard = _reading(path, format_)  # as a decorator, for each call
     calibration = None if raw.read_calibration is None else guard(raw.read_calibration)
     source = {"format": format_.name, **raw.source}
     return replace(raw, read_slice=guard(raw.read_slice), read_calibration=calibration, source=source)

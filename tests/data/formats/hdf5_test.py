@@ -8,7 +8,6 @@ from direct.data.datasets import CMRxReconDataset, FastMRIDataset
 from direct_hifimamba.data.formats.hdf5 import (
     hash_content,
     kspace_shape,
-    read_cmrxrecon_slices,
     read_slices,
     write_cmrxrecon,
     write_view,
@@ -153,4 +152,4 @@ def test_cmrxrecon_form_holds_masks_of_any_shape(tmp_path, coils):
         np.testing.assert_array_equal(dataset[index]["kspace"], kspace[index] if coils else kspace[index][None])
         np.testing.assert_array_equal(dataset[index]["sampling_mask"][0, ..., 0], mask)
     with h5py.File(tmp_path / "out" / "a.h5") as file:
-        np.testing.assert_array_equal(list(read_cmrxrecon_slices(file)), kspace)
+        np.testing.assert_array_equal(list(read_slices(file)), kspace)
