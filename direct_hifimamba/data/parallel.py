@@ -36,21 +36,16 @@ def map_files[Task, Result](
         Number of threads on which PyTorch computes in each process.
     """
     torch.set_num_threads(threads)
-    with tqdm(total=len(tasks), desc=description, unit=unit) as progress:
-        if min(jobs, len(tasks)) < 2:
-            for task in tasks:
-                yield function(task)
-                progress.update()
-            return
-        # Forking a process in which PyTorch has threads can deadlock.
-        context = multiprocessing.get_context("spawn")
-        executor = ProcessPoolExecutor(min(jobs, len(tasks)), context, _start_worker, (threads,))
-        try:
-            for result in executor.map(function, tasks):
-                yield result
-                progress.update()
-        finally:
-            executor.shutdown(cancel_futures=True)
+    if min(jobs, len(tasks)) < 2:
+        yield from tqdm(map(function, tasks), description, len(tasks), unit=unit)
+        return
+    # Forking a process in which PyTorch has threads can deadlock.
+    context = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(min(jobs, len(tasks)), context, _start_worker, (threads,))
+    try:
+        yield from tqdm(executor.map(function, tasks), description, len(tasks), unit=unit)
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
 def _start_worker(threads: int) -> None:
