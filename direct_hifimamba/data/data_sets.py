@@ -36,10 +36,10 @@ class DataSet:
     pattern : str
         Regular expression for the names of the files to use. A group `acquisition` is the kind of measurement, and a
         group `subject` is the person.
-    slices : str
-        Rule for :func:`select_slices`.
     size : tuple of ints
         Height and width of magnitude images.
+    slices : str
+        Rule for :func:`select_slices`.
     masks : tuple of MaskOptions
         Masks for evaluation.
     kspace_of_paper : str
@@ -57,9 +57,9 @@ class DataSet:
     reader: type[KSpaceFile] | type[NiftiFile]
     splits: Mapping[str, str] = field(hash=False)
     pattern: str
-    slices: str
     size: tuple[int, int]
-    masks: tuple[MaskOptions, ...]
+    slices: str = ALL
+    masks: tuple[MaskOptions, ...] = (*EQUISPACED, *RANDOM)
     kspace_of_paper: str = SIMULATED
     acquisition: str | None = None
     named_by_folder: bool = False
@@ -149,7 +149,6 @@ DATA_SETS = {
         pattern=r".+\.h5",
         slices=f"{CENTRAL}:20",
         size=(320, 320),
-        masks=(*EQUISPACED, *RANDOM),
         acquisition="CORPDFS_FBK",
     ),
     "calgary-campinas": DataSet(
@@ -158,14 +157,12 @@ DATA_SETS = {
         pattern=r"(?:(?P<subject>e\d+)s\d+_)?.+\.h5",
         slices=f"{INNER}:30",
         size=(256, 256),
-        masks=(*EQUISPACED, *RANDOM),
         centered=False,
     ),
     "acdc": DataSet(
         reader=NiftiFile,
         splits={"train": "training", "test": "testing"},
         pattern=r"(?P<subject>patient\d+)_frame\d+\.nii(\.gz)?",
-        slices=ALL,
         size=(128, 128),
         masks=RADIAL,
     ),
@@ -174,7 +171,6 @@ DATA_SETS = {
         splits={"train": "train", "val": "train", "test": "test"},
         lists={"val": "valid.csv"},
         pattern=r"t2\.nii(\.gz)?",
-        slices=ALL,
         size=(224, 224),
         masks=RANDOM,
         named_by_folder=True,
@@ -183,9 +179,7 @@ DATA_SETS = {
         reader=M4Raw,
         splits={"train": "multicoil_train", "val": "multicoil_val", "test": "multicoil_test"},
         pattern=r"(?P<subject>\d+)_(?P<acquisition>\w+?)\d\d\.h5",
-        slices=ALL,
         size=(256, 256),
-        masks=(*EQUISPACED, *RANDOM),
         kspace_of_paper=MEASURED,
         acquisition="T1",
     ),
@@ -193,9 +187,7 @@ DATA_SETS = {
         reader=RawFile,
         splits={"train": "train", "val": "val", "test": "test"},
         pattern=r".+(?<!\.hdr)",  # BART's files come in pairs
-        slices=ALL,
         size=(256, 256),
-        masks=(*EQUISPACED, *RANDOM),
         kspace_of_paper=MEASURED,
     ),
 }

@@ -48,6 +48,7 @@ def is_centered(steps: list[Any]) -> bool:
     return all(getattr(operator, "keywords", {}).get("centered", True) for operator in operators)
 
 
+@dataclass(eq=False)
 class EstimatedMapsTransform:
     """Transforms of DIRECT, followed by sensitivities by ESPIRiT or NLINV from the masked k-space.
 
@@ -73,18 +74,17 @@ class EstimatedMapsTransform:
         If the transforms do not have the zero frequency in the centre of k-space.
     """
 
-    def __init__(
-        self, transform: Transform, method: str = ESPIRIT, crop: float = 0.0, cache: Path | None = None
-    ) -> None:
-        if not is_centered(transform_steps(transform)):
+    transform: Transform
+    method: str = ESPIRIT
+    crop: float = 0.0
+    cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not is_centered(transform_steps(self.transform)):
             raise ValueError(
-                f"sensitivity_maps is {method}, which needs k-space with the zero frequency in the centre; the "
+                f"sensitivity_maps is {self.method}, which needs k-space with the zero frequency in the centre; the "
                 "configuration's Fourier transform has centered=False."
             )
-        self.transform = transform
-        self.method = method
-        self.crop = crop
-        self.cache = cache
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
         """Transform a sample; its `sensitivity_map` is float32 of shape (coil, height, width, 2).
@@ -108,9 +108,6 @@ class EstimatedMapsTransform:
             maps = self._estimate(kspace, np.broadcast_to(mask, kspace.shape[1:]), sample)
         sample["sensitivity_map"] = torch.view_as_real(torch.from_numpy(maps))
         return sample
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.transform!r}, {self.method}, crop={self.crop}, cache={self.cache})"
 
     def _estimate(
         self, kspace: NDArray[np.complex64], mask: NDArray[np.bool_], sample: Mapping[str, Any]
@@ -139,6 +136,7 @@ class EstimatedMapsTransform:
         return maps
 
 
+@dataclass(eq=False)
 class StoredMapsTransform:
     """Transforms of DIRECT, followed by a normalisation of the `sensitivity_map` that the sample has.
 
@@ -155,13 +153,14 @@ class StoredMapsTransform:
         If the transforms estimate sensitivities, which would replace the stored ones.
     """
 
-    def __init__(self, transform: Transform) -> None:
-        if any(isinstance(step, EstimateSensitivityMapModule) for step in transform_steps(transform)):
+    transform: Transform
+
+    def __post_init__(self) -> None:
+        if any(isinstance(step, EstimateSensitivityMapModule) for step in transform_steps(self.transform)):
             raise ValueError(
                 f"sensitivity_maps is {STORED}, and the transforms would estimate others; set "
                 "transforms.sensitivity_map_estimation.estimate_sensitivity_maps: false."
             )
-        self.transform = transform
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
         """Transform a sample; its `sensitivity_map` is float32 of shape (coil, height, width, 2).
@@ -183,9 +182,6 @@ class StoredMapsTransform:
             )
         sample["sensitivity_map"] = safe_divide(maps, maps.square().sum((0, -1), keepdim=True).sqrt())
         return sample
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.transform!r})"
 
 
 @dataclass

@@ -7,6 +7,7 @@ the sample, so that both are the same in forked and spawned workers and in a res
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -61,24 +62,25 @@ class SeededDataset(Dataset[dict[str, Any]]):
         return sample
 
 
+@dataclass(eq=False)
 class _SeededTransform:
     """Transforms whose random numbers depend on seed, epoch, file name and slice.
 
     DIRECT derives random seeds from `filename`, so that this is replaced while the transforms run.
     """
 
-    def __init__(self, transform: Any, seed: int) -> None:
-        self.epoch = 0
-        self._transform = transform
-        self._seed = seed
+    transform: Any
+    seed: int
+    epoch: int = 0
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
         filename = sample["filename"]
-        key = f"{self._seed}/{self.epoch}/{Path(filename).name}/{sample.get('slice_no')}"
-        transformed: dict[str, Any] = self._transform(sample | {"filename": key})
+        key = f"{self.seed}/{self.epoch}/{Path(filename).name}/{sample.get('slice_no')}"
+        transformed: dict[str, Any] = self.transform(sample | {"filename": key})
         return transformed | {"filename": filename}
 
 
+@dataclass(eq=False)
 class SeededBatchSampler(Sampler[list[int]]):
     """Endless batches of numbers for `ConcatDataset` of several :class:`SeededDataset`, from a given iteration on.
 
@@ -97,36 +99,27 @@ class SeededBatchSampler(Sampler[list[int]]):
         Number of this process, and number of processes; each gets its part of the samples.
     """
 
-    def __init__(
-        self,
-        datasets: Sequence[SeededDataset],
-        batch_size: int,
-        seed: int,
-        start: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self._datasets = datasets
-        self._batch_size = batch_size
-        self._seed = seed
-        self._start = start
-        self._rank = rank
-        self._world_size = world_size
+    datasets: Sequence[SeededDataset]
+    batch_size: int
+    seed: int
+    start: int = 0
+    rank: int = 0
+    world_size: int = 1
 
     def __iter__(self) -> Iterator[list[int]]:
-        return islice(self._batches(), self._start, None)
+        return islice(self._batches(), self.start, None)
 
     def _batches(self) -> Iterator[list[int]]:
-        choices = random.Random(self._seed)
-        sizes = [dataset.size for dataset in self._datasets]
+        choices = random.Random(self.seed)
+        sizes = [dataset.size for dataset in self.datasets]
         numbers = [self._numbers(position) for position in range(len(sizes))]
         while True:
             (chosen,) = choices.choices(numbers, sizes)
-            yield list(islice(chosen, self._batch_size * self._world_size))[self._rank :: self._world_size]
+            yield list(islice(chosen, self.batch_size * self.world_size))[self.rank :: self.world_size]
 
     def _numbers(self, position: int) -> Iterator[int]:
-        offset = sum(map(len, self._datasets[:position]))
-        size = self._datasets[position].size
+        offset = sum(map(len, self.datasets[:position]))
+        size = self.datasets[position].size
         for epoch in count():
-            order = np.random.default_rng((self._seed, position, epoch)).permutation(size)
+            order = np.random.default_rng((self.seed, position, epoch)).permutation(size)
             yield from (offset + epoch * size + order).tolist()
