@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from direct_hifimamba.commands.jobs import add_jobs_argument
@@ -110,24 +111,14 @@ def main(args: argparse.Namespace) -> None:
     SystemExit
         With status 1 if a file of the download could not be used.
     """
-    settings = Settings.of(
-        args.data_set,
-        kspace=SIMULATED if args.kspace == "magnitude" else args.kspace,
-        coils=args.coils,
-        acquisition=args.acquisition,
-        slices=args.slices,
-        size=args.size and tuple(args.size),
-        fit=args.fit,
-        masks=args.mask and tuple(map(MaskOptions.from_words, args.mask)),
-        reconstruction=args.reconstruction,
-        normalise_slices=args.normalise_slices,
-        mask_training=args.mask_training,
-        copy=args.copy,
-        seed=args.seed,
-        axes=args.axes and tuple(args.axes.split(",")),
-        variable=args.variable,
-        divide=args.divide and (*args.divide[:2], _fraction(args.divide[2])),
-    )
+    options = {field.name: getattr(args, field.name, None) for field in fields(Settings)} | {
+        "kspace": SIMULATED if args.kspace == "magnitude" else args.kspace,
+        "size": args.size and tuple(args.size),
+        "masks": args.mask and tuple(map(MaskOptions.from_words, args.mask)),
+        "axes": args.axes and tuple(args.axes.split(",")),
+        "divide": args.divide and (*args.divide[:2], _fraction(args.divide[2])),
+    }
+    settings = Settings.of(args.data_set, **options)
     protocol = prepare(args.source, args.dest, settings, args.split, args.jobs)
     for name, split in protocol["splits"].items():
         num_slices = sum(len(record["slices"]) for record in split["files"].values())
