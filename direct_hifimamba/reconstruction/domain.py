@@ -1,9 +1,8 @@
 """The k-space that a network was trained for, and in what other k-space differs from it."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,14 +48,6 @@ class Domain:
     snr: float
     sampling: tuple[str, ...]
 
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
-        """Return the domain of a model card."""
-        fields: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
-        }
-        return cls(**fields)
-
     def find_departures(self, kspace: NDArray[Any], sampled: NDArray[np.bool_]) -> list[str]:
         """Say in what k-space differs from that of the training.
 
@@ -76,34 +67,27 @@ class Domain:
         acceleration = sampled.size / np.count_nonzero(sampled)
         block = grow_block(sampled)
         calibration = min(int(block.any(axis=axis).sum()) for axis in (0, 1))
-        departures = [
-            f"The {name} is {length} pixels; the training had {self.size[0]} to {self.size[1]}."
-            for name, length in zip(("height", "width"), sampled.shape, strict=True)
-            if not self.size[0] <= length <= self.size[1]
-        ]
-        if not self.coils[0] <= coils <= self.coils[1]:
-            departures.append(f"The number of coils is {coils}; the training had {self.coils[0]} to {self.coils[1]}.")
-        # Masks miss the acceleration that they are drawn for by up to a tenth.
-        if not 0.9 * self.acceleration[0] <= acceleration <= 1.1 * self.acceleration[1]:
-            departures.append(
-                f"The acceleration is {acceleration:.1f}; the training had {self.acceleration[0]:g} to "
-                f"{self.acceleration[1]:g}."
-            )
-        if calibration < self.calibration:
-            departures.append(
-                f"The block around the centre that is sampled without gaps is {calibration} samples wide; the training "
-                f"had at least {self.calibration}."
-            )
         kind = classify_sampling(sampled)
-        if kind not in self.sampling:
-            departures.append(f"The mask samples {kind}; the training had {' or '.join(self.sampling)}.")
         snr = estimate_snr(kspace[len(kspace) // 2], sampled)
-        if snr < self.snr / 2:  # correlated noise makes the estimate up to twice too low
-            departures.append(
-                f"The signal-to-noise ratio of the middle slice is about {snr:.2g}; the training had at least "
-                f"{self.snr:g}."
-            )
-        return departures
+        (low, high), (fewest, most), (least, greatest) = self.size, self.coils, self.acceleration
+        is_outside = {
+            **{
+                f"The {name} is {length} pixels; the training had {low} to {high}.": not low <= length <= high
+                for name, length in zip(("height", "width"), sampled.shape, strict=True)
+            },
+            f"The number of coils is {coils}; the training had {fewest} to {most}.": not fewest <= coils <= most,
+            # Masks miss the acceleration that they are drawn for by up to a tenth.
+            f"The acceleration is {acceleration:.1f}; the training had {least:g} to {greatest:g}.": (
+                not 0.9 * least <= acceleration <= 1.1 * greatest
+            ),
+            f"The block around the centre that is sampled without gaps is {calibration} samples wide; the training had "
+            f"at least {self.calibration}.": calibration < self.calibration,
+            f"The mask samples {kind}; the training had {' or '.join(self.sampling)}.": kind not in self.sampling,
+            # Correlated noise makes the estimate up to twice too low.
+            f"The signal-to-noise ratio of the middle slice is about {snr:.2g}; the training had at least "
+            f"{self.snr:g}.": snr < self.snr / 2,
+        }
+        return [departure for departure, applies in is_outside.items() if applies]
 
 
 def classify_sampling(sampled: NDArray[np.bool_]) -> str:

@@ -7,14 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
+from direct import environment
 from direct.config.defaults import DefaultConfig
 from direct.engine import Engine
-from direct.environment import (
-    build_operators,
-    initialize_models_from_config,
-    load_dataset_config,
-    load_models_into_environment_config,
-)
 from direct.utils import str_to_class
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -79,8 +74,10 @@ def find_config(checkpoints: Sequence[Path], config_path: Path | str | None = No
     return paths[0]
 
 
-def load_engines(checkpoints: Sequence[Path], config_path: Path, device: str) -> tuple[list[Engine], DictConfig]:
-    """Return an engine with the weights of each checkpoint, and the section `inference` of the configuration.
+def load_engines(
+    checkpoints: Sequence[Path], config_path: Path, device: str
+) -> tuple[list[Engine], DictConfig, str | None]:
+    """Return an engine with the weights of each checkpoint, and `inference.dataset` and `inference.crop`.
 
     Raises
     ------
@@ -94,7 +91,7 @@ def load_engines(checkpoints: Sequence[Path], config_path: Path, device: str) ->
         engine = _build_engine(config, device)
         load_weights({"model": engine.model, **engine.models}, path, config_path)
         engines.append(engine)
-    return engines, config.inference
+    return engines, config.inference.dataset, config.inference.get("crop")
 
 
 def _load_config(path: Path) -> DictConfig:
@@ -106,7 +103,7 @@ def _load_config(path: Path) -> DictConfig:
             f"{path} has no section 'inference', which says how k-space is scaled and coil sensitivities are "
             "estimated; add one as direct predict needs it and name the file (--cfg)."
         )
-    defaults = load_dataset_config(config.inference.dataset.name)
+    defaults = environment.load_dataset_config(config.inference.dataset.name)
     dataset = cast(DictConfig, OmegaConf.merge(defaults, config.inference.dataset))
     for option, reason in _find_refusals(dataset, config.inference.get("crop")):
         raise ValueError(f"{path} has inference.{option}: {reason}.")
@@ -201,12 +198,12 @@ class Networks(NamedTuple):
 def build_networks(config: DictConfig, device: str = "cpu") -> Networks:
     """Build the model of a configuration, and those that train with it, as `direct train` does."""
     cfg = OmegaConf.structured(DefaultConfig)
-    models, model_configs = load_models_into_environment_config(config)
+    models, model_configs = environment.load_models_into_environment_config(config)
     cfg.model = model_configs.pop("model")
     cfg.additional_models = model_configs
     cfg.physics = OmegaConf.merge(cfg.physics, config.get("physics") or {})
-    operators = build_operators(cfg.physics)
-    model, additional_models = initialize_models_from_config(cfg, models, *operators, device)
+    operators = environment.build_operators(cfg.physics)
+    model, additional_models = environment.initialize_models_from_config(cfg, models, *operators, device)
     return Networks(cfg, model, additional_models, operators)
 
 

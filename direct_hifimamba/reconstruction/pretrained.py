@@ -61,7 +61,9 @@ class Pretrained:
     @property
     def domain(self) -> Domain:
         """The k-space that the networks were trained with."""
-        return Domain.from_mapping(self.card["domain"])
+        stored = self.card["domain"].items()
+        ranges: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in stored}
+        return Domain(**ranges)
 
 
 def list_pretrained() -> list[str]:

@@ -150,7 +150,7 @@ class Reconstructor:
             finite.
         """
         paths = [Path(path)] if isinstance(path, str | Path) else list(path)
-        return cls._load(paths, find_config(paths, config_path), device, flips=flips)
+        return cls(*load_engines(paths, find_config(paths, config_path), device), flips=flips)
 
     @classmethod
     def from_pretrained(
@@ -181,19 +181,7 @@ class Reconstructor:
         pretrained = find_pretrained(name)
         path = pretrained.config_path if config_path is None else Path(config_path)
         flips = pretrained.flips if flips is None else flips
-        return cls._load(pretrained.checkpoints, path, device, pretrained.domain, flips)
-
-    @classmethod
-    def _load(
-        cls,
-        checkpoints: Sequence[Path],
-        config_path: Path,
-        device: str,
-        domain: Domain | None = None,
-        flips: bool = False,
-    ) -> Self:
-        engines, inference = load_engines(checkpoints, config_path, device)
-        return cls(engines, inference.dataset, inference.get("crop"), domain, flips)
+        return cls(*load_engines(pretrained.checkpoints, path, device), pretrained.domain, flips)
 
     @property
     def network(self) -> torch.nn.Module:

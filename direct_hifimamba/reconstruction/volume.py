@@ -23,22 +23,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import direct_hifimamba
-from direct_hifimamba.data.acquisition import (
-    describe_acquisition,
-    find_mask,
-    open_acquisition,
-    open_sensitivity_map,
-    summarise,
-)
+from direct_hifimamba.data import acquisition
 from direct_hifimamba.data.formats.raw_data import RawData
 from direct_hifimamba.data.parallel import map_files
 from direct_hifimamba.files import first_and_count, hash_file, lock_folder
-from direct_hifimamba.reconstruction.noise import (
-    check_replicas,
-    estimate_noise_covariance,
-    noise_map,
-    whitening_matrix,
-)
+from direct_hifimamba.reconstruction import noise
 from direct_hifimamba.reconstruction.pretrained import CONFIG_NAME, find_pretrained, is_pretrained
 from direct_hifimamba.reconstruction.reconstructor import Reconstructor
 from direct_hifimamba.reconstruction.slices import IMAGE, NOISE, RESIDUAL, RESIDUAL_OF_SLICE, SPREAD, Slices
@@ -132,13 +121,13 @@ def load(
 @lru_cache(maxsize=1)
 def _open(request: Request, call: str) -> _Scan:
     """Open the files of a request, once in each process and for each call of :func:`reconstruct_volume`."""
-    raw, mask = open_acquisition(request.source, request.mask_path, request.axes, request.variable)
+    raw, mask = acquisition.open_acquisition(request.source, request.mask_path, request.axes, request.variable)
     weights, reconstructor = load(request.checkpoints, request.config_path, request.device, request.flips)
     maps: RawData | None = None
     if request.sensitivity_map_path is not None:
-        maps = open_sensitivity_map(request.sensitivity_map_path, request.axes, is_separate=True)
+        maps = acquisition.open_sensitivity_map(request.sensitivity_map_path, request.axes, is_separate=True)
     elif reconstructor.needs_sensitivity_map:
-        maps = open_sensitivity_map(request.source, request.axes)
+        maps = acquisition.open_sensitivity_map(request.source, request.axes)
     return _Scan(weights, reconstructor, raw, mask, maps)
 
 
@@ -174,19 +163,19 @@ def reconstruct_volume(
     if jobs is not None and jobs < 1:
         raise ValueError(f"The number of jobs is {jobs}; expected at least 1.")
     if request.replicas is not None:
-        check_replicas(request.replicas)
+        noise.check_replicas(request.replicas)
     call = uuid4().hex
     weights, reconstructor, raw, mask, maps = _open(request, call)
     before(raw)
     print(*raw.messages, sep="\n", end="\n" if raw.messages else "")
     reconstructor.check_sensitivity_map(None if maps is None else maps.shape, raw.shape)
-    summary = summarise(tqdm(raw.slices(), "read", raw.shape[0], unit="slice"), raw.shape)
+    summary = acquisition.summarise(tqdm(raw.slices(), "read", raw.shape[0], unit="slice"), raw.shape)
     was_found = mask is None
-    mask = find_mask(summary.acquired) if mask is None else mask
+    mask = acquisition.find_mask(summary.acquired) if mask is None else mask
     middle = raw.read_slice(raw.shape[0] // 2)
     is_calibrated = raw.read_calibration is not None
     sampled = reconstructor.check(summary, mask, middle, request.check, is_calibrated)
-    found = describe_acquisition(summary.acquired, sampled, was_found, middle, reconstructor.centered)
+    found = acquisition.describe_acquisition(summary.acquired, sampled, was_found, middle, reconstructor.centered)
     print(*found, sep="\n")
     masks = np.broadcast_to(sampled, (raw.shape[0], *raw.shape[2:]))
     departures = reconstructor.find_departures(middle[None], masks[len(masks) // 2]) if request.check else []
@@ -200,10 +189,10 @@ def reconstruct_volume(
         "input": [
             summary.sha256,
             hashlib.sha256(sampled.tobytes()).hexdigest(),
-            None if maps is None else summarise(maps.slices(), maps.shape).sha256,
+            None if maps is None else acquisition.summarise(maps.slices(), maps.shape).sha256,
             None
             if raw.read_calibration is None
-            else summarise(map(raw.read_calibration, range(raw.shape[0])), raw.shape).sha256,
+            else acquisition.summarise(map(raw.read_calibration, range(raw.shape[0])), raw.shape).sha256,
         ],
         "weights": weights,
         "options": [
@@ -275,7 +264,7 @@ def _reconstruct(
         arrays[IMAGE] = reconstructor.reconstruct_slice(kspace, sampled, request.complex_images, **options)
     if request.replicas is not None:
         assert covariance is not None
-        arrays[NOISE] = noise_map(
+        arrays[NOISE] = noise.noise_map(
             lambda noisy: reconstructor.reconstruct_slice(noisy, sampled, **options),
             kspace,
             sampled,
@@ -316,6 +305,6 @@ def _find_covariance(raw: RawData, masks: NDArray[np.bool_]) -> NDArray[np.compl
     else:
         print("The noise is estimated at the edge of k-space, as the file has no noise scan.")
         chosen = np.linspace(0, len(masks) - 1, min(len(masks), _NOISE_SLICES)).round().astype(int).tolist()
-        covariance = estimate_noise_covariance(map(raw.read_slice, chosen), masks[chosen])
-    whitening_matrix(covariance)
+        covariance = noise.estimate_noise_covariance(map(raw.read_slice, chosen), masks[chosen])
+    noise.whitening_matrix(covariance)
     return covariance

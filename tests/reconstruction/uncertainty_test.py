@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from direct_hifimamba import cli
+from direct_hifimamba.data import acquisition
 from direct_hifimamba.data.formats.hdf5 import write_volume
 from direct_hifimamba.data.formats.nifti import load_magnitude
 from direct_hifimamba.data.fourier import image_to_kspace
@@ -170,17 +171,17 @@ def test_the_noise_is_that_of_the_noise_scan_where_the_file_has_one(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    covariance, opened = 4 * covariance_of(4), volume.open_acquisition
+    covariance, opened = 4 * covariance_of(4), acquisition.open_acquisition
     raw, mask = opened(source)
     measured = replace(raw, noise_covariance=covariance)
-    monkeypatch.setattr(volume, "open_acquisition", lambda *args: (measured, mask))
+    monkeypatch.setattr(acquisition, "open_acquisition", lambda *args: (measured, mask))
     with volume.reconstruct_volume(volume.Request((ensemble[0],), source, uncertainty=True), tmp_path / "a") as slices:
         residuals = slices.residuals
     assert "that of the noise scan" in capsys.readouterr().out
     analysis = Reconstructor.from_checkpoint(ensemble[0]).analyse_slice(simulate()[1], np.tile(line_mask(), (24, 1)))
     assert residuals[1] == pytest.approx(residual_map(analysis.residual, covariance)[1], rel=1e-5)
     singular = replace(raw, noise_covariance=np.ones((4, 4), complex))
-    monkeypatch.setattr(volume, "open_acquisition", lambda *args: (singular, mask))
+    monkeypatch.setattr(acquisition, "open_acquisition", lambda *args: (singular, mask))
     request = volume.Request((ensemble[0],), source, replicas=8)
     with pytest.raises(ValueError, match="linear combinations"), volume.reconstruct_volume(request, tmp_path / "b"):
         pass
