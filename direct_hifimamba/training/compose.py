@@ -17,15 +17,7 @@ import direct.functionals
 import torch
 import yaml
 from direct.common import subsample
-from direct.config.defaults import (
-    DefaultConfig,
-    FunctionConfig,
-    InferenceConfig,
-    LoggingConfig,
-    PhysicsConfig,
-    TrainingConfig,
-    ValidationConfig,
-)
+from direct.config import defaults
 from direct.environment import load_model_config_from_name, load_model_from_name
 from direct.nn.types import LossFunType
 from omegaconf import DictConfig, OmegaConf
@@ -39,11 +31,11 @@ from direct_hifimamba.plugin import register_data_sets
 PARAMETERS = "parameters"
 
 _SECTIONS = {
-    "physics": PhysicsConfig,
-    "training": TrainingConfig,
-    "validation": ValidationConfig,
-    "inference": InferenceConfig,
-    "logging": LoggingConfig,
+    "physics": defaults.PhysicsConfig,
+    "training": defaults.TrainingConfig,
+    "validation": defaults.ValidationConfig,
+    "inference": defaults.InferenceConfig,
+    "logging": defaults.LoggingConfig,
 }
 
 
@@ -84,7 +76,7 @@ def compose(paths: Sequence[Path], overrides: Sequence[str] = ()) -> DictConfig:
     validate(config)
     for loss in OmegaConf.select(config, "training.loss.losses") or ():
         if "multiplier" not in loss:  # DIRECT has this default, and then fails without the key
-            OmegaConf.update(loss, "multiplier", FunctionConfig.multiplier, force_add=True)
+            OmegaConf.update(loss, "multiplier", defaults.FunctionConfig.multiplier, force_add=True)
     return config
 
 
@@ -116,7 +108,7 @@ def validate(config: DictConfig) -> None:
         If a key is unknown (the nearest valid ones are named), a mandatory one missing, or a value does not fit.
     """
     for key in config:
-        _check_name(str(key), (field.name for field in fields(DefaultConfig)), "The section")
+        _check_name(str(key), (field.name for field in fields(defaults.DefaultConfig)), "The section")
     if config.get("model") is None:
         raise ValueError("There is no section 'model'; merge a file that has it, such as one of projects/*/models.")
     _check_model(config.model, "model")
@@ -147,7 +139,7 @@ def _check_section(section: Any, schema: type, path: str) -> None:
         _check_dataset(dataset, f"{path}.datasets.{index}")
     for index, loss in enumerate(section.get("loss", {}).get("losses", ())):
         loss_path = f"{path}.loss.losses.{index}"
-        _check_name(_build(loss, FunctionConfig, loss_path).function, LossFunType, f"{loss_path}.function")
+        _check_name(_build(loss, defaults.FunctionConfig, loss_path).function, LossFunType, f"{loss_path}.function")
     for key, known in (
         ("metrics", dir(direct.functionals)),
         ("regularizers", direct.functionals.__all__),

@@ -4,12 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from direct.common.subsample import (
-    BaseMaskFunc,
-    FastMRIEquispacedMaskFunc,
-    FastMRIRandomMaskFunc,
-    VariableDensityPoissonMaskFunc,
-)
+from direct.common import subsample
 from numpy.typing import NDArray
 
 MASKS = ("equispaced", "random", "poisson")
@@ -46,12 +41,12 @@ def draw_sampling(
     acceleration = float(accelerations[int(rng.integers(len(accelerations)))])
     center = CENTER / acceleration * (1 if rng.random() < 0.5 else rng.uniform(0.7, 1.4))
     center = max(center, MIN_CALIBRATION / shape[1])
-    function: BaseMaskFunc
+    function: subsample.BaseMaskFunc
     if name == "poisson":  # the centre is a disc, its radius relative to the diagonal of k-space
         radius = max(0.25 * center, MIN_CALIBRATION / np.hypot(*shape))
-        function = VariableDensityPoissonMaskFunc([acceleration], [radius], tol=0.1 * acceleration)
+        function = subsample.VariableDensityPoissonMaskFunc([acceleration], [radius], tol=0.1 * acceleration)
     else:
-        kind = FastMRIEquispacedMaskFunc if name == "equispaced" else FastMRIRandomMaskFunc
+        kind = subsample.FastMRIEquispacedMaskFunc if name == "equispaced" else subsample.FastMRIRandomMaskFunc
         function = kind([acceleration], [center])
     seed = int(rng.integers(2**32))
     mask, calibration = (
