@@ -235,8 +235,8 @@ def test_every_key_is_explained(baseline: Baseline) -> None:
 @for_all
 def test_bad_values_are_one_clear_error(baseline: Baseline) -> None:
     network_class = baseline.of(baseline.folder)
-    for key, minimum in baseline.config_class.MINIMUM.items():
-        with pytest.raises(ValueError, match=f"{key} is 0; expected an integer from {minimum} up"):
+    for key in (field.name for field in fields(baseline.config_class) if field.type == "int"):
+        with pytest.raises(ValueError, match=f"{key} is 0; expected an integer from 1 up"):
             network_class(fft2, ifft2, **{key: 0})
         with pytest.raises(TypeError, match=rf"{key} is 1\.5 \(float\); expected int"):
             network_class(fft2, ifft2, **{key: 1.5})

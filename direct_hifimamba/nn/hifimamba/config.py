@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Any
 
-from direct_hifimamba.nn.layers.config import NetworkConfig
-
-_UNIT_INTERVAL = ("stochastic_depth", "scan_dropout")
+from direct_hifimamba.nn.layers.config import BELOW_ONE, NOT_NEGATIVE, NetworkConfig, at_least, expect, one_of
 
 #: Keys of earlier versions that were removed, with the values that are fixed now.
 REMOVED_KEYS: dict[str, Any] = {
@@ -113,49 +110,30 @@ class HiFiMambaV2Config(NetworkConfig, metaclass=_NamesRemovedKeys):
         Rate, in [0, 1), at the last block, rising linearly from 0 at the first. Default: 0.3.
     """
 
-    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = NetworkConfig.CHOICES | {
-        "pyramid": ("binomial", "haar", "none"),
-        "pyramid_expand": ("bilinear", "binomial"),
-        "moe": ("shared_routed", "shared", "routed", "none"),
-        "expert_sharing": ("block", "stage", "network"),
-        "coil_mode": ("sense", "channels"),
-        "data_consistency": ("hard", "proximal"),
-        "data_consistency_activation": ("silu", "none"),
-        "initialisation": ("reference", "balanced"),
-    }
-    MINIMUM: ClassVar[dict[str, int]] = {
-        "hidden_channels": 2,
-        "patch_size": 1,
-        "state_size": 1,
-        "num_routed_experts": 1,
-        "num_coils": 1,
-        "data_consistency_steps": 1,
-    }
-
-    hidden_channels: int = 128
+    hidden_channels: int = field(default=128, metadata=at_least(2))
     blocks_per_stage: tuple[int, ...] = (2, 2, 2, 2, 2, 2)
-    patch_size: int = 2
+    patch_size: int = field(default=2, metadata=at_least(1))
     global_context: bool = True
-    pyramid: str = "binomial"
-    pyramid_expand: str = "bilinear"
+    pyramid: str = field(default="binomial", metadata=one_of("binomial", "haar", "none"))
+    pyramid_expand: str = field(default="bilinear", metadata=one_of("bilinear", "binomial"))
     cross_frequency_routing: bool = True
     state_space: bool = True
-    state_size: int = 16
-    scan_directions: int = 1
+    state_size: int = field(default=16, metadata=at_least(1))
+    scan_directions: int = field(default=1, metadata=expect("1, 2 or 4", lambda value: value in (1, 2, 4)))
     steering: bool = True
-    scan_dropout: float = 0.1
-    moe: str = "shared_routed"
-    num_routed_experts: int = 4
-    expert_sharing: str = "block"
-    load_balancing_weight: float = 1e-3
-    coil_mode: str = "sense"
-    num_coils: int = 4
-    data_consistency: str = "hard"
-    data_consistency_steps: int = 1
-    data_consistency_activation: str = "silu"
+    scan_dropout: float = field(default=0.1, metadata=BELOW_ONE)
+    moe: str = field(default="shared_routed", metadata=one_of("shared_routed", "shared", "routed", "none"))
+    num_routed_experts: int = field(default=4, metadata=at_least(1))
+    expert_sharing: str = field(default="block", metadata=one_of("block", "stage", "network"))
+    load_balancing_weight: float = field(default=1e-3, metadata=NOT_NEGATIVE)
+    coil_mode: str = field(default="sense", metadata=one_of("sense", "channels"))
+    num_coils: int = field(default=4, metadata=at_least(1))
+    data_consistency: str = field(default="hard", metadata=one_of("hard", "proximal"))
+    data_consistency_steps: int = field(default=1, metadata=at_least(1))
+    data_consistency_activation: str = field(default="silu", metadata=one_of("silu", "none"))
     image_residual: bool = False
-    initialisation: str = "reference"
-    stochastic_depth: float = 0.3
+    initialisation: str = field(default="reference", metadata=one_of("reference", "balanced"))
+    stochastic_depth: float = field(default=0.3, metadata=BELOW_ONE)
 
     def __new__(cls, *_: Any, **keys: Any) -> HiFiMambaV2Config:
         """Refuse removed keys, which `__init__` does not know."""
@@ -195,13 +173,4 @@ class HiFiMambaV2Config(NetworkConfig, metaclass=_NamesRemovedKeys):
             If a value is outside its range; key, value and range are named.
         """
         super().__post_init__()
-        for key in _UNIT_INTERVAL:
-            self._require(key, 0 <= getattr(self, key) < 1, "a number in [0, 1)")
-
         self._require("hidden_channels", self.hidden_channels % 2 == 0, "an even number")
-        self._require("scan_directions", self.scan_directions in (1, 2, 4), "1, 2 or 4")
-        self._require(
-            "load_balancing_weight",
-            0 <= self.load_balancing_weight < math.inf,
-            "a finite number from 0 up",
-        )

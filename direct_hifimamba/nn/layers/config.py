@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import ClassVar
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from direct.config.defaults import ModelConfig
 
 _TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "bool": (bool,), "float": (float, int), "str": (str,)}
 
 
+def expect(expected: str, is_allowed: Callable[[Any], bool]) -> dict[str, Any]:
+    """Return the metadata of a field whose values are checked; `expected` describes them in the message."""
+    return {"expected": expected, "is_allowed": is_allowed}
+
+
+def one_of(*choices: str) -> dict[str, Any]:
+    """Return the metadata of a field with these values. No enum, as OmegaConf finds its members by upper-case names."""
+    return expect(f"one of {', '.join(choices)}", choices.__contains__)
+
+
+def at_least(minimum: int) -> dict[str, Any]:
+    """Return the metadata of a field of integers."""
+    return expect(f"an integer from {minimum} up", lambda value: value >= minimum)
+
+
+NOT_NEGATIVE = expect("a finite number from 0 up", lambda value: 0 <= value < math.inf)
+BELOW_ONE = expect("a number in [0, 1)", lambda value: 0 <= value < 1)
+
+
 @dataclass
 class NetworkConfig(ModelConfig):
-    """Keys of every network of this package. A subclass adds its own keys and their allowed values.
+    """Keys of every network of this package. A subclass adds its own; allowed values are the metadata of a field.
 
     Parameters
     ----------
@@ -33,19 +53,12 @@ class NetworkConfig(ModelConfig):
         Recompute each block in the backward pass instead of storing its activations. Default: False.
     """
 
-    #: Allowed strings. No enums, as OmegaConf finds enum members by their upper-case names only.
-    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
-        "learning_rate_schedule": ("steps", "cosine", "paper"),
-        "decayed_parameters": ("all", "matrices"),
-        "scan_backend": ("auto", "reference", "torch", "native", "triton", "mamba_ssm"),
-    }
-    #: Smallest integers.
-    MINIMUM: ClassVar[dict[str, int]] = {}
-
     image_normalisation: bool = False
-    scan_backend: str = "auto"
-    learning_rate_schedule: str = "steps"
-    decayed_parameters: str = "all"
+    scan_backend: str = field(
+        default="auto", metadata=one_of("auto", "reference", "torch", "native", "triton", "mamba_ssm")
+    )
+    learning_rate_schedule: str = field(default="steps", metadata=one_of("steps", "cosine", "paper"))
+    decayed_parameters: str = field(default="all", metadata=one_of("all", "matrices"))
     activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
@@ -58,16 +71,16 @@ class NetworkConfig(ModelConfig):
         ValueError
             If a value is outside its range; key, value and range are named.
         """
-        for field in fields(self):
+        for key in fields(self):
             # Under `from __future__ import annotations` a field's type is its source text.
-            if field.type in _TYPES and field.name != "model_name":
-                self._require_type(field.name, str(field.type))
-            elif field.type == "tuple[int, ...]":
-                self._require_integers(field.name)
-        for key, choices in self.CHOICES.items():
-            self._require(key, getattr(self, key) in choices, f"one of {', '.join(choices)}")
-        for key, minimum in self.MINIMUM.items():
-            self._require(key, getattr(self, key) >= minimum, f"an integer from {minimum} up")
+            if key.type in _TYPES and key.name != "model_name":
+                self._require_type(key.name, str(key.type))
+            elif key.type == "tuple[int, ...]":
+                self._require_integers(key.name)
+        for key in fields(self):
+            if "is_allowed" in key.metadata:
+                is_allowed = key.metadata["is_allowed"](getattr(self, key.name))
+                self._require(key.name, is_allowed, key.metadata["expected"])
 
     def _require_type(self, key: str, type_name: str) -> None:
         value = getattr(self, key)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
 
-from direct_hifimamba.nn.layers.config import NetworkConfig
+from direct_hifimamba.nn.layers.config import NetworkConfig, at_least
 
 
 @dataclass
@@ -26,10 +25,8 @@ class MambaReconConfig(NetworkConfig):
         Pass the image from stage to stage, so that every stage predicts a correction; not in the paper. Default: False.
     """
 
-    MINIMUM: ClassVar[dict[str, int]] = {"hidden_channels": 1, "patch_size": 1, "state_size": 1}
-
-    hidden_channels: int = 128
+    hidden_channels: int = field(default=128, metadata=at_least(1))
     blocks_per_stage: tuple[int, ...] = (2, 2, 2, 2, 2, 2)
-    patch_size: int = 2
-    state_size: int = 16
+    patch_size: int = field(default=2, metadata=at_least(1))
+    state_size: int = field(default=16, metadata=at_least(1))
     image_residual: bool = False

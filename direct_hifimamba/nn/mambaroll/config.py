@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
 
-from direct_hifimamba.nn.layers.config import NetworkConfig
+from direct_hifimamba.nn.layers.config import NOT_NEGATIVE, NetworkConfig, at_least
 
 
 @dataclass
@@ -29,23 +27,8 @@ class MambaRollConfig(NetworkConfig):
         Default: 1/3.
     """
 
-    MINIMUM: ClassVar[dict[str, int]] = {"num_rolls": 1, "state_size": 1}
-
-    num_rolls: int = 5
+    num_rolls: int = field(default=5, metadata=at_least(1))
     channels_per_scale: tuple[int, ...] = (96, 48, 24)
-    state_size: int = 16
+    state_size: int = field(default=16, metadata=at_least(1))
     image_residual: bool = False
-    scale_loss_weight: float = 1 / 3
-
-    def __post_init__(self) -> None:
-        """Validate every value.
-
-        Raises
-        ------
-        TypeError
-            If a value does not have the type of its key.
-        ValueError
-            If a value is outside its range; key, value and range are named.
-        """
-        super().__post_init__()
-        self._require("scale_loss_weight", 0 <= self.scale_loss_weight < math.inf, "a finite number from 0 up")
+    scale_loss_weight: float = field(default=1 / 3, metadata=NOT_NEGATIVE)
