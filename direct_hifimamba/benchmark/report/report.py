@@ -14,7 +14,7 @@ from direct_hifimamba.benchmark.report.curves import read_curve
 from direct_hifimamba.benchmark.report.pictures import ZOOM
 from direct_hifimamba.benchmark.report.slices import compare_slices
 from direct_hifimamba.benchmark.report.style import choose_styles
-from direct_hifimamba.benchmark.score.metrics import GROUPS, METRICS
+from direct_hifimamba.benchmark.score.metrics import METRICS
 from direct_hifimamba.benchmark.score.results import Results
 from direct_hifimamba.benchmark.score.table import Scores
 from direct_hifimamba.data.data_sets import SIMULATED
@@ -59,7 +59,6 @@ def write_report(folder: BenchmarkFolder, results: Results, scores: Scores) -> P
     text = environment.get_template("report.html").render(
         results=results,
         tables=tables,
-        groups=GROUPS,
         metrics={name: METRICS[name] for name in scores.metrics},
         simulated=SIMULATED,
         charts={name: (chart, drawings) for name, chart in CHARTS.items() if (drawings := list(chart.draw(data)))},

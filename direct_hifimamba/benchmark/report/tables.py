@@ -22,13 +22,6 @@ EDGE = "(edge)"
 RANKING = "fastmri_psnr"
 """The metric by which tables are sorted, and slices are chosen."""
 
-TITLES = {
-    "fastmri": "fastMRI",
-    "calgary_campinas": "Calgary-Campinas",
-    "detail": "Fine detail",
-}
-"""Of the groups of metrics."""
-
 TIES = (
     f"{TIE} marks means for which no significant difference to the best was shown: the 95 % interval of the paired "
     "difference over subjects or that over seeds (both Student's t) includes 0, or there are fewer than "
@@ -88,7 +81,7 @@ def score_tables(results: Results, acceleration: str) -> dict[str, list[Table]]:
             chosen = RANKING if RANKING in names else names[0]
             labels = _ranked([model.label for model in results.models], rows, chosen)
             others = [label for label in labels if label != baseline and (label, chosen) in rows]
-            title = f"{TITLES[group]} at {acceleration}"
+            title = f"{group} at {acceleration}"
             tables[group] = [
                 _metric_table(f"{title}: mean over subjects and seeds", labels, names, rows, score_cell),
                 _metric_table(f"{title}: difference to {baseline}", others, names, rows, _difference_cell),

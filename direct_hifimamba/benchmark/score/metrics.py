@@ -20,11 +20,11 @@ SSIM_WINDOW = 7
 """Pixels, scikit-image's default and DIRECT's; smaller slices cannot be scored."""
 
 GROUPS = {
-    "fastmri": "DIRECT's fastMRI metrics: over the whole volume; the range of values is the maximum of the volume",
-    "calgary_campinas": "DIRECT's Calgary-Campinas metrics: of every slice, divided by its maximum, and averaged",
-    "detail": "visual information fidelity and high-frequency error norm: of every slice, and averaged",
+    "fastMRI": "DIRECT's fastMRI metrics: over the whole volume; the range of values is the maximum of the volume",
+    "Calgary-Campinas": "DIRECT's Calgary-Campinas metrics: of every slice, divided by its maximum, and averaged",
+    "Fine detail": "visual information fidelity and high-frequency error norm: of every slice, and averaged",
 }
-"""Metrics of different groups answer different questions and must not be mixed."""
+"""Groups by their titles. Metrics of different ones answer different questions and must not be mixed."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def of_slices(score: Callable[[NDArray[np.float32], NDArray[np.float32]], Any], 
     return np.array([score(*pair) if np.ptp(pair[0]) > 0 else np.nan for pair in zip(target, image, strict=True)])
 
 
-@metric(label="NMSE", group="fastmri", decimals=5, higher_is_better=False)
+@metric(label="NMSE", group="fastMRI", decimals=5, higher_is_better=False)
 def fastmri_nmse(target: Volume, image: Volume) -> Array:
     """Return the squared error of every slice over the volume's mean energy; the mean is the NMSE of the volume."""
     squared_error = np.square(image.astype(np.float64) - target).mean(axis=(1, 2))
@@ -123,7 +123,7 @@ def mean_of_errors(psnr: Array) -> Any:
     return -10 * np.log10(np.mean(np.nan_to_num(10 ** (-psnr / 10))))
 
 
-@metric(label="PSNR", unit="dB", group="fastmri", decimals=2, higher_is_better=True, combine=mean_of_errors)
+@metric(label="PSNR", unit="dB", group="fastMRI", decimals=2, higher_is_better=True, combine=mean_of_errors)
 def fastmri_psnr(target: Volume, image: Volume) -> Array:
     """Return the PSNR of every slice; the volume has that of the mean squared error over slices."""
     squared_error = np.square(image.astype(np.float64) - target).mean(axis=(1, 2))
@@ -131,7 +131,7 @@ def fastmri_psnr(target: Volume, image: Volume) -> Array:
         return 10 * np.log10(np.square(np.float64(target.max())) / squared_error)
 
 
-@metric(label="SSIM", group="fastmri", decimals=4, higher_is_better=True)
+@metric(label="SSIM", group="fastMRI", decimals=4, higher_is_better=True)
 def fastmri_ssim(target: Volume, image: Volume) -> Array:
     """Return the SSIM of every slice; the mean over slices is that of the volume."""
     pairs = zip(target, image, strict=True)
@@ -144,13 +144,13 @@ def _calgary_campinas(name: str, target: Volume, image: Volume) -> Array:
     return of_slices(lambda true, made: function(true[None, None], made[None, None]).item(), target, image)
 
 
-@metric(label="PSNR", unit="dB", group="calgary_campinas", decimals=2, higher_is_better=True)
+@metric(label="PSNR", unit="dB", group="Calgary-Campinas", decimals=2, higher_is_better=True)
 def calgary_campinas_psnr(target: Volume, image: Volume) -> Array:
     """Return the PSNR of the Calgary-Campinas challenge."""
     return _calgary_campinas("psnr", target, image)
 
 
-@metric(label="SSIM", group="calgary_campinas", decimals=4, higher_is_better=True)
+@metric(label="SSIM", group="Calgary-Campinas", decimals=4, higher_is_better=True)
 def calgary_campinas_ssim(target: Volume, image: Volume) -> Array:
     """Return the SSIM of the Calgary-Campinas challenge."""
     return _calgary_campinas("ssim", target, image)
@@ -166,7 +166,7 @@ def visual_information_fidelity(target: NDArray[Any], image: NDArray[Any], noise
     return float(vif(made, true, sigma_n_sq=noise_variance))
 
 
-@metric(label="VIF", group="calgary_campinas", decimals=4, higher_is_better=True)
+@metric(label="VIF", group="Calgary-Campinas", decimals=4, higher_is_better=True)
 def calgary_campinas_vif(target: Volume, image: Volume) -> Array:
     """Return the VIF of every slice, divided by the maximum of its target, in a sixth of the time DIRECT takes."""
     return of_slices(
@@ -176,7 +176,7 @@ def calgary_campinas_vif(target: Volume, image: Volume) -> Array:
 
 @metric(
     label="HFEN",
-    group="detail",
+    group="Fine detail",
     decimals=4,
     higher_is_better=False,
     definition="norm of error over norm of target, both under a Laplacian of Gaussian of 15 x 15 pixels, sigma 1.5",
@@ -198,7 +198,7 @@ def hfen(target: Volume, image: Volume) -> Array:
 
 @metric(
     label="VIF",
-    group="detail",
+    group="Fine detail",
     decimals=4,
     higher_is_better=True,
     definition="pixel-based VIF with noise of variance 2, where the maximum of the target volume is 255",
@@ -209,7 +209,7 @@ def vif(target: Volume, image: Volume) -> Array:
     return of_slices(lambda true, made: visual_information_fidelity(true, made, 2.0), scale * target, scale * image)
 
 
-DEFAULT = tuple(name for name, metric in METRICS.items() if metric.group == "fastmri")
+DEFAULT = tuple(name for name, metric in METRICS.items() if metric.group == "fastMRI")
 """What is computed unless others are asked for."""
 
 

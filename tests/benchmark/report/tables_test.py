@@ -92,7 +92,7 @@ def mean(results: Results, label: str) -> float:
 
 
 def test_a_cell_has_one_number_one_interval_and_the_rest_on_demand(results: Results) -> None:
-    scores, differences = score_tables(results, ACCELERATIONS[0])["fastmri"]
+    scores, differences = score_tables(results, ACCELERATIONS[0])["fastMRI"]
     column = list(scores.headings).index("PSNR, dB ↑")
     row = find(results, "RIM")
     cell, difference = (

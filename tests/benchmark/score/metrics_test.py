@@ -16,8 +16,8 @@ from direct_hifimamba.benchmark.score.metrics import score_volume as score_some
 from direct_hifimamba.benchmark.score.spectrum import EDGES, band_energies, error_spectrum
 
 SHAPE = (4, 48, 60)
-BY_DIRECT = [name for name, metric in METRICS.items() if metric.group in ("fastmri", "calgary_campinas")]
-BY_SLICE = [name for name, metric in METRICS.items() if metric.group != "fastmri"]
+BY_DIRECT = [name for name, metric in METRICS.items() if metric.group in ("fastMRI", "Calgary-Campinas")]
+BY_SLICE = [name for name, metric in METRICS.items() if metric.group != "fastMRI"]
 
 
 def smooth_noise(seed: int, sigma: float, shape: tuple[int, ...] = SHAPE) -> NDArray[np.float64]:
