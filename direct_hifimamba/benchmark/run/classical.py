@@ -12,7 +12,6 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -24,7 +23,7 @@ import yaml
 from direct.data.transforms import center_crop
 from direct.functionals.challenges import fastmri_psnr
 from numpy.typing import NDArray
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from direct_hifimamba.benchmark.folder import RunFolder
 from direct_hifimamba.benchmark.plan.hashes import list_files
@@ -215,8 +214,7 @@ def choose_regularisation(paths: Sequence[Path], jobs: int = 1) -> float:
         return fastmri_psnr(np.stack(targets)[:, None], np.stack(images)[:, None]).item()
 
     tasks = [(path, weight) for weight in REGULARISATIONS for path in paths]
-    with ThreadPoolExecutor(jobs) as pool:
-        scores = list(tqdm(pool.map(score, tasks), "choose the weight for BART", len(tasks), unit="file"))
+    scores = thread_map(score, tasks, max_workers=jobs, desc="choose the weight for BART", unit="file")
     means = np.reshape(scores, (len(REGULARISATIONS), -1)).mean(1)
     if means.max() == -math.inf:
         weights = ", ".join(f"{weight:g}" for weight in REGULARISATIONS)
@@ -291,5 +289,5 @@ def _reconstruct_files(paths: Sequence[Path], output: Path, weight: float, shape
         with h5py.File(partial / path.name, "w") as file:
             file["reconstruction"] = images.numpy()
 
-    with fill_folder(output) as partial, ThreadPoolExecutor(jobs) as pool:
-        list(tqdm(pool.map(write, paths), f"BART, {output.name}", len(paths), unit="file"))
+    with fill_folder(output) as partial:
+        thread_map(write, paths, max_workers=jobs, desc=f"BART, {output.name}", unit="file")
