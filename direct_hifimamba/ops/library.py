@@ -25,6 +25,8 @@ _FUNCTIONS = (
     *("scan_forward", "scan_backward", "bottleneck", "experts"),
     *("expand_backward", "project_backward", "expert_backward"),
 )
+#: Arguments of each: a struct, its size, the place of the instruction set, threads.
+_ARGUMENTS = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_int64)
 #: Multiply-accumulates below which starting another thread does not pay.
 _WORK_PER_THREAD = 500_000
 #: Largest number of parts in which backward passes sum over pixels, and smallest number of pixels per part; they do not
@@ -43,12 +45,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         library = ctypes.CDLL(spec.origin)
         library.native_instruction_sets.restype = ctypes.c_char_p
         for name in _FUNCTIONS:
-            getattr(library, f"native_{name}").argtypes = (
-                ctypes.c_void_p,
-                ctypes.c_int64,
-                ctypes.c_int,
-                ctypes.c_int64,
-            )
+            getattr(library, f"native_{name}").argtypes = _ARGUMENTS
     except (ImportError, OSError, AttributeError) as error:  # the last: a library of another version
         logger.warning(
             "The compiled kernels for CPUs are missing; PyTorch replaces them and takes several times as long: %s",
