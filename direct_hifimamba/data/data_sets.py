@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from direct_hifimamba.data.masks import MaskOptions
-from direct_hifimamba.data.sources import CalgaryCampinas, KSpaceFile, M4Raw, NiftiFile, RawFile
+from direct_hifimamba.data.sources import CalgaryCampinas, KSpaceFile, NiftiFile, RawFile
 
 MEASURED = "measured"
 SIMULATED = "simulated from magnitude"
@@ -176,7 +176,7 @@ DATA_SETS = {
         named_by_folder=True,
     ),
     "m4raw": DataSet(
-        reader=M4Raw,
+        reader=KSpaceFile,
         splits={"train": "multicoil_train", "val": "multicoil_val", "test": "multicoil_test"},
         pattern=r"(?P<subject>\d+)_(?P<acquisition>\w+?)\d\d\.h5",
         size=(256, 256),

@@ -105,7 +105,7 @@ class KSpaceFile:
         return None if not identity.strip("0-") or identity.lower() in ERASED else identity
 
     def header(self) -> bytes | None:
-        """Return the ISMRMRD header, or None where DIRECT cannot read it.
+        """Return the ISMRMRD header, or None where DIRECT cannot read it, as that of M4Raw.
 
         Raises
         ------
@@ -156,13 +156,6 @@ class KSpaceFile:
         for here, there in _runs(slices):
             layout[here] = source[there]
         return layout
-
-
-class M4Raw(KSpaceFile):
-    """Volume of M4Raw, like fastMRI's, but its header is no valid ISMRMRD document, on which DIRECT fails."""
-
-    def header(self) -> None:
-        """Return None: there is no header that DIRECT could read."""
 
 
 class CalgaryCampinas(KSpaceFile):

@@ -123,7 +123,7 @@ def calibrate(
     accelerations: Sequence[float] = (4, 8),
     number: int = 24,
     size: int = 128,
-    coils: Sequence[int] = (6, 16),
+    coils: tuple[int, int] = (6, 16),
     seed: int = 0,
 ) -> Calibration:
     """Calibrate the spread of an ensemble on simulated slices.
@@ -144,7 +144,7 @@ def calibrate(
         Slices for each acceleration, from 2 up.
     size : int
         Height and width.
-    coils : sequence of two ints
+    coils : tuple of two ints
         Smallest and largest number of coils.
     seed : int
 

@@ -264,14 +264,8 @@ def _reconstruct(
         arrays[IMAGE] = reconstructor.reconstruct_slice(kspace, sampled, request.complex_images, **options)
     if request.replicas is not None:
         assert covariance is not None
-        arrays[NOISE] = noise.noise_map(
-            lambda noisy: reconstructor.reconstruct_slice(noisy, sampled, **options),
-            kspace,
-            sampled,
-            covariance,
-            request.replicas,
-            seed=index,
-        )
+        reconstruct = partial(reconstructor.reconstruct_slice, sampled=sampled, **options)
+        arrays[NOISE] = noise.noise_map(reconstruct, kspace, sampled, covariance, request.replicas, seed=index)
     Slices(folder, raw).write(index, arrays)
 
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -183,25 +183,12 @@ def _check_steps(steps: list[Any], clean_target: bool, other_maps: bool) -> None
         )
 
 
-_DEFAULTS = SampleOptions()
-
-
 @dataclass
-class SimulatedMultiCoilConfig(DatasetConfig):
-    """Configuration of :class:`SimulatedMultiCoilDataset`."""
+class SimulatedMultiCoilConfig(DatasetConfig, SampleOptions):
+    """Configuration of :class:`SimulatedMultiCoilDataset`: that of its slices, and of what is done with them."""
 
+    heads: str | None = None  # type: ignore[assignment]  # a folder of the files
     length: int = 1_000_000
     seed: int = 0
-    heads: str | None = None
     clean_target: bool = True
     sensitivities: tuple[str, ...] = ("estimated",)
-    head_fraction: float = _DEFAULTS.head_fraction
-    num_coils: tuple[int, int] = (4, 32)
-    size: tuple[int, int] = (96, 320)
-    shape: tuple[int, int] | None = None
-    pixel_size: tuple[float, float] = (0.6, 2.0)
-    snr: tuple[float, float] = (10.0, 1000.0)
-    noiseless_fraction: float = _DEFAULTS.noiseless_fraction
-    accelerations: tuple[float, ...] = field(default=tuple(_DEFAULTS.accelerations))
-    masks: tuple[str, ...] = tuple(_DEFAULTS.masks)
-    whitened_fraction: float = _DEFAULTS.whitened_fraction

@@ -31,7 +31,7 @@ MAX_ATTEMPTS = 50
 """Scenes that are drawn until one shows enough of the object."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class SampleOptions:
     """Ranges from which slices are drawn; both limits are included.
 
@@ -42,42 +42,42 @@ class SampleOptions:
 
     Attributes
     ----------
-    heads : sequence of Path
+    heads : tuple of Path
         NIfTI files from which slices are cut. Empty: only random tissues and phantoms.
     head_fraction : float
         Fraction of slices through heads if there are any; the others are random tissues and phantoms, 2 to 1.
-    num_coils : sequence of two ints
+    num_coils : tuple of two ints
         Smallest and largest number of coils.
-    size : sequence of two ints
+    size : tuple of two ints
         Smallest and largest height and width; multiples of 4 are drawn.
-    shape : sequence of two ints, optional
+    shape : tuple of two ints, optional
         Height and width of all slices, instead of `size`.
-    pixel_size : sequence of two floats
+    pixel_size : tuple of two floats
         Smallest and largest side of a pixel in mm.
-    snr : sequence of two floats
+    snr : tuple of two floats
         Mean magnitude of the root sum of squares over the object, divided by the standard deviation of the noise in
         the real part (and, independently, in the imaginary part) of a coil image, root mean square over coils. Its
         logarithm is uniformly distributed.
     noiseless_fraction : float
         Fraction of slices without noise.
-    accelerations : sequence of floats
+    accelerations : tuple of floats
         Accelerations, one of which is drawn for every slice.
-    masks : sequence of str
+    masks : tuple of str
         Some of `equispaced`, `random` (whole columns) and `poisson`, one of which is drawn for every slice.
     whitened_fraction : float
         Fraction of slices whose coils are whitened: linearly combined so that their noise is uncorrelated and equal.
     """
 
-    heads: Sequence[Path] = ()
+    heads: tuple[Path, ...] = ()
     head_fraction: float = 0.65
-    num_coils: Sequence[int] = (4, 32)
-    size: Sequence[int] = (96, 320)
-    shape: Sequence[int] | None = None
-    pixel_size: Sequence[float] = (0.6, 2.0)
-    snr: Sequence[float] = (10.0, 1000.0)
+    num_coils: tuple[int, int] = (4, 32)
+    size: tuple[int, int] = (96, 320)
+    shape: tuple[int, int] | None = None
+    pixel_size: tuple[float, float] = (0.6, 2.0)
+    snr: tuple[float, float] = (10.0, 1000.0)
     noiseless_fraction: float = 0.1
-    accelerations: Sequence[float] = (2, 3, 4, 4, 5, 6, 8, 8, 10)
-    masks: Sequence[str] = ("equispaced", "equispaced", "random", "poisson")
+    accelerations: tuple[float, ...] = (2, 3, 4, 4, 5, 6, 8, 8, 10)
+    masks: tuple[str, ...] = ("equispaced", "equispaced", "random", "poisson")
     whitened_fraction: float = 0.4
 
     def __post_init__(self) -> None:
