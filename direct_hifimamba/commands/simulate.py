@@ -3,13 +3,15 @@
 import argparse
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from direct_hifimamba.data.data_sets import SIMULATED
 from direct_hifimamba.data.formats.nifti import ORIENTATIONS
 from direct_hifimamba.data.masks import MaskOptions
 from direct_hifimamba.data.simulate import TEMPLATE, SimulationOptions, simulate
-from direct_hifimamba.data.simulation.files import ORIGIN, sample_options, write_samples
+from direct_hifimamba.data.simulation.files import LINE_MASKS, ORIGIN, write_samples
 from direct_hifimamba.data.simulation.heads import find_heads
+from direct_hifimamba.data.simulation.sample import SampleOptions
 
 RANDOM = "random"
 
@@ -87,8 +89,12 @@ def main(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name} does not apply to the source {args.source}; leave it out.")
     mask = args.mask and MaskOptions.from_words(args.mask)
     if is_random:
-        heads = find_heads(args.heads) if args.heads else ()
-        options = sample_options(heads, args.num_coils, args.snr, args.size, args.voxel_size)
+        fixed = {"num_coils": args.num_coils, "snr": args.snr, "pixel_size": args.voxel_size}
+        ranges: dict[str, Any] = {name: (value, value) for name, value in fixed.items() if value is not None}
+        if args.snr is not None:
+            ranges["noiseless_fraction"] = 0.0
+        heads = tuple(find_heads(args.heads)) if args.heads else ()
+        options = SampleOptions(heads=heads, shape=args.size, masks=LINE_MASKS, **ranges)
         number = 1 if args.number is None else args.number
         paths = write_samples(args.output, number, options, args.seed, mask)
         print(f"{len(paths)} files in {args.output}, {ORIGIN}")

@@ -176,7 +176,6 @@ def draw_outline(plane: Plane, semi_axes: tuple[float, float], rng: np.random.Ge
 def draw_tissues(plane: Plane, semi_axes: tuple[float, float], rng: np.random.Generator) -> Image:
     """Draw a body of random tissues: layers, lobes and organs with sharp borders, fat, and texture; sizes in mm."""
     body = draw_outline(plane, semi_axes, rng)
-    height, width = plane.shape
     smooth = random_field(plane.shape, rng.uniform(2.0, 3.2), rng)
     kind = rng.integers(3)
     if kind == 0:  # layers between contour lines, as a folded cortex has them

@@ -39,7 +39,6 @@ def change_contrast(image: Image, rng: np.random.Generator) -> Image:
 
 def add_detail(image: Image, plane: Plane, rng: np.random.Generator) -> Image:
     """Add details that templates lack: texture of tissues, vessels, lesions, and a smooth bias field."""
-    height, width = plane.shape
     if rng.random() < 0.8:
         texture = random_field(plane.shape, rng.uniform(0.3, 1.8), rng)
         image = image * np.maximum(0, 1 + np.float32(rng.uniform(0, 0.2)) * texture)

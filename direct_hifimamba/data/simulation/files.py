@@ -1,7 +1,6 @@
 """Files of random slices for DIRECT's `FastMRI` data set, for validation and tests on a fixed set."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -86,32 +85,3 @@ def write_samples(
             provenance = {**record, "versions": versions, "subject": subject, "drawn": drawn}
             write_volume(path, [sample.kspace], provenance, lines, arrays=arrays)
     return paths
-
-
-def sample_options(
-    heads: Sequence[Path],
-    num_coils: int | None,
-    snr: float | None,
-    size: Sequence[int] | None,
-    pixel_size: float | None,
-) -> SampleOptions:
-    """Return the default ranges for files, with fixed values for the arguments that are not None.
-
-    Parameters
-    ----------
-    heads : sequence of Path
-    num_coils : int, optional
-    snr : float, optional
-    size : height and width, optional
-    pixel_size : float, optional
-        In mm.
-    """
-    given: dict[str, Any] = {
-        "num_coils": num_coils and (num_coils, num_coils),
-        "snr": snr and (snr, snr),
-        "noiseless_fraction": None if snr is None else 0.0,
-        "shape": size,
-        "pixel_size": pixel_size and (pixel_size, pixel_size),
-    }
-    given = {name: value for name, value in given.items() if value is not None}
-    return SampleOptions(heads=tuple(heads), masks=LINE_MASKS, **given)

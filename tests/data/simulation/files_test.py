@@ -69,3 +69,11 @@ def test_options_that_do_not_apply_are_refused(tmp_path: Path, capsys: pytest.Ca
     with pytest.raises(SystemExit):
         cli.main(["simulate", *words.replace("OUT", str(tmp_path / "out")).split()])
     assert f"{words.split()[2]} does not apply to the source {words.split()[0]}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["num_coils --coils 0", "snr --snr 0", "pixel_size --voxel-size 0"])
+def test_zero_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str) -> None:
+    name, *options = words.split()
+    with pytest.raises(SystemExit):
+        cli.main(["simulate", "random", str(tmp_path / "out"), *options])
+    assert f"{name} is (0" in capsys.readouterr().err
