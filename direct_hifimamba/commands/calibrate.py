@@ -1,6 +1,7 @@
 """`direct-hifimamba calibrate`: compare the spread of an ensemble with its error, on simulated slices."""
 
 import argparse
+from dataclasses import astuple
 from pathlib import Path
 
 from direct_hifimamba.data.simulation.heads import find_heads
@@ -61,9 +62,6 @@ def main(args: argparse.Namespace) -> None:
     calibration.write(args.output)
     print(f"| acceleration | factor | coverage without ({NOMINAL:.0%} expected) | with it | in the worst slice |")
     print("|---|---|---|---|---|")
-    for row in zip(
-        *(calibration.accelerations, calibration.factors),
-        *(calibration.coverage_before, calibration.coverage_after, calibration.worst_after),
-        strict=True,
-    ):
+    _, *columns = astuple(calibration)
+    for row in zip(*columns, strict=True):
         print("| {:g} | {:.2f} | {:.0%} | {:.0%} | {:.0%} |".format(*row))

@@ -274,9 +274,8 @@ def simulate_volume(
     def simulate_slices(indices: Sequence[int], rng: np.random.Generator) -> Iterator[NDArray[np.complex64]]:
         for index in indices:
             image = volume[index] * simulate_phase(heights[index], shape, options.phase, phase_seed)
-            kspace = image_to_kspace(
-                image * simulate_sensitivity_map(heights[index], shape, options.num_coils, coil_seed)
-            )
+            maps = simulate_sensitivity_map(heights[index], shape, options.num_coils, coil_seed)
+            kspace = image_to_kspace(image * maps)
             noise = rng.standard_normal((2, *kspace.shape), np.float32)
             kspace += np.float32(noise_std) * (noise[0] + 1j * noise[1])
             yield kspace[0] if options.num_coils == 1 else kspace

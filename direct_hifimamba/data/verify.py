@@ -82,9 +82,8 @@ def _check_mask(task: Task, path: Path, options: MaskOptions) -> Iterator[str]:
         mask = file["mask"][()] if is_view else file["mask"][()].T
         center = file["acs_mask"][()] if is_view and not expected.is_line_mask else expected.center
         # Earlier versions stored masks and their figures as they were drawn, padding included.
-        if not (
-            any(np.array_equal(mask, drawn.samples) for drawn in known) and np.array_equal(center, expected.center)
-        ):
+        is_known = any(np.array_equal(mask, drawn.samples) for drawn in known)
+        if not (is_known and np.array_equal(center, expected.center)):
             yield f"has another mask than {options} gives"
         figures = task.record["masks"][path.parent.name].items()
         if not any(drawn.provenance().items() <= figures for drawn in known):

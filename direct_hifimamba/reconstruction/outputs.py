@@ -72,7 +72,8 @@ def output_paths(
         suffixes = {form: SUFFIXES[form] for form in chosen if form in MAP_FORMATS[name]} or {"hdf5": SUFFIXES["hdf5"]}
         paths |= {f"{form}:{name}": stem.with_name(f"{stem.name}_{name}{suffix}") for form, suffix in suffixes.items()}
     partial = stem.with_name(f".{stem.name}{PARTIAL_SUFFIX}")
-    for path in (*paths.values(), *([paths["cfl"].with_suffix(".hdr")] if "cfl" in paths else [])):
+    headers = [path.with_suffix(".hdr") for path in paths.values() if path.suffix == SUFFIXES["cfl"]]
+    for path in (*paths.values(), *headers):
         refuse_to_replace(path, [source, *others])
         if path.exists() and not partial.exists():  # the interrupted run had begun to write
             raise FileExistsError(f"{path} exists already; remove it or choose another output.")

@@ -149,9 +149,8 @@ def random_field(shape: tuple[int, ...], exponent: float, rng: np.random.Generat
     float32 array of that shape
     """
     height, width = shape
-    squared = np.square(fft.fftfreq(height)).astype(np.float32)[:, None] + np.square(fft.rfftfreq(width)).astype(
-        np.float32
-    )
+    rows, columns = (np.square(axis).astype(np.float32) for axis in (fft.fftfreq(height), fft.rfftfreq(width)))
+    squared = rows[:, None] + columns
     squared[0, 0] = 1
     amplitude = squared ** np.float32(-exponent / 2) * (squared <= cutoff**2)
     amplitude[0, 0] = 0

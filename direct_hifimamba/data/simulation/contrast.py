@@ -77,12 +77,10 @@ def _add_lesion(image: Image, plane: Plane, rng: np.random.Generator) -> Image:
     direction = (x + 1j * y) / (np.hypot(y, x) + 1e-9)
     weights = [rng.normal(0, 0.2 / n) * np.exp(1j * rng.uniform(0, 6)) for n in range(4, 0, -1)]
     wavy = 1 + np.polyval([*weights, 0], direction).real
-    inside = 1 / (
-        1 + np.exp(np.clip((np.hypot(y * rng.uniform(0.7, 1.4), x) / wavy - radius) * rng.uniform(1, 5), -40, 40))
-    )
-    return image + inside.astype(np.float32) * (image > 0.05) * np.float32(rng.uniform(-0.8, 0.8)) * np.sqrt(
-        np.maximum(image, 0)
-    )
+    distance = np.hypot(y * rng.uniform(0.7, 1.4), x) / wavy - radius
+    inside = 1 / (1 + np.exp(np.clip(distance * rng.uniform(1, 5), -40, 40)))
+    change = inside.astype(np.float32) * (image > 0.05) * np.float32(rng.uniform(-0.8, 0.8))
+    return image + change * np.sqrt(np.maximum(image, 0))
 
 
 def draw_phase(image: Image, plane: Plane, semi_axes: tuple[float, float], rng: np.random.Generator) -> Image:
