@@ -45,7 +45,7 @@ def main() -> None:
         number, drawn = SLICES[name]
         for acceleration in args.accelerations:
             options = SampleOptions(
-                heads=find_heads(args.heads),
+                heads=tuple(find_heads(args.heads)),
                 head_fraction=1.0,
                 snr=(15, 200),
                 accelerations=(acceleration,),
