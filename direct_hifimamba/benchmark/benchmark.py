@@ -184,6 +184,9 @@ def do(benchmark: Benchmark, name: str) -> None:
         shapes = next((cell for cell in cells if cell.is_complete(specification.accelerations)), None)
         if shapes is None:
             raise RunError("No run of a model has finished; images are cropped to the size of its predictions.")
+        splits = (specification.splits.validation, specification.splits.test)
+        folders = [specification.folder(split, rate) for split in splits for rate in specification.accelerations]
+        check_unchanged(benchmark.folder, specification.data, [folder.name for folder in folders])
         folder = benchmark.folder.run(name)
         folder.failure.unlink(missing_ok=True)
         reconstruct_test_split(specification, folder, shapes, available_cores())

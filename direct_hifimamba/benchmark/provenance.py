@@ -19,12 +19,17 @@ from direct_hifimamba.ops.selective_scan.interface import resolve_backend
 _PACKAGES = ("direct-recon", "torch", "numpy", "h5py", "scipy", "scikit-image", "torchmetrics", "sewar")
 _CODE_PACKAGES = ("direct-recon", "torch", "numpy", "sewar", "scikit-image")
 _CODE_SUFFIXES = (".py", ".so", ".pyd")
-_NETWORK_CODE = ("nn/hifimamba", "nn/layers", "ops", "training/weight_decay.py")
+_NETWORK_CODE = ("nn", "ops", "training/weight_decay.py")
 _TRAINING_CODE = (
     "benchmark/plan/initialisation.py",
     "benchmark/run/runner.py",
+    "data/espirit.py",
+    "data/nlinv.py",
+    "data/sensitivity.py",
     "training/direct_command.py",
+    "training/distributed.py",
     "training/learning_rate.py",
+    "training/seeded_data.py",
 )
 
 
@@ -42,8 +47,8 @@ def find_versions(device: str) -> dict[str, str]:
 def describe_code() -> dict[str, dict[str, str]]:
     """Return what trained models depend on beside data and configurations: hashes of source files, and versions.
 
-    Files of the network are listed apart, since no other model depends on them. The code of metrics is not part of it:
-    tables of scores record which metrics they were computed with.
+    Files of the networks of this package are listed apart, since models of DIRECT do not depend on them. The code of
+    metrics is not part of it: tables of scores record which metrics they were computed with.
     """
     return {
         "network": _hash_files(_NETWORK_CODE),

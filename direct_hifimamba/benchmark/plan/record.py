@@ -13,6 +13,7 @@ from direct_hifimamba.benchmark.plan.configurations import find_difference
 from direct_hifimamba.benchmark.plan.hashes import KSpaceMemory, describe_folders
 from direct_hifimamba.benchmark.plan.specification import Specification
 from direct_hifimamba.files import write_text
+from direct_hifimamba.plugin import serves
 
 _FREE_KEYS = ("name", "description", "baseline", "data", "configs", "metrics", "classical", "validations")
 """Keys on which no trained model depends; of data and configurations, the content is compared instead."""
@@ -135,8 +136,13 @@ def check_unchanged(folder: BenchmarkFolder, data: Path, names: Sequence[str]) -
 
 
 def _is_own(configs: Mapping[str, Any]) -> bool:
-    """Return whether the configurations of a model are those of a network of this package."""
-    return all(config["model"]["model_name"].startswith("hifimamba.") for config in configs.values())
+    """Return whether a network of this package is part of a model, such as one that refines sensitivities."""
+    networks = [
+        network
+        for config in configs.values()
+        for network in (config["model"], *(config.get("additional_models") or {}).values())
+    ]
+    return any(serves(network["model_name"]) for network in networks)
 
 
 def _short(value: Any) -> str:

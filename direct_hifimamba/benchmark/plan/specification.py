@@ -48,8 +48,9 @@ def _relative(path: Path, info: SerializationInfo) -> str:
 
 
 def _check_distinct(values: list[Any]) -> list[Any]:
-    if len({f"{value:g}" for value in values}) < len(values):  # as in the names of folders
-        raise ValueError(f"expected values that differ in their first six digits, but there are {values}")
+    if len({f"{value:g}" if isinstance(value, float) else value for value in values}) < len(values):
+        # Names of folders have six digits of a learning rate.
+        raise ValueError(f"expected values that differ, learning rates in their first six digits, but got {values}")
     return values
 
 

@@ -235,8 +235,8 @@ def check_bart(specification: Specification, is_centered: bool) -> None:
         return
     if splits.validation == splits.test:
         raise ValueError(f"classical names {BART}, whose weight would be chosen on the test split, {splits.test!r}.")
-    test = specification.folder(splits.test, next(iter(specification.accelerations)))
-    if not is_centered or not all(map(_has_line_mask, list_files(test))):
+    folders = [specification.folder(splits.test, acceleration) for acceleration in specification.accelerations]
+    if not is_centered or not all(_has_line_mask(path) for folder in folders for path in list_files(folder)):
         raise ValueError(f"classical names {BART}, which is run for centred k-space with masks of columns only.")
 
 

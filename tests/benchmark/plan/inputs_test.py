@@ -139,7 +139,10 @@ def test_a_folder_with_anything_else_is_refused(small_specification: Path, tmp_p
         ("versions", "torch"),
         ("network", "nn/hifimamba/hifimamba.py"),
         ("network", "nn/hifimamba/block.py"),
+        ("network", "nn/sensitivity/sensitivity.py"),
         ("training", "training/learning_rate.py"),
+        ("training", "training/seeded_data.py"),
+        ("training", "data/nlinv.py"),
     ],
 )
 def test_a_second_run_refuses_other_code(small_specification: Path, tmp_path: Path, group: str, name: str) -> None:

@@ -25,6 +25,10 @@ def test_defaults_and_absolute_paths(folder: Path, monkeypatch: pytest.MonkeyPat
     assert specification.folder("test", "equispaced_4x") == folder / "data" / "test_equispaced_4x"
 
 
+def test_large_seeds_are_not_taken_for_the_same(folder: Path) -> None:
+    assert Specification.load(write_specification(folder, seeds=[1000000, 1000001])).seeds == [1000000, 1000001]
+
+
 SEARCH = {"learning_rates": [1e-3, 0.01], "budget": {"minutes": 2}, "metric": "fastmri_ssim"}
 
 
@@ -85,6 +89,7 @@ def test_numbers_may_be_written_with_exponents(folder: Path) -> None:
         ({"warm_up": True}, "warm_up is True"),
         ({"schedule": "linear"}, "schedule is 'linear'; expected 'cosine' or 'steps'"),
         ({"seeds": [0, 0]}, "seeds: expected values that differ"),
+        ({"search": {"learning_rates": [0.001, 0.00100000001]}}, "learning_rates: expected values that differ"),
         ({"seeds": [-1]}, "seeds.0 is -1"),
         ({"seeds": []}, "seeds is []"),
         ({"device": "tpu"}, "device is 'tpu'; expected 'cpu' or 'cuda'"),

@@ -219,3 +219,8 @@ def test_what_bart_cannot_do_is_said_before_anything_starts(small_specification,
     with pytest.raises(ValueError, match="for centred k-space"):
         classical.check_bart(specification, False)
     classical.check_bart(specification, True)
+    with h5py.File(tmp_path / "data" / "test_equispaced_8x" / "e.h5", "r+") as file:
+        del file["mask"]
+        file["mask"] = np.ones(DATA_SHAPE, bool)
+    with pytest.raises(ValueError, match="with masks of columns only"):
+        classical.check_bart(specification, True)
