@@ -35,9 +35,13 @@ def map_files[Task, Result](
     threads : int
         Number of threads on which PyTorch computes in each process.
     """
-    torch.set_num_threads(threads)
     if min(jobs, len(tasks)) < 2:
-        yield from tqdm(map(function, tasks), description, len(tasks), unit=unit)
+        threads_before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            yield from tqdm(map(function, tasks), description, len(tasks), unit=unit)
+        finally:
+            torch.set_num_threads(threads_before)
         return
     # Forking a process in which PyTorch has threads can deadlock.
     context = multiprocessing.get_context("spawn")
