@@ -31,6 +31,11 @@ collect_ignore = NEED_EXTRAS if MISSING else []
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Return one process more than there are cores, because tests of Slurm and of other commands wait for them."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
 def pytest_report_header() -> str | None:
     names = ", ".join(str(path.relative_to(TESTS)) for path in collect_ignore)
     return f"without extras ({', '.join(MISSING)} not installed), so not collected: {names}" if MISSING else None

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from direct_hifimamba import cli
+from direct_hifimamba.commands import calibrate as command
 from direct_hifimamba.data import acquisition
 from direct_hifimamba.data.formats.hdf5 import write_volume
 from direct_hifimamba.data.formats.nifti import load_magnitude
@@ -238,7 +239,7 @@ def test_calibration_finds_the_factor_and_shows_the_coverage(monkeypatch: pytest
 def test_calibrate_is_a_command(
     ensemble: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("direct_hifimamba.commands.calibrate.find_heads", lambda folder: ())
+    monkeypatch.setattr(command, "find_heads", lambda folder: ())
     output = tmp_path / "calibration.json"
     words = ["calibrate", *map(str, ensemble), "heads", str(output), "--number", "2", "--size", "96"]
     cli.main(words)
