@@ -33,7 +33,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 def pytest_xdist_auto_num_workers() -> int:
     """Return one process more than there are cores, because tests of Slurm and of other commands wait for them."""
-    return len(os.sched_getaffinity(0)) + 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores + 1
 
 
 def pytest_report_header() -> str | None:

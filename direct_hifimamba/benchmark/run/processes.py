@@ -13,7 +13,11 @@ ENVIRONMENT = {"OMP_NUM_THREADS": str(THREADS), "MKL_NUM_THREADS": str(THREADS)}
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["direct_hifimamba.training.direct_command", "direct_hifimamba.nn.hifimamba.hifimamba_engine"]
+    [
+        "direct_hifimamba.benchmark.benchmark",
+        "direct_hifimamba.nn.hifimamba.hifimamba_engine",
+        "direct_hifimamba.training.direct_command",
+    ]
 )
 
 
