@@ -31,6 +31,7 @@ collect_ignore = NEED_EXTRAS if MISSING else []
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
+@pytest.hookimpl(optionalhook=True)  # there is no such hook without xdist
 def pytest_xdist_auto_num_workers() -> int:
     """Return one process more than there are cores, because tests of Slurm and of other commands wait for them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
