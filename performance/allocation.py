@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 320], help="image sizes")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=["forward", "training step"], help="of calls")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=["forward", "training step"], help="measured calls")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -100,13 +100,8 @@ def main() -> None:
         rows[-1] += [f"{peak:.0f}" for peak in peaks.values()]
         records.append({"size": size, "kind": kind, "seconds": seconds, "peak MB": peaks})
     names = list(SETTINGS)
-    header = [
-        "image",
-        "call",
-        "plain, s",
-        *(f"{name}, ratio" for name in names[1:]),
-        *(f"{name}, MB" for name in names),
-    ]
+    ratios, memory = [f"{name}, ratio" for name in names[1:]], [f"{name}, MB" for name in names]
+    header = ["image", "call", "plain, s", *ratios, *memory]
     head = f"{args.threads} thread(s), {args.rounds} rounds, medians."
     circumstances = machine() | {"libc": " ".join(platform.libc_ver())}
     results = {"machine": circumstances, "threads": args.threads, "records": records}
