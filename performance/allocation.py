@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 320], help="image sizes")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=["forward", "training step"], help="measured calls")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=["forward", "training step"], help="what to call")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
