@@ -49,6 +49,8 @@ def main() -> None:
     parser.add_argument("--slices", type=int, nargs="+", default=[40])
     parser.add_argument("--finish", type=int, default=3)
     args = parser.parse_args()
+    if min(args.slices) < 3 or args.finish < 2:
+        parser.error("expected at least 3 --slices, and at least 2 to --finish")
     print(json.dumps(machine()))
     print("| slices | k-space, GB | before the first slice, s | per slice, s | peak memory, GB |")
     print("|---|---|---|---|---|")

@@ -152,6 +152,7 @@ def main(args: argparse.Namespace) -> None:
     with reconstruct_volume(request, paths.pop(PARTIAL), args.jobs, check) as slices:
         provenance = {
             "checkpoint": ", ".join(path.name for path in args.checkpoint),
+            "weights": slices.weights,
             "version": direct_hifimamba.__version__,
             "warnings": slices.warnings,
             **({"residuals": slices.residuals, "spread_factor": slices.factor} if args.uncertainty else {}),

@@ -20,7 +20,7 @@ from direct.data.mri_transforms import SensitivityMapType, TransformsType  # not
 from direct_hifimamba.data.registration import register_data_sets
 from direct_hifimamba.data.stored_masks import NAME as STORED_MASKS
 from direct_hifimamba.files import first_and_count
-from direct_hifimamba.reconstruction.pretrained import CONFIG_NAME
+from direct_hifimamba.reconstruction.pretrained import CONFIG_NAME, list_pretrained
 from direct_hifimamba.training.compose import compose
 
 SCALING_KEYS = ("masked_kspace", "acs_kspace", "kspace")
@@ -48,10 +48,17 @@ def find_config(checkpoints: Sequence[Path], config_path: Path | str | None = No
     FileNotFoundError
         If it or a checkpoint is missing.
     ValueError
-        If there are several that differ in the networks, or in what is done with k-space.
+        If there is no checkpoint, or if configurations differ in the networks, or in what is done with k-space.
     """
+    if not checkpoints:
+        raise ValueError("There is no checkpoint; expected at least one, such as model_99999.pt of direct train.")
     for checkpoint in checkpoints:
         if not checkpoint.is_file():
+            if str(checkpoint) in list_pretrained():
+                raise ValueError(
+                    f"{checkpoint} is no file but the name of weights in the package. Give the name alone, before a "
+                    "single input; in Python, use Reconstructor.from_pretrained."
+                )
             raise FileNotFoundError(
                 f"{checkpoint} is no file; expected a checkpoint such as model_99999.pt of direct train."
             )

@@ -6,11 +6,12 @@ that make no sense for undersampled k-space, or with which DIRECT's images are w
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
+from functools import reduce
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ class SliceAnalysis(NamedTuple):
 
 class _Output(NamedTuple):
     image: NDArray[Any]  #: (height, width), complex or its magnitude
-    kspace: NDArray[np.complex64] | None  #: (coils, height, width), that of a complex image in all coils
+    kspace: NDArray[np.complex64] | None = None  #: (coils, height, width), that of the image in all coils, if asked for
 
 
 class Reconstructor:
@@ -118,7 +119,7 @@ class Reconstructor:
     @classmethod
     def from_checkpoint(
         cls,
-        path: Path | str | Sequence[Path],
+        path: Path | str | Sequence[Path | str],
         config_path: Path | str | None = None,
         device: str = "auto",
         flips: bool = False,
@@ -127,7 +128,7 @@ class Reconstructor:
 
         Parameters
         ----------
-        path : Path or str, or sequence of Path
+        path : Path or str, or sequence of them
             A checkpoint that `direct train` has written, `model_<iteration>.pt`. Several make an ensemble, whose mean
             image is returned.
         config_path : Path or str, optional
@@ -149,7 +150,7 @@ class Reconstructor:
             If the configuration is incomplete or wrong, if the checkpoint does not fit it, or if weights are not
             finite.
         """
-        paths = [Path(path)] if isinstance(path, str | Path) else list(path)
+        paths = [Path(path)] if isinstance(path, str | Path) else list(map(Path, path))
         return cls(*load_engines(paths, find_config(paths, config_path), device), flips=flips)
 
     @classmethod
@@ -328,11 +329,11 @@ class Reconstructor:
             As :meth:`__call__`.
         """
         if not (kspace[..., sampled] != 0).any():  # DIRECT cannot scale a slice without signal
-            image = np.zeros(sampled.shape, np.complex64 if complex_images else np.float32)
+            image: NDArray[Any] = np.zeros(sampled.shape, np.complex64 if complex_images else np.float32)
         else:
             batch = self._transform_slice(kspace, sampled, sensitivity_map, index, calibration)
-            images = [output.image for output in self._run_members(batch, complex_images or self.members > 1)]
-            image = images[0] if len(images) == 1 else np.mean(images, axis=0)
+            outputs = self._run_members(batch, complex_images or self.members > 1)
+            image = reduce(np.add, (output.image for output in outputs)) / np.float32(self.members)
             image = (image if complex_images else np.abs(image)) * batch["scaling_factor"].cpu().numpy()[0]
         _check_finite(image, index)
         return self._crop_images(image, image_size)
@@ -362,14 +363,16 @@ class Reconstructor:
             return SliceAnalysis(self._crop_images(images, image_size), np.zeros_like(kspace))
         batch = self._transform_slice(kspace, sampled, sensitivity_map, index, calibration)
         measured = torch.view_as_complex(batch["masked_kspace"].contiguous())[0].numpy()
-        outputs = self._run_members(batch, complex_images=True)
         if len(measured) < len(kspace):
             raise ValueError(
                 "The configuration has compress_coils, which mixes the noise of coils: no residual is known."
             )
-        predicted = np.mean([output.kspace for output in outputs], axis=0)
+        members, predicted = [], np.zeros_like(measured)
+        for output in self._run_members(batch, complex_images=True, kspace=True):
+            members.append(output.image)
+            predicted += cast(NDArray[np.complex64], output.kspace) / np.float32(self.members)
         scale = batch["scaling_factor"].cpu().numpy()[0]
-        images = np.stack([output.image for output in outputs]) * scale
+        images = np.stack(members) * scale
         _check_finite(images, index)
         residual = ((measured - predicted) * acquired * scale)[: len(kspace)]
         return SliceAnalysis(self._crop_images(images, image_size), residual)
@@ -453,12 +456,11 @@ class Reconstructor:
                 f"The coil sensitivities have the shape {shape}; expected that of k-space, {kspace_shape}."
             )
 
-    def _run_members(self, batch: dict[str, Any], complex_images: bool) -> list[_Output]:
-        return [
-            _run_engine(engine, batch, complex_images, axes, self.centered)
-            for engine in self._engines
-            for axes in self._flips
-        ]
+    def _run_members(self, batch: dict[str, Any], complex_images: bool, kspace: bool = False) -> Iterator[_Output]:
+        """Yield the output of each network for each reflection; `kspace` needs complex images."""
+        for engine in self._engines:
+            for axes in self._flips:
+                yield _run_engine(engine, batch, complex_images, kspace, axes, self.centered)
 
 
 def _flip(tensor: torch.Tensor, axes: tuple[int, ...], centered: bool) -> torch.Tensor:
@@ -468,7 +470,12 @@ def _flip(tensor: torch.Tensor, axes: tuple[int, ...], centered: bool) -> torch.
 
 
 def _run_engine(
-    engine: Engine, batch: dict[str, Any], complex_images: bool, axes: tuple[int, ...], centered: bool
+    engine: Engine,
+    batch: dict[str, Any],
+    complex_images: bool,
+    kspace: bool,
+    axes: tuple[int, ...],
+    centered: bool,
 ) -> _Output:
     """Reconstruct one slice, flipped along some axes of the image, and flip the result back."""
     data_axes = tuple(axis - 1 for axis in axes)  # k-space, maps and masks have another axis at the end
@@ -481,17 +488,19 @@ def _run_engine(
     image = result.output_image
     magnitude = modulus(image) if image.ndim == 4 else image
     if not complex_images:
-        return _Output(_flip(magnitude, axes, centered)[0].cpu().numpy(), None)
+        return _Output(_flip(magnitude, axes, centered)[0].cpu().numpy())
     # Most engines take the magnitude of what `forward_function` gives; of several images the last counts.
     candidates = [image, *(output[0][-1] if isinstance(output[0], list) else output[0] for output in outputs)]
     image = next((candidate for candidate in candidates if _has_magnitude(candidate, magnitude)), None)
     if image is None:
         raise ValueError(
-            f"{type(engine).__name__} gives no complex images; ask for magnitudes alone (without --complex, --phase "
-            "and --uncertainty)."
+            f"{type(engine).__name__} gives no complex images, which the mean of an ensemble needs; ask for magnitudes "
+            "of one checkpoint alone (without --complex, --phase, --uncertainty and --flips)."
         )
-    kspace = engine.forward_operator(expand_operator(image, result.sensitivity_map, 1), dim=(2, 3))
-    flipped = (_flip(torch.view_as_complex(values.contiguous()), axes, centered) for values in (image, kspace))
+    results = [image]
+    if kspace:
+        results.append(engine.forward_operator(expand_operator(image, result.sensitivity_map, 1), dim=(2, 3)))
+    flipped = (_flip(torch.view_as_complex(values.contiguous()), axes, centered) for values in results)
     return _Output(*(values[0].cpu().numpy() for values in flipped))
 
 

@@ -34,9 +34,11 @@ class Slices:
     folder : Path
     raw : RawData
         What the file of the input says.
+    weights : tuple of str
+        What determines the images, see :func:`direct_hifimamba.reconstruction.volume.load`.
     warnings : tuple of str
-        In what k-space differs from that of the training, see :meth:`Reconstructor.find_departures`, and which slices
-        do not fit their samples.
+        In what k-space differs from that of the training, see :meth:`Reconstructor.find_departures`, which slices do
+        not fit their samples, and whether the spread is not calibrated.
     residuals : tuple of floats
         Of each slice, see :func:`residual_map`, if there is this map.
     factor : float, optional
@@ -45,6 +47,7 @@ class Slices:
 
     folder: Path
     raw: RawData
+    weights: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     residuals: tuple[float, ...] = ()
     factor: float | None = None

@@ -60,7 +60,7 @@ def spread(images: NDArray[np.complex64]) -> NDArray[np.float32]:
         If there is one network alone.
     """
     if len(images) < 2:
-        raise ValueError("One network has no spread; expected the checkpoints of several trainings.")
+        raise ValueError("One image has no spread; expected the checkpoints of several trainings, or --flips.")
     return np.abs(images).std(axis=0, ddof=1).astype(np.float32)
 
 
@@ -99,19 +99,19 @@ class Calibration:
         write_text(path, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
-    def read(cls, path: Path, weights: Sequence[str]) -> Self:
+    def read(cls, path: Path, weights: Sequence[str] | None = None) -> Self:
         """Read a file of :meth:`write`.
 
         Raises
         ------
         ValueError
-            If it is no such file, or of other weights.
+            If it is no such file, or of other weights than `weights`.
         """
         try:
             calibration = cls(**{name: tuple(value) for name, value in json.loads(path.read_text()).items()})
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is no calibration; expected a file of direct-hifimamba calibrate.") from error
-        if calibration.weights != tuple(weights):
+        if weights is not None and calibration.weights != tuple(weights):
             raise ValueError(f"{path} was made for other weights; run direct-hifimamba calibrate with these ones.")
         return calibration
 
@@ -160,6 +160,8 @@ def calibrate(
     """
     if number < 2:
         raise ValueError(f"The number of slices is {number}; expected at least 2: some to calibrate, others to test.")
+    if reconstructor.members < 2:
+        raise ValueError("One image has no spread; expected the checkpoints of several trainings, or --flips.")
     factors, before, after, worst = [], [], [], []
     for acceleration in sorted(accelerations):
         options = SampleOptions(

@@ -106,7 +106,8 @@ def load(
     Raises
     ------
     ValueError
-        As :meth:`Reconstructor.from_checkpoint`, or if a name in the package is one of several.
+        As :meth:`Reconstructor.from_checkpoint`, if a name in the package is one of several, or if two checkpoints are
+        the same.
     """
     if len(checkpoints) > 1 or not is_pretrained(checkpoints[0]):
         reconstructor = Reconstructor.from_checkpoint(checkpoints, config_path, device, bool(flips))
@@ -115,7 +116,11 @@ def load(
         pretrained = find_pretrained(str(checkpoints[0]))
         reconstructor = Reconstructor.from_pretrained(pretrained.name, config_path, device, flips)
         files = (config_path or pretrained.config_path, *pretrained.checkpoints)
-    return [*map(hash_file, files), f"mean of {reconstructor.members}"], reconstructor
+    _, *hashes = weights = [hash_file(path) for path in files]
+    for number, (path, checksum) in enumerate(zip(files[1:], hashes, strict=True)):
+        if checksum in hashes[:number]:
+            raise ValueError(f"{path} is the same as {files[1 + hashes.index(checksum)]}; expected different networks.")
+    return [*weights, f"mean of {reconstructor.members}"], reconstructor
 
 
 @lru_cache(maxsize=1)
@@ -167,6 +172,7 @@ def reconstruct_volume(
     call = uuid4().hex
     weights, reconstructor, raw, mask, maps = _open(request, call)
     before(raw)
+    calibration = _find_calibration(request, weights) if request.uncertainty else None
     print(*raw.messages, sep="\n", end="\n" if raw.messages else "")
     reconstructor.check_sensitivity_map(None if maps is None else maps.shape, raw.shape)
     summary = acquisition.summarise(tqdm(raw.slices(), "read", raw.shape[0], unit="slice"), raw.shape)
@@ -178,11 +184,12 @@ def reconstruct_volume(
     found = acquisition.describe_acquisition(summary.acquired, sampled, was_found, middle, reconstructor.centered)
     print(*found, sep="\n")
     masks = np.broadcast_to(sampled, (raw.shape[0], *raw.shape[2:]))
-    departures = reconstructor.find_departures(middle[None], masks[len(masks) // 2]) if request.check else []
-    for departure in departures:
-        print(f"direct-hifimamba: warning: {departure}", file=sys.stderr)
-    calibration = request.calibration or _find_calibration(request)
-    factor = None if calibration is None else Calibration.read(calibration, weights).factor(sampled)
+    warnings = reconstructor.find_departures(middle[None], masks[len(masks) // 2]) if request.check else []
+    if request.uncertainty and reconstructor.members > 1:
+        warnings += _check_calibration(calibration, sampled)
+    for warning in warnings:
+        print(f"direct-hifimamba: warning: {warning}", file=sys.stderr)
+    factor = None if calibration is None else calibration.factor(sampled)
     covariance = _find_covariance(raw, masks) if request.replicas is not None or request.uncertainty else None
     threads = torch.get_num_threads() if jobs is None else 1
     identity = {
@@ -206,12 +213,12 @@ def reconstruct_volume(
     with lock_folder(folder):
         if not folder.exists():
             raise FileExistsError("Another process has written the same output; choose another one.")
-        slices = Slices(folder, raw, tuple(departures), factor=factor)
+        slices = Slices(folder, raw, tuple(weights), tuple(warnings), factor=factor)
         slices.claim(json.loads(json.dumps(identity)))
         missing = slices.missing()
         if len(missing) < raw.shape[0]:
             print(f"Resuming: {raw.shape[0] - len(missing)} of {raw.shape[0]} slices are finished.")
-        function = partial(_reconstruct, request, call, folder, factor, covariance)
+        function = partial(_reconstruct, request, call, weights, folder, factor, covariance)
         tasks = [(index, masks[index]) for index in missing]
         try:
             for _ in map_files(function, tasks, jobs or 1, "reconstruct", "slice", threads):
@@ -225,24 +232,43 @@ def reconstruct_volume(
         shutil.rmtree(folder)
 
 
-def _find_calibration(request: Request) -> Path | None:
-    """Return the calibration of weights in the package, if their spread is computed as it was for the calibration."""
-    is_released = request.config_path is None and request.flips is None and len(request.checkpoints) == 1
-    if request.uncertainty and is_released and is_pretrained(request.checkpoints[0]):
-        return find_pretrained(str(request.checkpoints[0])).calibration_path
+def _find_calibration(request: Request, weights: list[str]) -> Calibration | None:
+    """Return the calibration that was asked for, or that of weights in the package, if it is of this ensemble."""
+    if request.calibration is not None:
+        return Calibration.read(request.calibration, weights)
+    if len(request.checkpoints) == 1 and is_pretrained(request.checkpoints[0]):
+        released = Calibration.read(find_pretrained(str(request.checkpoints[0])).calibration_path)
+        return released if released.weights == tuple(weights) else None
     return None
+
+
+def _check_calibration(calibration: Calibration | None, sampled: NDArray[np.bool_]) -> list[str]:
+    """Return warnings of a spread that is not calibrated, or not for this acceleration."""
+    if calibration is None:
+        return [
+            "The spread is not calibrated for this ensemble, and is too small as an error bar. Use weights in the "
+            "package without --no-flips, or a file of direct-hifimamba calibrate (--calibration)."
+        ]
+    acceleration = sampled.size / np.count_nonzero(sampled)
+    least, most = calibration.accelerations[0], calibration.accelerations[-1]
+    if 0.9 * least <= acceleration <= 1.1 * most:  # as in Domain
+        return []
+    return [f"The acceleration is {acceleration:.1f}; the spread is calibrated for {least:g} to {most:g}."]
 
 
 def _reconstruct(
     request: Request,
     call: str,
+    weights: list[str],
     folder: Path,
     factor: float | None,
     covariance: NDArray[np.complex128] | None,
     task: tuple[int, NDArray[np.bool_]],
 ) -> None:
     """Reconstruct and store one slice; a task is its number and its mask, of shape (height, width)."""
-    _, reconstructor, raw, _, maps = _open(request, call)
+    found, reconstructor, raw, _, maps = _open(request, call)
+    if found != weights:
+        raise ValueError("Configuration or checkpoints have changed since the start; start again.")
     index, sampled = task
     kspace = raw.read_slice(index)
     options: dict[str, Any] = {

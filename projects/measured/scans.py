@@ -79,8 +79,8 @@ def _download(name: str) -> Path:
     )
     try:
         return Path(cache.fetch(file))
-    except OSError as error:  # those of requests are OSErrors
+    except (OSError, ValueError) as error:  # those of requests are OSErrors; another file is a ValueError of pooch
         raise UnavailableError(
-            f"{name} cannot be downloaded from {cache.get_url(file)} ({type(error).__name__}); set {FOLDER_VARIABLE} "
-            f"to a folder with {name}.npy."
+            f"{name} cannot be downloaded from {cache.get_url(file)} ({type(error).__name__}: {error}); set "
+            f"{FOLDER_VARIABLE} to a folder with {name}.npy."
         ) from error

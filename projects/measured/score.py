@@ -30,9 +30,10 @@ from direct_hifimamba.benchmark.run.classical import cg_sense, find_bart, run_ba
 from direct_hifimamba.data.formats.bart import from_slices, read_cfl, to_slices, write_cfl
 from direct_hifimamba.data.fourier import root_sum_of_squares
 from direct_hifimamba.data.nlinv import nlinv
-from direct_hifimamba.files import hash_file, replace_when_complete, write_text
+from direct_hifimamba.files import replace_when_complete, write_text
 from direct_hifimamba.reconstruct import Reconstructor
 from direct_hifimamba.reconstruction.pretrained import find_pretrained
+from direct_hifimamba.reconstruction.volume import load
 
 MULTICOIL = ("pulseq_cimax_brain16", "pulseq_cimax_phantom16", "pulseq_trio_phantom4", "twix_skyra_phantom2")
 CENTER_FRACTIONS = {4: 0.08, 8: 0.04}
@@ -163,20 +164,33 @@ def reconstruct_with(reconstructor: Reconstructor, case: Case) -> Image:
     return image
 
 
-def collect_methods(weights: Sequence[str], checkpoints: dict[str, Path]) -> list[Method]:
-    """Return all methods; BART is left out where it is not installed."""
+def collect_methods(weights: Sequence[str], checkpoints: dict[str, list[Path]], flips: bool) -> list[Method]:
+    """Return all methods; BART is left out where it is not installed. `flips` is for checkpoints."""
     methods = [Method(ZERO_FILLED, reconstruct_zero_filled), Method(CG_SENSE, reconstruct_cg_sense)]
     if find_bart():
         methods.append(Method(BART, reconstruct_bart))
     else:
         print("There is no program bart on the PATH; compressed sensing is left out.")
-    for name in weights:
-        version = "".join(hash_file(path)[:8] for path in find_pretrained(name).checkpoints)
-        methods.append(Method(name, partial(reconstruct_with, Reconstructor.from_pretrained(name)), version))
-    for label, path in checkpoints.items():
-        network = Reconstructor.from_checkpoint(path)
-        methods.append(Method(label, partial(reconstruct_with, network), hash_file(path)[:8]))
+    named = {name: load([Path(find_pretrained(name).name)]) for name in weights}
+    trained = {label: load(paths, flips=flips) for label, paths in checkpoints.items()}
+    for label, (version, network) in (named | trained).items():
+        words = [word.removeprefix("mean of ")[:8] for word in version]
+        methods.append(Method(label, partial(reconstruct_with, network), "_".join(words)))
     return methods
+
+
+def parse_checkpoints(word: str) -> tuple[str, list[Path]]:
+    """Return the label and the files of LABEL=FILE[,FILE ...].
+
+    Raises
+    ------
+    ArgumentTypeError
+        If it has another form.
+    """
+    label, _, files = word.partition("=")
+    if not label or not files:
+        raise argparse.ArgumentTypeError(f"{word!r} is not of the form LABEL=FILE or LABEL=FILE,FILE.")
+    return label, [Path(file) for file in files.split(",")]
 
 
 def load_cases(scans: Sequence[str], accelerations: Sequence[int], all_slices: bool) -> list[Case]:
@@ -280,11 +294,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--accelerations", type=int, nargs="+", default=[4, 8], choices=CENTER_FRACTIONS)
     parser.add_argument("--all-slices", action="store_true", help="of each scan (default: the middle one)")
     parser.add_argument("--weights", nargs="*", default=["multicoil"], help="of the package (default: multicoil)")
-    parser.add_argument("--checkpoint", nargs="*", default=[], metavar="LABEL=FILE", help="networks of direct train")
+    parser.add_argument(
+        "--checkpoint",
+        nargs="*",
+        default=[],
+        type=parse_checkpoints,
+        metavar="LABEL=FILE[,FILE]",
+        help="networks of direct train; several files make an ensemble",
+    )
+    parser.add_argument(
+        "--flips", action="store_true", help="of checkpoints, the mean over a slice and its reflections"
+    )
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    checkpoints: dict[str, str] = dict(word.split("=", 1) for word in args.checkpoint)
-    methods = collect_methods(args.weights, {label: Path(path) for label, path in checkpoints.items()})
+    methods = collect_methods(args.weights, dict(args.checkpoint), args.flips)
     cases = load_cases(args.scans, args.accelerations, args.all_slices)
     if not cases:
         parser.error("none of the scans is available")

@@ -21,6 +21,7 @@ from direct_hifimamba.benchmark.run.classical import cg_sense
 from direct_hifimamba.data.espirit import espirit
 from direct_hifimamba.data.fourier import kspace_to_image
 from direct_hifimamba.data.nlinv import nlinv
+from direct_hifimamba.data.simulation.heads import find_heads
 from direct_hifimamba.data.simulation.sample import Sample, SampleOptions, draw_sample
 from direct_hifimamba.reconstruct import Reconstructor
 
@@ -82,7 +83,7 @@ def main() -> None:
     columns: list[dict[str, float]] = []
     for acceleration in (4, 8):
         options = SampleOptions(
-            heads=tuple(sorted(args.heads.glob("*.nii.gz"))),
+            heads=tuple(find_heads(args.heads)),
             head_fraction=1.0,
             shape=(128, 128),
             num_coils=(8, 16),

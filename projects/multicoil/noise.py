@@ -18,6 +18,7 @@ import torch
 from maps import psnr
 from tqdm import tqdm
 
+from direct_hifimamba.data.simulation.heads import find_heads
 from direct_hifimamba.data.simulation.sample import SampleOptions, draw_sample
 from direct_hifimamba.nn.layers.data_consistency import ProximalDataConsistency
 from direct_hifimamba.reconstruct import Reconstructor
@@ -52,7 +53,7 @@ def main() -> None:
     for acceleration in (4, 8):
         for snr in SNRS:
             options = SampleOptions(
-                heads=tuple(sorted(args.heads.glob("*.nii.gz"))),
+                heads=tuple(find_heads(args.heads)),
                 head_fraction=1.0,
                 shape=(128, 128),
                 num_coils=(6, 16),

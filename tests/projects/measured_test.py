@@ -92,7 +92,7 @@ def test_scans_are_downloaded_once_and_checked(
     content = path.read_bytes()
     add_scan(scans, monkeypatch, "a", path, (1, 3, 32, 64))
     path.write_bytes(content[:-1] + b"x")
-    with pytest.raises(ValueError, match="SHA256 hash of downloaded file"):
+    with pytest.raises(scans.UnavailableError, match="SHA256 hash of downloaded file"):
         scans.load_scan("a")
     path.write_bytes(content)
     np.testing.assert_array_equal(scans.load_scan("a"), kspace[:1])

@@ -18,7 +18,13 @@ from direct_hifimamba.data.formats.hdf5 import write_volume
 from direct_hifimamba.reconstruction import pretrained as module
 from direct_hifimamba.reconstruction.domain import OutsideDomainWarning
 from direct_hifimamba.reconstruction.engines import resolve_device
-from direct_hifimamba.reconstruction.pretrained import find_pretrained, format_card, is_ensemble, list_pretrained
+from direct_hifimamba.reconstruction.pretrained import (
+    CONFIG_NAME,
+    find_pretrained,
+    format_card,
+    is_ensemble,
+    list_pretrained,
+)
 from direct_hifimamba.reconstruction.reconstructor import Reconstructor
 from direct_hifimamba.reconstruction.uncertainty import Calibration
 from direct_hifimamba.reconstruction.volume import load
@@ -79,11 +85,11 @@ def test_the_page_of_the_model_card_is_up_to_date(name: str) -> None:
 
 
 def test_changed_files_are_refused(folder: Path) -> None:
-    for file in ("seed_1.pt", "config.yaml"):
-        path = folder / "multicoil" / file
+    pretrained = find_pretrained("multicoil")
+    for path in (pretrained.config_path, *pretrained.checkpoints):
         content = path.read_bytes()
         path.write_bytes(content + b"\n")
-        with pytest.raises(ValueError, match=f"{file} is not the file of the release"):
+        with pytest.raises(ValueError, match=f"{path.name} is not the file of the release"):
             find_pretrained("multicoil")
         path.write_bytes(content)
     find_pretrained("multicoil")
@@ -95,7 +101,8 @@ def test_weights_are_listed_described_and_copied(tmp_path: Path, capsys: pytest.
     cli.main(["weights", "multicoil"])
     assert capsys.readouterr().out == format_card(find_pretrained("multicoil"))
     cli.main(["weights", "multicoil", "--copy", str(tmp_path / "copy")])
-    Reconstructor.from_checkpoint(tmp_path / "copy" / "seed_1.pt")
+    Reconstructor.from_checkpoint(sorted((tmp_path / "copy").glob("seed_*.pt")))
+    assert len(list((tmp_path / "copy").glob("*.pt"))) == len(find_pretrained("multicoil").checkpoints)
     with pytest.raises(SystemExit):
         cli.main(["weights", "multicoil", "--copy", str(tmp_path / "copy")])
     assert "exists already" in capsys.readouterr().err
@@ -149,15 +156,21 @@ def test_the_mean_of_several_networks_is_the_image(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Released by the script, from complete checkpoints of a training."""
-    first = experiments[OURS]
+    first = shutil.copytree(experiments[OURS].parent, tmp_path / "run") / experiments[OURS].name
+    config = OmegaConf.merge(
+        OmegaConf.load(first.parent / CONFIG_NAME), {"training": {"datasets": [{"name": "FastMRI"}]}}
+    )
+    OmegaConf.save(config, first.parent / CONFIG_NAME)
     checkpoint = torch.load(first, weights_only=True)
     second = first.with_name("model_8.pt")
     checkpoint["model"] = {key: 0.9 * value for key, value in checkpoint["model"].items()}
     torch.save(checkpoint | {"optimizer": {"state": torch.zeros(1000)}}, second)
 
     monkeypatch.syspath_prepend(ROOT / "projects" / "multicoil")
-    import_module("release").release([first, second], folder / "multicoil")
+    release = import_module("release").release
+    release([first, second], folder / "multicoil")
     pretrained = find_pretrained("multicoil")
+    assert not pretrained.calibration_path.exists()
     assert [path.name for path in pretrained.checkpoints] == ["seed_1.pt", "seed_2.pt"]
     assert set(torch.load(pretrained.checkpoints[1], weights_only=True)) == {"model"}
     assert "validation" not in OmegaConf.load(pretrained.config_path)
@@ -175,6 +188,35 @@ def test_the_mean_of_several_networks_is_the_image(
     atol = 1e-5 * np.abs(single[0]).max()
     np.testing.assert_allclose(both(kspace, MASK, complex_images=True), np.mean(single, axis=0), rtol=0, atol=atol)
     np.testing.assert_allclose(both(kspace, MASK), np.abs(np.mean(single, axis=0)), rtol=0, atol=atol)
+
+    before = read_first_weight(folder)
+    for others, message in (
+        ([first, first], f"{first} is the same as {first}"),
+        ([first, other_data(second)], "differ in training.datasets"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            release(others, folder / "multicoil", pretrained.config_path)
+    assert read_first_weight(folder) == before
+    release([pretrained.checkpoints[1], first], folder / "multicoil", pretrained.config_path)  # from its own folder
+    assert read_first_weight(folder) == before[::-1]
+    release([pretrained.checkpoints[1]], folder / "multicoil", pretrained.config_path)
+    assert read_first_weight(folder) == before[:1]
+
+
+def read_first_weight(folder: Path) -> list[float]:
+    """The same weight of every network of a release."""
+    assert sorted((folder / "multicoil").glob("*.pt")) == list(find_pretrained("multicoil").checkpoints)
+    states = [torch.load(path, weights_only=True)["model"] for path in find_pretrained("multicoil").checkpoints]
+    return [float(next(iter(state.values())).flatten()[0]) for state in states]
+
+
+def other_data(checkpoint: Path) -> Path:
+    """A copy of a checkpoint whose training had other data."""
+    copy = shutil.copytree(checkpoint.parent, checkpoint.parent.with_name("other")) / checkpoint.name
+    config = OmegaConf.load(copy.parent / CONFIG_NAME)
+    config.training.datasets[0].text_description = "other"
+    OmegaConf.save(config, copy.parent / CONFIG_NAME)
+    return copy
 
 
 def test_devices_are_those_that_pytorch_finds(monkeypatch: pytest.MonkeyPatch) -> None:

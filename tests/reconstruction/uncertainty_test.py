@@ -148,10 +148,13 @@ def test_everything_is_written_beside_the_image(
     assert f"{number:.2f}" in printed.out
     # The networks are random, so that their images do not fit.
     assert provenance["warnings"] and "does not fit its samples" in printed.err
+    assert "The spread is not calibrated for this ensemble" in provenance["warnings"][0] in printed.err
+    assert provenance["weights"] == list(calibration_weights(ensemble))
     spreads = {stem: load_magnitude(tmp_path / f"{stem}_spread.nii.gz")[0] for stem in ("scan", "more")}
     np.testing.assert_array_equal(spreads["scan"][2], spread(analysis.images))
     np.testing.assert_allclose(spreads["more"], 3 * spreads["scan"], rtol=1e-6)
-    assert read(tmp_path / "more.h5")[1]["spread_factor"] == 3
+    calibrated = read(tmp_path / "more.h5")[1]
+    assert calibrated["spread_factor"] == 3 and "not calibrated" not in " ".join(calibrated["warnings"])
     expected = noise_map(
         lambda noisy: reconstructor.reconstruct_slice(noisy, sampled), kspace[2], sampled, covariance, 8, seed=2
     )
@@ -160,9 +163,14 @@ def test_everything_is_written_beside_the_image(
         assert sheet.width > 3.5 * alone.width and sheet.height == alone.height
 
 
+def calibration_weights(ensemble: list[Path]) -> tuple[str, ...]:
+    return (*map(hash_file, (ensemble[0].parent / CONFIG_NAME, *ensemble)), f"mean of {len(ensemble)}")
+
+
 def write_calibration(path: Path, ensemble: list[Path], factor: float) -> None:
-    weights = (*map(hash_file, (ensemble[0].parent / CONFIG_NAME, *ensemble)), f"mean of {len(ensemble)}")
-    Calibration(weights, (2.0, 4.0), (factor, factor), (0.5, 0.5), (0.9, 0.9), (0.8, 0.8)).write(path)
+    Calibration(calibration_weights(ensemble), (2.0, 4.0), (factor, factor), (0.5, 0.5), (0.9, 0.9), (0.8, 0.8)).write(
+        path
+    )
 
 
 def test_the_noise_is_that_of_the_noise_scan_where_the_file_has_one(
@@ -199,6 +207,8 @@ def test_factors_are_interpolated(tmp_path: Path) -> None:
 
 class KnownSpread:
     """An ensemble whose error is a known multiple of its spread: stands in for networks, which would take training."""
+
+    members = 3
 
     def __init__(self, multiple: float) -> None:
         self.multiple = multiple
@@ -267,7 +277,8 @@ def test_bad_input_is_one_error(
     for arguments, message in (
         ((ensemble[0], different, source, output), "in the section inference; the networks of an ensemble need"),
         ((ensemble[0], tmp_path / "missing.pt", source, output), "missing.pt is no file"),
-        (("multicoil", ensemble[0], source, output), "multicoil is no file"),
+        (("multicoil", ensemble[0], source, output), "multicoil is no file but the name of weights in the package"),
+        ((*ensemble, ensemble[0], source, output), f"{ensemble[0]} is the same as {ensemble[0]}"),
         ((*single, "--noise-maps", 7), "is 7; expected at least 8"),
         ((*single, "--noise-maps", 0), "is 0; expected at least 8"),
         ((*single, "--uncertainty", "--calibration", tmp_path / "other.json"), "is for the spread of an ensemble"),
@@ -284,8 +295,12 @@ def test_bad_input_is_one_error(
     with pytest.raises(SystemExit, match="2"):
         reconstruct(*single, "--uncertainty")
     assert re.search(r"scan_residual\.h5 exists already", capsys.readouterr().err)
-    with pytest.raises(ValueError, match="One network has no spread"):
+    with pytest.raises(ValueError, match="One image has no spread"):
         spread(random(1, 4, 4).astype(np.complex64))
+    with pytest.raises(ValueError, match="One image has no spread"):
+        calibrate(Reconstructor.from_checkpoint(ensemble[0]), ())
+    with pytest.raises(ValueError, match="There is no checkpoint"):
+        Reconstructor.from_checkpoint([])
     with pytest.raises(ValueError, match="number of slices is 1"):
         calibrate(Reconstructor.from_checkpoint(ensemble), (), number=1)
 

