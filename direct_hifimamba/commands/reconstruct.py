@@ -86,8 +86,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=32,
         metavar="N",
-        help="write the standard deviation of the noise in each pixel, from N reconstructions with added noise "
-        "(default: %(const)s)",
+        help="write the standard deviation of the noise in each pixel, from N reconstructions with added noise, which "
+        "take as long as the image each (default: %(const)s)",
     )
     parser.add_argument(
         "--uncertainty",

@@ -49,14 +49,14 @@ def read_images(path: Path) -> NDArray[Any]:
 
 def interrupt(index_of_last: int, action: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `action` happen before the slice after `index_of_last` is reconstructed."""
-    original = Reconstructor.reconstruct_slice
+    original = Reconstructor._transform_slice
 
-    def reconstruct_slice(self: Reconstructor, *args: Any, index: int, **options: Any) -> Any:
+    def transform_slice(self: Reconstructor, kspace: Any, sampled: Any, maps: Any, index: int, *args: Any) -> Any:
         if index > index_of_last:
             action()
-        return original(self, *args, index=index, **options)
+        return original(self, kspace, sampled, maps, index, *args)
 
-    monkeypatch.setattr(Reconstructor, "reconstruct_slice", reconstruct_slice)
+    monkeypatch.setattr(Reconstructor, "_transform_slice", transform_slice)
 
 
 def press_control_c(*_: Any) -> None:
@@ -73,7 +73,8 @@ def test_a_killed_run_resumes_with_the_same_result(
     checkpoint: Path, source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    arguments = (checkpoint, source, tmp_path / "scan")
+    options = ("--flips", "--uncertainty")
+    arguments = (checkpoint, source, tmp_path / "scan", *options)
     process = multiprocessing.get_context("spawn").Process(target=reconstruct_and_be_killed, args=arguments)
     process.start()
     process.join()
@@ -81,12 +82,13 @@ def test_a_killed_run_resumes_with_the_same_result(
     assert {path.name for path in tmp_path.iterdir()} == {".scan.partial"}
     reconstruct(*arguments, "--jobs", 2)
     assert f"Resuming: 2 of {SLICES} slices are finished." in capfd.readouterr().out
-    assert {path.name for path in tmp_path.iterdir()} == {"scan.h5", "scan.nii.gz", "scan.png"}
+    suffixes = (".h5", ".nii.gz", ".png", "_spread.h5", "_spread.nii.gz", "_residual.h5")
+    assert {path.name for path in tmp_path.iterdir()} == {f"scan{suffix}" for suffix in suffixes}
 
-    reconstruct(checkpoint, source, tmp_path / "uninterrupted")
-    for suffix in (".h5", ".nii.gz", ".png"):
+    reconstruct(checkpoint, source, tmp_path / "uninterrupted", *options)
+    for suffix in suffixes:
         names = (tmp_path / f"{stem}{suffix}" for stem in ("scan", "uninterrupted"))
-        one, other = (path.read_bytes() if suffix != ".h5" else read_images(path).tobytes() for path in names)
+        one, other = (path.read_bytes() if path.suffix != ".h5" else read_images(path).tobytes() for path in names)
         assert one == other
 
 
