@@ -434,7 +434,7 @@ def test_blocks_run_one_after_the_other(name: str, site: Site) -> None:
 
 def _check_fine_tuning() -> None:
     """It began with the weights in the package; a single coil can be reconstructed."""
-    before, after = (torch.load(path, weights_only=True) for path in ("multicoil/seed_1.pt", "runs/fine_tuning/model_5.pt"))
+    before, after = (torch.load(path, weights_only=True) for path in ("multicoil/seed_1.pt", "runs/seed_1/model_5.pt"))
     for name in before:
         steps = [
             (after[name][key] - value).abs().max() for key, value in before[name].items() if value.is_floating_point()
@@ -442,7 +442,7 @@ def _check_fine_tuning() -> None:
         assert 0 < max(steps) < 0.01
     with h5py.File("scan.h5") as file:
         single = file["kspace"][:, :1]
-    assert Reconstructor.from_checkpoint("runs/fine_tuning/model_5.pt")(single, line_mask()).shape == (1, 32, 32)
+    assert Reconstructor.from_checkpoint("runs/seed_1/model_5.pt")(single, line_mask()).shape == (1, 32, 32)
 
 
 def _check_paper(folder: Path) -> None:

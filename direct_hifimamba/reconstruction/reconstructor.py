@@ -8,7 +8,6 @@ that make no sense for undersampled k-space, or with which DIRECT's images are w
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
-from functools import reduce
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Self, cast
@@ -39,12 +38,42 @@ FLIPS = ((), (-2,), (-1,), (-2, -1))
 
 
 class SliceAnalysis(NamedTuple):
-    """The image of a slice by each member of an ensemble, and what their mean leaves unexplained."""
+    """The image of a slice by each member of an ensemble, and what the mean of their k-space leaves unexplained."""
 
     images: NDArray[np.complex64]  #: (members, height, width), in the units of the image
     #: (coils, height, width), samples less those of the members' mean, in the units of k-space; 0 where nothing was
     #: sampled
     residual: NDArray[np.complex64]
+
+    @property
+    def image(self) -> NDArray[np.complex64]:
+        """The image of the ensemble, (height, width)."""
+        return combine_members(self.images)
+
+
+def combine_members(images: Sequence[NDArray[Any]] | NDArray[Any]) -> NDArray[Any]:
+    """Return the image of an ensemble: the mean magnitude of its members, with the phase of their mean if complex.
+
+    Where there is little signal, the phases of the members are random. The mean of complex images would be too dark
+    there, as the networks are trained towards magnitudes that contain noise.
+
+    Parameters
+    ----------
+    images : sequence of arrays of shape (height, width), or array of shape (members, height, width)
+        Complex images, or their magnitudes.
+
+    Returns
+    -------
+    array of shape (height, width)
+        Of the type of `images`.
+    """
+    first = np.asarray(images[0])
+    if len(images) == 1:
+        return first
+    magnitude = np.mean(np.abs(images), axis=0)
+    if np.iscomplexobj(first):
+        magnitude = magnitude * np.exp(1j * np.angle(np.sum(images, axis=0)))
+    return magnitude.astype(first.dtype)
 
 
 class _Output(NamedTuple):
@@ -58,7 +87,8 @@ class Reconstructor:
     Parameters
     ----------
     engines : sequence of direct.engine.Engine
-        With the weights loaded. Of several, such as of several seeds of one training, the mean image is returned.
+        With the weights loaded. Of several, such as of several seeds of one training, the image is that of
+        :func:`combine_members`.
     dataset : DictConfig
         `inference.dataset` of the configuration. Only its transforms are used, without their masking, and its name.
     crop : str, optional
@@ -129,8 +159,8 @@ class Reconstructor:
         Parameters
         ----------
         path : Path or str, or sequence of them
-            A checkpoint that `direct train` has written, `model_<iteration>.pt`. Several make an ensemble, whose mean
-            image is returned.
+            A checkpoint that `direct train` has written, `model_<iteration>.pt`. Several make an ensemble, see
+            :func:`combine_members`.
         config_path : Path or str, optional
             Configuration. Default: `config.yaml` beside the checkpoint; of several, they have to be the same.
         device : str
@@ -332,9 +362,8 @@ class Reconstructor:
             image: NDArray[Any] = np.zeros(sampled.shape, np.complex64 if complex_images else np.float32)
         else:
             batch = self._transform_slice(kspace, sampled, sensitivity_map, index, calibration)
-            outputs = self._run_members(batch, complex_images or self.members > 1)
-            image = reduce(np.add, (output.image for output in outputs)) / np.float32(self.members)
-            image = (image if complex_images else np.abs(image)) * batch["scaling_factor"].cpu().numpy()[0]
+            image = combine_members([output.image for output in self._run_members(batch, complex_images)])
+            image = image * batch["scaling_factor"].cpu().numpy()[0]
         _check_finite(image, index)
         return self._crop_images(image, image_size)
 
@@ -494,8 +523,8 @@ def _run_engine(
     image = next((candidate for candidate in candidates if _has_magnitude(candidate, magnitude)), None)
     if image is None:
         raise ValueError(
-            f"{type(engine).__name__} gives no complex images, which the mean of an ensemble needs; ask for magnitudes "
-            "of one checkpoint alone (without --complex, --phase, --uncertainty and --flips)."
+            f"{type(engine).__name__} gives no complex images; ask for magnitudes alone (without --complex, --phase "
+            "and --uncertainty)."
         )
     results = [image]
     if kspace:

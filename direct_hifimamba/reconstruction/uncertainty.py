@@ -177,10 +177,12 @@ def calibrate(
         ratios = []
         for index in tqdm(range(number), f"{acceleration:g}x", unit="slice"):
             sample = draw_sample((seed, round(1000 * acceleration), index), options)
-            images = reconstructor.analyse_slice(sample.kspace * sample.mask, sample.mask).images
-            error = np.abs(np.abs(images.mean(axis=0)) - sample.target)
+            analysis = reconstructor.analyse_slice(sample.kspace * sample.mask, sample.mask)
+            error = np.abs(np.abs(analysis.image) - sample.target)
             is_object = sample.target > _OBJECT * np.quantile(sample.target, 0.99)
-            ratios.append(error[is_object] / np.maximum(2 * spread(images)[is_object], np.finfo(np.float32).tiny))
+            ratios.append(
+                error[is_object] / np.maximum(2 * spread(analysis.images)[is_object], np.finfo(np.float32).tiny)
+            )
         factors.append(float(np.quantile(np.concatenate(ratios[::2]), NOMINAL)))
         tested = ratios[1::2]
         before.append(float(np.mean(np.concatenate(tested) <= 1)))

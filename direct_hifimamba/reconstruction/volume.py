@@ -281,8 +281,7 @@ def _reconstruct(
     if request.uncertainty:
         assert covariance is not None
         analysis = reconstructor.analyse_slice(kspace, sampled, **options)
-        image = analysis.images.mean(axis=0)
-        arrays[IMAGE] = image if request.complex_images else np.abs(image)
+        arrays[IMAGE] = analysis.image if request.complex_images else np.abs(analysis.image)
         arrays[RESIDUAL], arrays[RESIDUAL_OF_SLICE] = residual_map(analysis.residual, covariance)
         if len(analysis.images) > 1:
             arrays[SPREAD] = spread(analysis.images) * np.float32(factor or 1)

@@ -100,7 +100,7 @@ def main() -> None:
         kspace = full * sampled
         covariance = estimate_noise_covariance([kspace], sampled)
         analysis = reconstructor.analyse_slice(kspace, sampled)
-        image = np.abs(analysis.images.mean(axis=0))
+        image = np.abs(analysis.image)
         error = np.abs(image - reference)
         reconstruct = partial(reconstructor.reconstruct_slice, sampled=sampled)
         noise = noise_map(reconstruct, kspace, sampled, covariance, args.replicas)

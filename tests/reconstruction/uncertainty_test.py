@@ -95,7 +95,8 @@ def test_residual_and_images_are_those_of_the_networks(ensemble: list[Path]) -> 
     mean = np.mean([part.residual for part in parts], axis=0)
     np.testing.assert_allclose(analysis.residual, mean, rtol=0, atol=1e-5 * np.abs(kspace).max())
     image = both.reconstruct_slice(kspace, sampled, complex_images=True)
-    np.testing.assert_allclose(analysis.images.mean(axis=0), image, rtol=0, atol=1e-6 * np.abs(image).max())
+    np.testing.assert_allclose(analysis.image, image, rtol=0, atol=1e-6 * np.abs(image).max())
+    np.testing.assert_allclose(np.abs(image), np.abs(analysis.images).mean(axis=0), rtol=1e-5)
     assert not analysis.residual[:, ~sampled].any()
     blank = both.analyse_slice(0 * kspace, sampled)
     assert blank.images.shape == (2, *SHAPE) and not blank.images.any() and not blank.residual.any()
@@ -315,3 +316,5 @@ def test_models_of_magnitudes_have_no_residual(
     sampled = np.tile(line_mask(), (SHAPE[0], 1))
     with pytest.raises(ValueError, match=r"gives no complex images.*--uncertainty"):
         reconstructor.analyse_slice(simulate()[0], sampled)
+    averaging = Reconstructor.from_checkpoint(next(tmp_path.rglob("*.pt")), flips=True)  # magnitudes have a mean
+    assert averaging.reconstruct_slice(simulate()[0], sampled).shape == SHAPE
