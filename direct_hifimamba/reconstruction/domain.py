@@ -64,7 +64,7 @@ class Domain:
             A sentence for each difference, with the value and the range of the training.
         """
         coils = kspace.shape[1] if kspace.ndim == 4 else 1
-        acceleration = sampled.size / np.count_nonzero(sampled)
+        acceleration = find_acceleration(sampled)
         block = grow_block(sampled)
         calibration = min(int(block.any(axis=axis).sum()) for axis in (0, 1))
         kind = classify_sampling(sampled)
@@ -76,9 +76,8 @@ class Domain:
                 for name, length in zip(("height", "width"), sampled.shape, strict=True)
             },
             f"The number of coils is {coils}; the training had {fewest} to {most}.": not fewest <= coils <= most,
-            # Masks miss the acceleration that they are drawn for by up to a tenth.
             f"The acceleration is {acceleration:.1f}; the training had {least:g} to {greatest:g}.": (
-                not 0.9 * least <= acceleration <= 1.1 * greatest
+                not includes_acceleration(self.acceleration, acceleration)
             ),
             f"The block around the centre that is sampled without gaps is {calibration} samples wide; the training had "
             f"at least {self.calibration}.": calibration < self.calibration,
@@ -88,6 +87,16 @@ class Domain:
             f"{self.snr:g}.": snr < self.snr / 2,
         }
         return [departure for departure, applies in is_outside.items() if applies]
+
+
+def find_acceleration(sampled: NDArray[np.bool_]) -> float:
+    """Return the number of all samples of a mask over that of the measured ones."""
+    return sampled.size / np.count_nonzero(sampled)
+
+
+def includes_acceleration(limits: tuple[float, float], acceleration: float) -> bool:
+    """Return whether an acceleration is between two others, which masks miss by up to a tenth."""
+    return 0.9 * limits[0] <= acceleration <= 1.1 * limits[1]
 
 
 def classify_sampling(sampled: NDArray[np.bool_]) -> str:

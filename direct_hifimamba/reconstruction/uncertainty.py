@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from direct_hifimamba.data.simulation.sample import SampleOptions, draw_sample
 from direct_hifimamba.files import write_text
+from direct_hifimamba.reconstruction.domain import find_acceleration, includes_acceleration
 from direct_hifimamba.reconstruction.noise import whitening_matrix
 from direct_hifimamba.reconstruction.reconstructor import Reconstructor
 
@@ -20,6 +21,8 @@ NOMINAL = 0.95
 
 MAX_RESIDUAL = 2.0
 """Residual, in standard deviations of the noise, from which on an image is said not to fit its samples."""
+
+_NO_SPREAD = "One image has no spread; expected the checkpoints of several trainings, or --flips."
 
 _OBJECT = 0.1
 """Pixels of the object are brighter than this fraction of the 99th percentile."""
@@ -60,7 +63,7 @@ def spread(images: NDArray[np.complex64]) -> NDArray[np.float32]:
         If there is one network alone.
     """
     if len(images) < 2:
-        raise ValueError("One image has no spread; expected the checkpoints of several trainings, or --flips.")
+        raise ValueError(_NO_SPREAD)
     return np.abs(images).std(axis=0, ddof=1).astype(np.float32)
 
 
@@ -92,7 +95,14 @@ class Calibration:
 
     def factor(self, sampled: NDArray[np.bool_]) -> float:
         """Return the factor for a sampling mask."""
-        return float(np.interp(sampled.size / np.count_nonzero(sampled), self.accelerations, self.factors))
+        return float(np.interp(find_acceleration(sampled), self.accelerations, self.factors))
+
+    def find_departures(self, sampled: NDArray[np.bool_]) -> list[str]:
+        """Say in a sentence if the acceleration of a sampling mask is outside those of the calibration."""
+        acceleration, limits = find_acceleration(sampled), (self.accelerations[0], self.accelerations[-1])
+        if includes_acceleration(limits, acceleration):
+            return []
+        return [f"The acceleration is {acceleration:.1f}; the spread is calibrated for {limits[0]:g} to {limits[1]:g}."]
 
     def write(self, path: Path) -> None:
         """Write a JSON file."""
@@ -161,7 +171,7 @@ def calibrate(
     if number < 2:
         raise ValueError(f"The number of slices is {number}; expected at least 2: some to calibrate, others to test.")
     if reconstructor.members < 2:
-        raise ValueError("One image has no spread; expected the checkpoints of several trainings, or --flips.")
+        raise ValueError(_NO_SPREAD)
     factors, before, after, worst = [], [], [], []
     for acceleration in sorted(accelerations):
         options = SampleOptions(

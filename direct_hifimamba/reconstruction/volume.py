@@ -37,6 +37,12 @@ _NOISE_SLICES = 16
 """Number of slices, evenly spread, from which the noise is estimated at most."""
 
 
+_UNCALIBRATED = (
+    "The spread is not calibrated for this ensemble, and is too small as an error bar. Use weights in the package "
+    "without --no-flips, or a file of direct-hifimamba calibrate (--calibration)."
+)
+
+
 @dataclass(frozen=True)
 class Request:
     """What to reconstruct, and how.
@@ -186,7 +192,7 @@ def reconstruct_volume(
     masks = np.broadcast_to(sampled, (raw.shape[0], *raw.shape[2:]))
     warnings = reconstructor.find_departures(middle[None], masks[len(masks) // 2]) if request.check else []
     if request.uncertainty and reconstructor.members > 1:
-        warnings += _check_calibration(calibration, sampled)
+        warnings += [_UNCALIBRATED] if calibration is None else calibration.find_departures(sampled)
     for warning in warnings:
         print(f"direct-hifimamba: warning: {warning}", file=sys.stderr)
     factor = None if calibration is None else calibration.factor(sampled)
@@ -240,20 +246,6 @@ def _find_calibration(request: Request, weights: list[str]) -> Calibration | Non
         released = Calibration.read(find_pretrained(str(request.checkpoints[0])).calibration_path)
         return released if released.weights == tuple(weights) else None
     return None
-
-
-def _check_calibration(calibration: Calibration | None, sampled: NDArray[np.bool_]) -> list[str]:
-    """Return warnings of a spread that is not calibrated, or not for this acceleration."""
-    if calibration is None:
-        return [
-            "The spread is not calibrated for this ensemble, and is too small as an error bar. Use weights in the "
-            "package without --no-flips, or a file of direct-hifimamba calibrate (--calibration)."
-        ]
-    acceleration = sampled.size / np.count_nonzero(sampled)
-    least, most = calibration.accelerations[0], calibration.accelerations[-1]
-    if 0.9 * least <= acceleration <= 1.1 * most:  # as in Domain
-        return []
-    return [f"The acceleration is {acceleration:.1f}; the spread is calibrated for {least:g} to {most:g}."]
 
 
 def _reconstruct(

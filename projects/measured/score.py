@@ -32,7 +32,6 @@ from direct_hifimamba.data.fourier import root_sum_of_squares
 from direct_hifimamba.data.nlinv import nlinv
 from direct_hifimamba.files import replace_when_complete, write_text
 from direct_hifimamba.reconstruct import Reconstructor
-from direct_hifimamba.reconstruction.pretrained import find_pretrained
 from direct_hifimamba.reconstruction.volume import load
 
 MULTICOIL = ("pulseq_cimax_brain16", "pulseq_cimax_phantom16", "pulseq_trio_phantom4", "twix_skyra_phantom2")
@@ -171,7 +170,7 @@ def collect_methods(weights: Sequence[str], checkpoints: dict[str, list[Path]], 
         methods.append(Method(BART, reconstruct_bart))
     else:
         print("There is no program bart on the PATH; compressed sensing is left out.")
-    named = {name: load([Path(find_pretrained(name).name)]) for name in weights}
+    named = {name: load([Path(name)]) for name in weights}
     trained = {label: load(paths, flips=flips) for label, paths in checkpoints.items()}
     for label, (version, network) in (named | trained).items():
         words = [word.removeprefix("mean of ")[:8] for word in version]

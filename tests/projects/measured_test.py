@@ -209,3 +209,11 @@ def test_scores_are_written_and_kept_images_are_used(
     assert [line for line in before.splitlines() if "multicoil" not in line] == (
         tmp_path / "out" / "scores.csv"
     ).read_text().splitlines()
+
+
+def test_checkpoints_have_a_label_and_one_or_more_files(score: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert score.parse_checkpoints("mine=a.pt,runs/b.pt") == ("mine", [Path("a.pt"), Path("runs/b.pt")])
+    for word in ("a.pt", "=a.pt", "mine="):
+        with pytest.raises(SystemExit, match="2"):
+            score.main(["out", "--checkpoint", word])
+        assert f"'{word}' is not of the form LABEL=FILE" in capsys.readouterr().err

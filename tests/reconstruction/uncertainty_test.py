@@ -203,7 +203,9 @@ def test_factors_are_interpolated(tmp_path: Path) -> None:
     read_back = Calibration.read(tmp_path / "calibration.json", ["a"])
     assert read_back == calibration
     for spacing, factor in ((2, 2.0), (4, 2.0), (6, 3.0), (12, 4.0)):
-        assert read_back.factor(np.arange(24)[None] % spacing == 0) == pytest.approx(factor)
+        assert read_back.factor(mask := np.arange(24)[None] % spacing == 0) == pytest.approx(factor)
+        outside = f"The acceleration is {spacing}.0; the spread is calibrated for 4 to 8."
+        assert read_back.find_departures(mask) == [outside] * (spacing in (2, 12))
 
 
 class KnownSpread:
@@ -304,6 +306,15 @@ def test_bad_input_is_one_error(
         Reconstructor.from_checkpoint([])
     with pytest.raises(ValueError, match="number of slices is 1"):
         calibrate(Reconstructor.from_checkpoint(ensemble), (), number=1)
+
+
+def test_weights_that_change_during_a_run_are_refused(ensemble: list[Path], source: Path, tmp_path: Path) -> None:
+    request, sampled = volume.Request((ensemble[0],), source), np.tile(line_mask(), (SHAPE[0], 1))
+    weights, _ = volume.load(request.checkpoints)
+    volume._reconstruct(request, "one", weights, tmp_path, None, None, (0, sampled))
+    with pytest.raises(ValueError, match="have changed since the start"):
+        volume._reconstruct(request, "other", ["another SHA-256", *weights[1:]], tmp_path, None, None, (1, sampled))
+    assert [path.name for path in tmp_path.iterdir()] == ["00000.npz"]
 
 
 @pytest.mark.parametrize("model_name", [UNET, VARNET])

@@ -1,3 +1,4 @@
+import subprocess
 from pathlib import Path
 
 import nibabel
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 
 from direct_hifimamba.data.simulation import anatomy
-from direct_hifimamba.data.simulation.heads import load_head
+from direct_hifimamba.data.simulation.heads import download_heads, load_head
 
 
 @pytest.fixture
@@ -50,3 +51,11 @@ def test_files_that_are_no_head_are_named(tmp_path: Path) -> None:
     nibabel.Nifti1Image(np.ones((4, 4, 4, 2), np.float32), np.eye(4)).to_filename(path)
     with pytest.raises(ValueError, match=r"series\.nii has the shape"):
         load_head(path)
+
+
+def test_a_failed_download_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = subprocess.CompletedProcess([], 1, stdout="", stderr="no connection")
+    monkeypatch.setattr("direct_hifimamba.data.simulation.heads.subprocess.run", lambda *args, **options: failed)
+    with pytest.raises(OSError, match=r"no connection\n.*put NIfTI files of heads into"):
+        download_heads(tmp_path / "heads")
+    assert not list((tmp_path / "heads").iterdir())
