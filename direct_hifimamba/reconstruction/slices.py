@@ -19,7 +19,8 @@ IMAGE, NOISE, SPREAD, RESIDUAL = "reconstruction", "noise", "spread", "residual"
 RESIDUAL_OF_SLICE = "residual_of_slice"
 """Name of the residual of a whole slice, a number."""
 
-_RUN = "run.json"
+RUN = "run.json"
+"""Name of the file in the folder that is written when a run begins."""
 
 _WHITE = 0.999
 """Quantile of the values of an image or map that is shown white."""
@@ -63,7 +64,7 @@ class Slices:
         FileExistsError
             If they are of a run with another `identity`.
         """
-        path = self.folder / _RUN
+        path = self.folder / RUN
         if not path.exists():
             write_text(path, json.dumps(identity, indent=1))
         known = json.loads(path.read_text())

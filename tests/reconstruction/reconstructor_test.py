@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import shutil
 import signal
@@ -534,7 +535,10 @@ def test_no_input_is_replaced(
         assert f"would replace the input {path}; choose another output" in error
     np.save(tmp_path / "images.h5", line_mask())  # NumPy's suffix is added
     mask = (tmp_path / "images.h5.npy").rename(tmp_path / "images.h5")
-    (tmp_path / ".images.partial").mkdir()  # as of an interrupted run, whose outputs are replaced
+    run = tmp_path / ".images.partial" / "run.json"  # as of an interrupted run, whose outputs are replaced
+    run.parent.mkdir()
+    run.touch()
+    os.utime(run, (0, 0))
     error = run_fails(capsys, experiments[OURS], path, tmp_path / "images", "--mask", mask)
     assert f"would replace the input {mask}; choose another output" in error
     mask.unlink()

@@ -92,7 +92,9 @@ def test_a_killed_run_resumes_with_the_same_result(
         assert one == other
 
 
-def test_finished_slices_are_not_computed_again(checkpoint: Path, source: Path, tmp_path: Path) -> None:
+def test_finished_slices_are_not_computed_again(
+    checkpoint: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = (checkpoint, source, tmp_path / "scan")
     partial = tmp_path / ".scan.partial"
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -110,6 +112,12 @@ def test_finished_slices_are_not_computed_again(checkpoint: Path, source: Path, 
         with pytest.raises(KeyboardInterrupt):
             reconstruct(*arguments)
     assert (tmp_path / "scan.h5").exists() and partial.exists()
+    older = tmp_path / "scan.cfl"
+    older.touch()
+    os.utime(older, (0, 0))
+    with pytest.raises(SystemExit, match="2"):
+        reconstruct(*arguments, "--format", "cfl")
+    assert f"{older} exists already" in capsys.readouterr().err
     with pytest.MonkeyPatch.context() as monkeypatch:
         interrupt(-1, lambda: pytest.fail("All slices were finished."), monkeypatch)
         reconstruct(*arguments)
