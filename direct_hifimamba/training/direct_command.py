@@ -7,10 +7,13 @@ masks do not depend on the seed. The one here consists of the same functions of 
 import argparse
 import gc
 import os
+import re
+import zipfile
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import h5py
 import numpy as np
@@ -21,17 +24,18 @@ from direct.cli.upload import register_parser as register_upload
 from direct.cli.utils import check_train_val
 from direct.data.datasets import FastMRIDataset
 from direct.data.lr_scheduler import WarmupMultiStepLR
-from direct.environment import setup_training_environment
+from direct.environment import load_models_into_environment_config, setup_training_environment
 from direct.launch import launch
 from direct.train import build_training_datasets_from_environment, get_root_of_file, parse_noise_dict
 from direct.utils import communication, set_all_seeds, str_to_class
-from direct.utils.io import read_json
+from direct.utils.io import check_is_valid_url, read_json
 from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from direct_hifimamba.files import first_and_count
+from direct_hifimamba.files import first_and_count, lock_folder, write_text
 from direct_hifimamba.plugin import register_data_sets
+from direct_hifimamba.training.compose import validate
 from direct_hifimamba.training.distributed import average_gradients, broadcast_weights
 from direct_hifimamba.training.learning_rate import CosineSchedule
 from direct_hifimamba.training.seeded_data import SeededBatchSampler, SeededDataset
@@ -42,6 +46,12 @@ MATRICES_OPTION = "--decay-matrices"
 
 LAST_MODEL = "last_model.txt"
 """File in which DIRECT writes the iteration of the last checkpoint."""
+
+CONFIG_NAME = "config.yaml"
+"""File in which DIRECT writes the configuration of a training."""
+
+_WITHOUT_EFFECT = {"model.activation_checkpointing", "model.scan_backend"}
+"""Keys that may change when a training resumes, since they do not change the network."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -66,20 +76,31 @@ def main(arguments: Sequence[str]) -> None:
     )
     train_parser.set_defaults(subcommand=train)
     args = parser.parse_args(arguments)
-    if args.subcommand is train:
-        if args.seed < 0:
-            train_parser.error(f"--seed is {args.seed}; expected 0 or more.")
-        if args.initialization_images is not None and args.initialization_kspace is not None:
-            train_parser.error("--initialization-images and --initialization-kspace are mutually exclusive.")
-        experiment = args.experiment_dir / _run_name(args)
-        if not args.resume and (experiment / LAST_MODEL).exists():
-            train_parser.error(
-                f"{experiment} has checkpoints of an earlier training, which would be overwritten. Continue that one "
-                "with --resume, or choose another folder or --name."
-            )
-        for option in ("initialization_images", "initialization_kspace", "noise"):
-            check_train_val(getattr(args, option), option.replace("_", "-"))
-    args.subcommand(args)
+    if args.subcommand is not train:
+        args.subcommand(args)
+        return
+    if args.seed < 0:
+        train_parser.error(f"--seed is {args.seed}; expected 0 or more.")
+    if args.initialization_images is not None and args.initialization_kspace is not None:
+        train_parser.error("--initialization-images and --initialization-kspace are mutually exclusive.")
+    for option in ("initialization_images", "initialization_kspace", "noise"):
+        check_train_val(getattr(args, option), option.replace("_", "-"))
+    config = None
+    if not check_is_valid_url(args.cfg_file):
+        config = cast(DictConfig, OmegaConf.load(args.cfg_file))
+        try:
+            validate(config)
+        except ValueError as error:
+            train_parser.error(f"{args.cfg_file}: {error}")
+    experiment = args.experiment_dir / _run_name(args)
+    experiment.mkdir(parents=True, exist_ok=True)
+    # Machines that train together share the folder.
+    with lock_folder(experiment) if args.machine_rank == 0 else nullcontext():
+        try:
+            _check_earlier_training(experiment, config, args.resume)
+        except FileExistsError as error:
+            train_parser.error(str(error))
+        train(args)
 
 
 def train(args: argparse.Namespace) -> None:
@@ -88,6 +109,70 @@ def train(args: argparse.Namespace) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"  # no warnings of TensorBoard
     launch(setup_train, args.num_machines, args.num_gpus, args.machine_rank, args.dist_url, args)
+
+
+def _check_earlier_training(experiment: Path, config: DictConfig | None, resume: bool) -> None:
+    """Make sure that a folder has no training, or the one that is to be resumed, with the same networks.
+
+    Raises
+    ------
+    FileExistsError
+        If it has another one, or one without a complete checkpoint.
+    """
+    if not _find_checkpoints(experiment) and not (experiment / LAST_MODEL).exists():
+        return
+    if not resume:
+        raise FileExistsError(
+            f"{experiment} has checkpoints of an earlier training, which would be overwritten. Continue that one with "
+            "--resume, or choose another folder or --name."
+        )
+    stored = experiment / CONFIG_NAME
+    if config is not None and stored.exists():
+        before = _network_keys(cast(DictConfig, OmegaConf.load(stored)))
+        _, models = load_models_into_environment_config(config)
+        merged = OmegaConf.merge(config, {"model": models.pop("model"), "additional_models": models})
+        now = _network_keys(OmegaConf.create(OmegaConf.to_yaml(merged)))  # as DIRECT writes it
+        compared = (now.keys() & before.keys()) - _WITHOUT_EFFECT  # versions of the package differ in their keys
+        differing = sorted(key for key in compared if now[key] != before[key])
+        if differing:
+            key = differing[0]
+            raise FileExistsError(
+                f"{experiment} has checkpoints of a training with {key}: {before[key]}, and the configuration has "
+                f"{now[key]}. Resume with {stored}, or choose another folder or --name."
+            )
+    _repair_last_model(experiment)
+
+
+def _network_keys(config: DictConfig) -> dict[str, Any]:
+    """Return the values that determine the networks, by keys such as `model.hidden_channels`."""
+    models = config.get("additional_models") or {}
+    sections = {"model": config.model, "physics": config.get("physics") or {}}
+    sections |= {f"additional_models.{name}": section for name, section in models.items()}
+    values = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
+    return {"the additional models": sorted(models), **values}
+
+
+def _repair_last_model(experiment: Path) -> None:
+    """Name the last complete checkpoint in `LAST_MODEL`, which a full disk or a power failure leaves empty."""
+    last_model = experiment / LAST_MODEL
+    # PyTorch writes archives, which are none if they are cut short.
+    complete = [number for number, path in _find_checkpoints(experiment).items() if zipfile.is_zipfile(path)]
+    with suppress(OSError, ValueError):
+        if int(last_model.read_text()) in complete:
+            return
+    if complete:
+        print(f"{last_model} names no complete checkpoint; the training resumes from iteration {max(complete)}.")
+        write_text(last_model, str(max(complete)))
+    elif last_model.exists():
+        raise FileExistsError(
+            f"{last_model} names no complete checkpoint, and there is no other; choose another folder or --name."
+        )
+
+
+def _find_checkpoints(experiment: Path) -> dict[int, Path]:
+    """Return the checkpoints of a training by their iterations."""
+    matches = ((re.fullmatch(r"model_(\d+)\.pt", path.name), path) for path in experiment.glob("model_*.pt"))
+    return {int(match[1]): path for match, path in matches if match is not None}
 
 
 def setup_train(args: argparse.Namespace) -> None:

@@ -5,6 +5,8 @@ import pickle
 import re
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +20,7 @@ from omegaconf import OmegaConf
 from direct_hifimamba.benchmark.plan.configurations import compose_models, training_config
 from direct_hifimamba.benchmark.plan.specification import Specification
 from direct_hifimamba.benchmark.run.processes import start_process
+from direct_hifimamba.files import lock_folder
 from direct_hifimamba.training import direct_command
 from direct_hifimamba.training.learning_rate import CosineSchedule
 from tests.benchmark.small_benchmark import write_data, write_specification
@@ -148,10 +151,90 @@ def test_checkpoints_of_an_earlier_training_are_not_overwritten(
     tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "runs" / "run").mkdir(parents=True)
-    (tmp_path / "runs" / "run" / direct_command.LAST_MODEL).write_text("5")
+    last_model = tmp_path / "runs" / "run" / direct_command.LAST_MODEL
+    last_model.write_text("5")
     with pytest.raises(SystemExit):
         direct_command.main(["train", str(tmp_path / "runs"), *words])
     assert "has checkpoints of an earlier training, which would be overwritten" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        direct_command.main(["train", str(tmp_path / "runs"), *words, "--resume"])
+    assert f"{last_model} names no complete checkpoint, and there is no other" in capsys.readouterr().err
+    last_model.with_name("model_5.pt").touch()
+    last_model.unlink()
+    with pytest.raises(SystemExit):
+        direct_command.main(["train", str(tmp_path / "runs"), *words])
+    assert "has checkpoints of an earlier training, which would be overwritten" in capsys.readouterr().err
+
+
+def test_a_training_resumes_with_its_own_networks_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    replace_training_loop(monkeypatch, lambda *_, **__: None)
+    path = tmp_path / "run.yaml"
+    direct_command.main(["train", str(tmp_path), *words])
+    torch.save({"model": {}}, tmp_path / "run" / "model_5.pt")
+    stored = (tmp_path / "run" / "config.yaml").read_bytes()
+    for key, value in (("model.num_filters", 12), ("physics.forward_operator", "fft2(centered=False)")):
+        config = OmegaConf.load(path)
+        OmegaConf.update(config, key, value, force_add=True)
+        OmegaConf.save(config, tmp_path / "other.yaml")
+        with pytest.raises(SystemExit):
+            direct_command.main(
+                ["train", str(tmp_path), *words, "--cfg", str(tmp_path / "other.yaml"), "--name", "run", "--resume"]
+            )
+        assert re.search(
+            rf"a training with {key}: .*, and the configuration has {re.escape(str(value))}\. Resume with",
+            capsys.readouterr().err,
+        )
+        assert (tmp_path / "run" / "config.yaml").read_bytes() == stored
+    launched: list[Any] = []
+    monkeypatch.setattr(direct_command, "launch", lambda *arguments: launched.append(arguments))
+    config = OmegaConf.load(path)
+    config.training.num_iterations += 1  # which may change
+    OmegaConf.save(config, path)
+    direct_command.main(["train", str(tmp_path), *words, "--resume"])
+    assert len(launched) == 1
+
+
+@pytest.mark.parametrize("content", ["", "7", None])
+def test_a_training_resumes_from_the_last_complete_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str], content: str | None
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    torch.save({"model": {}}, run / "model_5.pt")
+    torch.save({"model": {}}, run / "model_4.pt")
+    (run / "model_7.pt").write_bytes((run / "model_5.pt").read_bytes()[:100])  # as after a power failure
+    if content is not None:
+        (run / direct_command.LAST_MODEL).write_text(content)
+    monkeypatch.setattr(direct_command, "launch", lambda *_: None)
+    direct_command.main(["train", str(tmp_path), *words, "--resume"])
+    assert (run / direct_command.LAST_MODEL).read_text() == "5"
+
+
+def test_a_key_that_direct_ignores_is_refused(
+    tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = OmegaConf.load(tmp_path / "run.yaml")
+    OmegaConf.update(config.training.datasets[0], "filename_lists", ["train.lst"], force_add=True)
+    OmegaConf.save(config, tmp_path / "run.yaml")
+    with pytest.raises(SystemExit):
+        direct_command.main(["train", str(tmp_path), *words])
+    assert "run.yaml: The key of training.datasets.0 is 'filename_lists'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_second_training_waits_for_the_first(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "run").mkdir()
+    command = [sys.executable, "-m", "direct_hifimamba.cli", "train", str(tmp_path), *words]
+    with lock_folder(tmp_path / "run"):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        said = next(line for line in process.stderr if "waiting until it ends" in line)
+        torch.save({"model": {}}, tmp_path / "run" / "model_5.pt")
+    _, errors = process.communicate(timeout=300)
+    assert str(tmp_path / "run") in said
+    assert process.returncode == 2 and "has checkpoints of an earlier training" in errors
 
 
 @pytest.mark.slow
