@@ -54,6 +54,7 @@ def fill_folder(path: Path) -> Iterator[Path]:
     FileExistsError
         If `path` is anything but an empty folder.
     """
+    path = path.resolve()  # "." has no name
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(f"{path} exists already; choose a new or empty folder.")
     partial = path.with_name(f".{path.name}{PARTIAL_SUFFIX}")

@@ -1,5 +1,6 @@
 """Tests of direct_hifimamba.files."""
 
+import pathlib
 import threading
 
 import pytest
@@ -43,7 +44,7 @@ def test_a_locked_folder_is_waited_for(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_is_filled_completely_or_not_at_all(tmp_path):
+def test_a_folder_is_filled_completely_or_not_at_all(tmp_path, monkeypatch):
     folder = tmp_path / "a"
 
     def fill(*, fail: bool) -> None:
@@ -60,6 +61,11 @@ def test_a_folder_is_filled_completely_or_not_at_all(tmp_path):
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")] == ["a/b.txt"]
     with pytest.raises(FileExistsError, match="choose a new or empty folder"):
         fill(fail=False)
+    monkeypatch.chdir(folder)
+    (folder / "b.txt").unlink()
+    with fill_folder(pathlib.Path()) as partial:
+        (partial / "c.txt").touch()
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")] == ["a/c.txt"]
 
 
 def test_names_are_counted():

@@ -59,9 +59,9 @@ def main(args: argparse.Namespace) -> None:
     calibration = calibrate(
         reconstructor, find_heads(args.heads), weights, args.accelerations, args.number, args.size, args.coils
     )
-    calibration.write(args.output)
     print(f"| acceleration | factor | coverage without ({NOMINAL:.0%} expected) | with it | in the worst slice |")
     print("|---|---|---|---|---|")
     _, *columns = astuple(calibration)
     for row in zip(*columns, strict=True):
         print("| {:g} | {:.2f} | {:.0%} | {:.0%} | {:.0%} |".format(*row))
+    calibration.write(args.output)

@@ -149,7 +149,7 @@ def main(args: argparse.Namespace) -> None:
         for name in paths:
             check_volume(name.partition(":")[0], Volume.of(raw, affine))
 
-    with reconstruct_volume(request, paths.pop(PARTIAL), args.jobs, check) as slices:
+    with reconstruct_volume(request, paths.pop(PARTIAL), args.jobs, check, paths.values()) as slices:
         provenance = {
             "checkpoint": ", ".join(path.name for path in args.checkpoint),
             "weights": slices.weights,

@@ -23,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Run `direct-hifimamba score`."""
+    if args.output is not None and args.output.suffix != ".csv":  # it may be one of the volumes
+        raise ValueError(f"The output is {args.output}; expected a name that ends in .csv.")
     scores = score_submission(args.challenge, args.submission, args.references, args.jobs)
     metrics = list(scores[0].values)
     for group in dict.fromkeys(score.group for score in scores):

@@ -267,8 +267,8 @@ def prepare(
 
 def _open_protocol(dest: Path, settings: Settings) -> dict[str, Any]:
     protocol = read_protocol(dest)
-    if protocol is None:
-        if not all(entry.name.endswith(PARTIAL_SUFFIX) for entry in dest.iterdir()):
+    if protocol is None or "settings" not in protocol:
+        if protocol is not None or not all(entry.name.endswith(PARTIAL_SUFFIX) for entry in dest.iterdir()):
             raise FileExistsError(f"{dest} is neither empty nor a prepared data set; choose a new folder.")
         protocol = {
             "settings": settings.to_json(),

@@ -29,7 +29,7 @@ def read_provenance(path: Path) -> dict[str, Any] | None:
     try:
         with h5py.File(path) as file:
             return json.loads(file.attrs["provenance"])
-    except (OSError, KeyError):
+    except (OSError, KeyError, ValueError):
         return None
 
 

@@ -13,7 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from direct_hifimamba.data.formats import calgary_campinas
-from direct_hifimamba.data.formats.hdf5 import acquired_columns, as_text, escape_link, header_document, read_header
+from direct_hifimamba.data.formats.hdf5 import (
+    acquired_columns,
+    as_text,
+    check_encoded_width,
+    escape_link,
+    header_document,
+    read_header,
+)
 from direct_hifimamba.data.formats.registry import read
 from direct_hifimamba.data.fourier import root_sum_of_squares
 from direct_hifimamba.data.references import SourceError, check_fully_sampled
@@ -110,9 +117,11 @@ class KSpaceFile:
         Raises
         ------
         SourceError
-            If the header says that k-space was accelerated, or that its centre was not acquired.
+            If the header says that k-space was accelerated, that its centre was not acquired, or that it has another
+            number of columns.
         """
         with _reading(self._path):
+            check_encoded_width(read_header(self._file), self._kspace.shape[-1])
             acquired, middle = acquired_columns(self._file), self._kspace.shape[-1] // 2
             if acquired != slice(None) and not 0 <= acquired.start <= middle < acquired.stop:
                 raise SourceError(

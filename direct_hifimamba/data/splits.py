@@ -111,9 +111,9 @@ def _find_files(folder: Path, split: str, dest: Path, settings: Settings) -> Spl
     pattern = DATA_SETS[settings.data_set].pattern
     tasks: dict[str, Task] = {}
     skipped = {}
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(root / name for root, _, names in folder.walk(follow_symlinks=True) for name in names):
         name = path.relative_to(folder).as_posix()
-        if path.is_dir() or path.name.startswith("."):
+        if path.name.startswith("."):
             continue
         if not re.fullmatch(pattern, path.name):
             skipped[name] = f"its name does not match {pattern}"

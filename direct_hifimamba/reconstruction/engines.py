@@ -249,7 +249,7 @@ def load_weights(models: Mapping[str, nn.Module], path: Path, config_path: Path)
         if isinstance(error, OSError) and error.errno != EINVAL:  # which PyTorch raises for files that are cut short
             raise
         checkpoint = None
-    if not isinstance(checkpoint, dict) or "model" not in checkpoint:
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
         raise ValueError(
             f"{path} is no checkpoint of DIRECT; expected a file that direct train has written. Was it cut short?"
         )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from direct_hifimamba.data.formats.images import SUFFIXES, find_format, import_writer
 from direct_hifimamba.files import PARTIAL_SUFFIX, refuse_to_replace
-from direct_hifimamba.reconstruction.slices import NOISE, RESIDUAL, RUN, SPREAD
+from direct_hifimamba.reconstruction.slices import NOISE, RESIDUAL, SPREAD, refuse_existing
 
 DEFAULT_FORMATS = ("hdf5", "nifti", "png")
 COMPLEX_FORMATS = ("hdf5", "cfl")
@@ -77,11 +77,5 @@ def output_paths(
     headers = [path.with_suffix(".hdr") for path in paths.values() if path.suffix == SUFFIXES["cfl"]]
     for path in (*paths.values(), *headers):
         refuse_to_replace(path, [source, *others])
-        if path.exists() and not _has_begun_before(partial / RUN, path):
-            raise FileExistsError(f"{path} exists already; remove it or choose another output.")
+    refuse_existing([*paths.values(), *headers], partial)
     return paths | {PARTIAL: partial}
-
-
-def _has_begun_before(run: Path, path: Path) -> bool:
-    """Return whether an interrupted run had begun before a file was written, so that the file is one of its own."""
-    return run.exists() and run.stat().st_mtime_ns <= path.stat().st_mtime_ns

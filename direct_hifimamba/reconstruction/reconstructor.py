@@ -316,7 +316,8 @@ class Reconstructor:
                 "(compress_coils), which it would do in another way for them; expected one without."
             )
         for slice_mask in masks if sampled.ndim == 3 else [sampled]:
-            self._center(slice_mask, is_calibrated)
+            if slice_mask.any():  # not in slices without signal
+                self._center(slice_mask, is_calibrated)
         return sampled
 
     @torch.no_grad()
@@ -432,6 +433,12 @@ class Reconstructor:
         if estimated is not None and isinstance(transform, EstimatedMapsTransform):
             transform = transform.transform
         transformed = transform(sample)
+        if not (transformed["scaling_factor"] > 0).all():
+            raise ValueError(
+                f"Only {sampled.mean():.2%} of slice {index} is sampled, so that the percentile of k-space by which "
+                "DIRECT divides it (normalization.scale_percentile) is 0; expected more samples. If k-space is padded "
+                "with zeros, crop it."
+            )
         if estimated is not None:
             transformed["sensitivity_map"] = estimated
         return default_collate([transformed])

@@ -1,7 +1,7 @@
 """Finished slices of a volume, each in a file of one folder, so that an interrupted run resumes."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,32 @@ IMAGE, NOISE, SPREAD, RESIDUAL = "reconstruction", "noise", "spread", "residual"
 RESIDUAL_OF_SLICE = "residual_of_slice"
 """Name of the residual of a whole slice, a number."""
 
-RUN = "run.json"
+_RUN = "run.json"
 """Name of the file in the folder that is written when a run begins."""
 
 _WHITE = 0.999
 """Quantile of the values of an image or map that is shown white."""
+
+
+def refuse_existing(outputs: Iterable[Path], folder: Path) -> None:
+    """Make sure that a run writes new files only.
+
+    Parameters
+    ----------
+    outputs : iterable of Path
+        The files that the run writes.
+    folder : Path
+        The folder of its finished slices. If it is of an interrupted run, that run may have begun to write its files.
+
+    Raises
+    ------
+    FileExistsError
+        If a file exists that is older than the run.
+    """
+    run = folder / _RUN
+    for path in outputs:
+        if path.exists() and not (run.exists() and run.stat().st_mtime_ns <= path.stat().st_mtime_ns):
+            raise FileExistsError(f"{path} exists already; remove it or choose another output.")
 
 
 @dataclass(frozen=True)
@@ -62,12 +83,15 @@ class Slices:
         Raises
         ------
         FileExistsError
-            If they are of a run with another `identity`.
+            If they are of a run with another `identity`, or if it cannot be read.
         """
-        path = self.folder / RUN
+        path = self.folder / _RUN
         if not path.exists():
             write_text(path, json.dumps(identity, indent=1))
-        known = json.loads(path.read_text())
+        try:
+            known = json.loads(path.read_text())
+        except ValueError:  # after a power failure, the file may be empty
+            raise FileExistsError(f"{path} is damaged; remove the folder {self.folder}.") from None
         differing = [name for name, value in identity.items() if known.get(name) != value]
         if differing:
             raise FileExistsError(

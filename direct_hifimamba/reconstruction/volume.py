@@ -8,9 +8,9 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -30,7 +30,15 @@ from direct_hifimamba.files import first_and_count, hash_file, lock_folder
 from direct_hifimamba.reconstruction import noise
 from direct_hifimamba.reconstruction.pretrained import CONFIG_NAME, find_pretrained, is_pretrained
 from direct_hifimamba.reconstruction.reconstructor import Reconstructor
-from direct_hifimamba.reconstruction.slices import IMAGE, NOISE, RESIDUAL, RESIDUAL_OF_SLICE, SPREAD, Slices
+from direct_hifimamba.reconstruction.slices import (
+    IMAGE,
+    NOISE,
+    RESIDUAL,
+    RESIDUAL_OF_SLICE,
+    SPREAD,
+    Slices,
+    refuse_existing,
+)
 from direct_hifimamba.reconstruction.uncertainty import MAX_RESIDUAL, Calibration, residual_map, spread
 
 _NOISE_SLICES = 16
@@ -144,7 +152,11 @@ def _open(request: Request, call: str) -> _Scan:
 
 @contextmanager
 def reconstruct_volume(
-    request: Request, folder: Path, jobs: int | None = None, before: Callable[[RawData], object] = lambda raw: None
+    request: Request,
+    folder: Path,
+    jobs: int | None = None,
+    before: Callable[[RawData], object] = lambda raw: None,
+    outputs: Iterable[Path] = (),
 ) -> Iterator[Slices]:
     """Reconstruct a volume, and yield its slices; then the folder is removed.
 
@@ -161,11 +173,14 @@ def reconstruct_volume(
         process, with all threads of PyTorch, which rounds differently.
     before : callable
         Is called with what the file of the input says, before k-space is read, and may raise.
+    outputs : iterable of Path
+        The files that will be written.
 
     Raises
     ------
     FileExistsError
-        If the folder is of a run with another input, other weights or other options.
+        If the folder is of a run with another input, other weights or other options; or if another run has written one
+        of `outputs` in the meantime.
     OSError
         If a file cannot be read, or a process is ended from outside.
     ValueError
@@ -220,6 +235,12 @@ def reconstruct_volume(
         if not folder.exists():
             raise FileExistsError("Another process has written the same output; choose another one.")
         slices = Slices(folder, raw, tuple(weights), tuple(warnings), factor=factor)
+        try:
+            refuse_existing(outputs, folder)
+        except FileExistsError:
+            with suppress(OSError):  # if it holds finished slices
+                folder.rmdir()
+            raise
         slices.claim(json.loads(json.dumps(identity)))
         missing = slices.missing()
         if len(missing) < raw.shape[0]:

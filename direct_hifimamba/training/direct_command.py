@@ -131,7 +131,7 @@ def _check_earlier_training(experiment: Path, config: DictConfig | None, resume:
         before = _network_keys(cast(DictConfig, OmegaConf.load(stored)))
         _, models = load_models_into_environment_config(config)
         merged = OmegaConf.merge(config, {"model": models.pop("model"), "additional_models": models})
-        now = _network_keys(OmegaConf.create(OmegaConf.to_yaml(merged)))  # as DIRECT writes it
+        now = _network_keys(cast(DictConfig, OmegaConf.create(OmegaConf.to_yaml(merged))))  # as DIRECT writes it
         compared = (now.keys() & before.keys()) - _WITHOUT_EFFECT  # versions of the package differ in their keys
         differing = sorted(key for key in compared if now[key] != before[key])
         if differing:

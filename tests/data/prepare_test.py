@@ -685,6 +685,31 @@ def test_a_header_that_leaves_out_the_middle_is_reported(prepared, tmp_path):
     assert list(part["files"]) == ["file1000017.h5"]
 
 
+def test_a_header_of_wider_kspace_is_reported(prepared, tmp_path):
+    change = lambda header: header.replace(b"<y>34</y>", b"<y>40</y>")  # noqa: E731
+    part = _prepare_with_header(prepared, tmp_path, change)
+    assert part["failed"]["file1000000.h5"].startswith("its header says which of 40 columns were acquired, and k-space")
+    with pytest.raises(ValueError, match="its header says which of 40 columns were acquired, and k-space"):
+        open_acquisition(tmp_path / "raw" / "singlecoil_val" / "file1000000.h5")
+
+
+def test_folders_that_are_links_are_prepared(prepared, tmp_path):
+    shutil.copytree(prepared("fastmri").raw, tmp_path / "raw")
+    folder = tmp_path / "raw" / "singlecoil_val"
+    (tmp_path / "site").mkdir()
+    shutil.move(folder / "file1000000.h5", tmp_path / "site")
+    (folder / "site").symlink_to(tmp_path / "site")
+    part = prepare(tmp_path / "raw", tmp_path / "out", Settings.of("fastmri"), ["val"])["splits"]["val"]
+    assert list(part["files"]) == ["file1000000.h5", "file1000017.h5"]
+
+
+def test_a_protocol_of_something_else_is_kept(prepared, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "protocol.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="neither empty nor a prepared data set"):
+        prepare(prepared("fastmri").raw, tmp_path / "out", Settings.of("fastmri"), ["val"])
+
+
 def test_kspace_that_parallel_imaging_filled_is_no_reference(prepared, tmp_path):
     factor = (
         b"<parallelImaging><accelerationFactor><kspace_encoding_step_1>2</kspace_encoding_step_1></accelerationFactor>"

@@ -734,6 +734,15 @@ def test_single_coil_and_blank_slices(ours: Reconstructor) -> None:
     assert not images[1].any()
     np.testing.assert_array_equal(images, ours(kspace[:, None], line_mask()))
     np.testing.assert_array_equal(images[[0, 2]], ours(kspace[[0, 2]], line_mask()))
+    np.testing.assert_array_equal(images, ours(kspace * line_mask(), kspace * line_mask() != 0))
+
+
+def test_too_few_samples_for_the_scale_are_refused(ours: Reconstructor) -> None:
+    kspace, mask = np.zeros((1, 4, 80, 80), np.complex64), np.zeros((80, 80), bool)
+    mask[37:44, 37:44] = True
+    kspace[..., mask] = 1 + simulate()[:1, :, :7, :7].reshape(1, 4, -1)
+    with pytest.raises(ValueError, match=r"Only 0\.77% of slice 0 is sampled.*scale_percentile"):
+        ours(kspace, mask, check=False)
 
 
 def test_no_center_is_needed_where_no_sensitivities_are_estimated(experiments: dict[str, Path], tmp_path: Path) -> None:
@@ -859,6 +868,9 @@ def test_checkpoints_that_were_cut_short_are_refused(experiments: dict[str, Path
         (tmp_path / "model_7.pt").write_bytes(content[:length])
         with pytest.raises(ValueError, match=r"model_7.pt is no checkpoint of DIRECT.* Was it cut short\?"):
             Reconstructor.from_checkpoint(tmp_path / "model_7.pt", experiments[OURS].parent / CONFIG_NAME)
+    torch.save({"model": "unet"}, tmp_path / "model_7.pt")
+    with pytest.raises(ValueError, match=r"model_7.pt is no checkpoint of DIRECT"):
+        Reconstructor.from_checkpoint(tmp_path / "model_7.pt", experiments[OURS].parent / CONFIG_NAME)
 
 
 @pytest.mark.parametrize(

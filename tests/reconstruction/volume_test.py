@@ -126,6 +126,33 @@ def test_finished_slices_are_not_computed_again(
     assert (images[2] != 0).any() and not partial.exists()
 
 
+def test_files_that_appear_in_the_meantime_are_kept(
+    checkpoint: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "scan.h5"
+    original = volume._find_covariance
+
+    def find_covariance(*arguments: Any) -> Any:
+        output.write_text("of another process")
+        return original(*arguments)
+
+    monkeypatch.setattr(volume, "_find_covariance", find_covariance)
+    with pytest.raises(SystemExit, match="2"):
+        reconstruct(checkpoint, source, output, "--uncertainty")
+    assert f"{output} exists already" in capsys.readouterr().err
+    assert output.read_text() == "of another process" and list(tmp_path.iterdir()) == [output]
+
+
+def test_a_damaged_note_of_the_run_is_named(
+    checkpoint: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / ".scan.partial").mkdir()
+    (tmp_path / ".scan.partial" / "run.json").touch()
+    with pytest.raises(SystemExit, match="2"):
+        reconstruct(checkpoint, source, tmp_path / "scan")
+    assert "run.json is damaged; remove the folder" in capsys.readouterr().err
+
+
 def test_slices_of_another_run_are_not_used(
     checkpoint: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

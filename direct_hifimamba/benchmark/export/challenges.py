@@ -144,6 +144,8 @@ class FastMRI(Challenge):
 def _fastmri_shape(path: Path) -> tuple[int, int, int]:
     """Return the shape of the images that belong to a file of k-space, as DIRECT crops them with `crop: header`."""
     with h5py.File(path) as file:
+        if not isinstance(file.get("kspace"), h5py.Dataset):
+            raise ValueError(f"{path} has no array 'kspace'; expected the k-space of the challenge.")
         slices, *_, height, width = kspace_shape(file)
         size = read_header(file).get("reconstruction_size", (height, width))
     return (slices, *size[:2]) if size[1] <= width else (slices, width, width)
@@ -151,7 +153,8 @@ def _fastmri_shape(path: Path) -> tuple[int, int, int]:
 
 def _num_channels(path: Path) -> int:
     with h5py.File(path) as file:
-        return int(file["kspace"].shape[-1] // 2)
+        kspace = file.get("kspace")
+        return int(kspace.shape[-1] // 2) if isinstance(kspace, h5py.Dataset) else 0
 
 
 class CalgaryCampinas12And32(Challenge):
@@ -440,6 +443,8 @@ def score_submission(challenge: str, submission: Path, references: Path, jobs: i
 
 def _names(submission: Path, suffix: str) -> list[str]:
     if submission.is_file():
+        if not zipfile.is_zipfile(submission):
+            raise ValueError(f"{submission} is no zip file; expected one, or a folder.")
         with zipfile.ZipFile(submission) as archive:
             return sorted(name for name in archive.namelist() if name.endswith(suffix))
     return sorted(path.relative_to(submission).as_posix() for path in submission.rglob(f"*{suffix}"))

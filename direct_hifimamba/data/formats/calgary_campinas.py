@@ -36,7 +36,9 @@ def _matches(path: Path) -> bool:
         kspace = file.get("kspace")
         if not isinstance(kspace, h5py.Dataset) or kspace.dtype != np.float32 or kspace.ndim != 4:
             return False
-        return kspace.shape[-1] > 2 and kspace.shape[-1] % 2 == 0
+        _, height, width, channels = kspace.shape
+        # Otherwise they are real numbers of other axes, such as (slices, coil, height, width).
+        return channels > 2 and channels % 2 == 0 and channels // 2 <= min(height, width)
 
 
 def _read(path: Path) -> RawData:

@@ -157,6 +157,22 @@ def read_header(file: h5py.File) -> dict[str, Any]:
         return {}
 
 
+def check_encoded_width(header: Mapping[str, Any], width: int) -> None:
+    """Make sure that the padding of a header, which :func:`read_header` has read, is that of k-space of a width.
+
+    Raises
+    ------
+    ValueError
+        If the header has padding, and is of k-space with more or fewer columns.
+    """
+    encoded = header.get("encoding_size", (0, width))[1]
+    if encoded != width and (header["padding_left"] > 0 or header["padding_right"] < width):
+        raise ValueError(
+            f"its header says which of {encoded} columns were acquired, and k-space has {width}; expected the same "
+            f"number. If k-space was cropped, change the header, or leave out {HEADER}"
+        )
+
+
 def header_document(file: h5py.File) -> bytes | None:
     """Return the ISMRMRD header, stored as text, as bytes or as an array of one of them; None if there is none."""
     if HEADER not in file:
@@ -298,12 +314,16 @@ class StoredArray:
     ------
     FileNotFoundError
         If it links to a file that is not there. (HDF5 would read zeros.)
+    ValueError
+        If it is empty.
     """
 
     def __init__(self, path: Path, name: str) -> None:
         self._path, self._name = path, name
         with h5py.File(path) as file:
             stored = file[name]
+            if stored.shape is None:
+                raise ValueError(f"its array {name!r} is empty")
             _check_links(stored, f"{path} ")
             self.shape: tuple[int, ...] = stored.shape
             self.ndim: int = stored.ndim
@@ -322,8 +342,9 @@ def _read(path: Path, axes: Sequence[str] | None = None, variable: str | None = 
                 f"it has no array {name!r}, but {', '.join(file) or 'nothing'}; name k-space (--variable)"
             )
         mask = file["mask"][()] if isinstance(file.get("mask"), h5py.Dataset) else None
-        columns, image_size = acquired_columns(file), read_header(file).get("reconstruction_size")
+        columns, header = acquired_columns(file), read_header(file)
         has_header = header_document(file) is not None
+    image_size = header.get("reconstruction_size")
     array = StoredArray(path, name)
     messages: tuple[str, ...] = ()
     if axes is None and array.ndim - (array.dtype.kind == "f") == 3:
@@ -333,8 +354,12 @@ def _read(path: Path, axes: Sequence[str] | None = None, variable: str | None = 
                 f"The three axes {array.shape[:3]} are taken for slices, height and width of a single coil; for one "
                 "slice of several coils, give --axes coil,height,width.",
             )
-    raw = from_array(array, axes or AXES, mask=mask, messages=messages)
+    elif axes is None and has_header:
+        axes = AXES
+    raw = from_array(array, axes, mask=mask, messages=messages)
     width = raw.shape[-1]
+    if name != SENSITIVITY_MAP:
+        check_encoded_width(header, width)
     if image_size is not None:
         raw = replace(raw, image_size=image_size[:2] if image_size[1] <= width else (width, width))
     padding = np.ones(width, bool)

@@ -15,6 +15,9 @@ from direct_hifimamba.data.formats.raw_data import RawData
 SUFFIXES = {"hdf5": ".h5", "nifti": ".nii.gz", "png": ".png", "cfl": ".cfl", "dicom": "_dicom"}
 """What files of a format end in. DICOM images are a folder of files, one for each slice."""
 
+_OTHERS = (".nii", ".hdr", ".hdf5", ".dcm", ".mat", ".npy", ".npz", ".jpg", ".jpeg", ".tif", ".tiff", ".mha", ".nrrd")
+"""What files of other formats end in."""
+
 _WRITERS = {"hdf5": "hdf5", "nifti": "nifti", "png": "png", "cfl": "bart", "dicom": "dicom"}
 """Modules with a function `write_images`."""
 
@@ -107,8 +110,18 @@ def check_volume(name: str, volume: Volume) -> None:
 
 
 def find_format(path: Path) -> str | None:
-    """Return the format, one of `SUFFIXES`, of which a file or folder has the name."""
-    return next((name for name, suffix in SUFFIXES.items() if path.name.endswith(suffix)), None)
+    """Return the format, one of `SUFFIXES`, of which a file or folder has the name; None if the name has no suffix.
+
+    Raises
+    ------
+    ValueError
+        If it has the suffix of another format.
+    """
+    found = next((name for name, suffix in SUFFIXES.items() if path.name.endswith(suffix)), None)
+    if found is None and path.name.lower().endswith((*SUFFIXES.values(), *_OTHERS)):
+        known = ", ".join(SUFFIXES.values())
+        raise ValueError(f"{path} has the suffix of another format; expected a name that ends in {known}.")
+    return found
 
 
 def write_images(path: Path, images: Iterable[NDArray[Any]], volume: Volume) -> None:

@@ -66,6 +66,11 @@ def _read(path: Path) -> RawData:
     index = heads["idx"]
     readouts["volume"] = np.stack([index[name] for name in VOLUMES], axis=1)
     readouts["slice"] = index["slice"]
+    if len(np.unique(index["kspace_encode_step_2"][readouts["image"]])) > 1:
+        raise ValueError(
+            "its readouts have several numbers of a partition (kspace_encode_step_2), and its header has one; expected "
+            "2-D slices"
+        )
     limit = header.encoding[0].encodingLimits.kspace_encoding_step_1
     readouts["line"] = index["kspace_encode_step_1"].astype(int) - (
         encoding.matrix[1] // 2 if limit is None else limit.center

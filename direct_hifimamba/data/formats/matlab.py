@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from direct_hifimamba.data.formats.hdf5 import StoredArray
 from direct_hifimamba.data.formats.raw_data import Format, MissingArrayError, RawData, as_complex, from_array
+from direct_hifimamba.data.provenance import read_provenance
 
 _COMPLEX = ("real", "imag")
 _VERSION_5 = (b"\0\1IM", b"\1\0MI")
@@ -116,9 +117,8 @@ def _read(path: Path, axes: Sequence[str] | None = None, variable: str | None = 
     array, mask = _load(path, name), read_array(path, "mask")
     lengths = array.shape if _is_complex(array) else array.shape[:-1]
     is_challenge = len(lengths) == 5
-    if len(lengths) == 4 and ("single" in name or (lengths[-1] == 1 and not _is_version_5(path))):
-        # (height, width, slice, time) of single-coil data. MATLAB itself stores no last axis of length 1: in version
-        # 7.3 it is that of `prepare`, in version 5 a single slice that SciPy has written.
+    if len(lengths) == 4 and ("single" in name or read_provenance(path) is not None):
+        # (height, width, slice, time) of single-coil data, as in the challenge and from `prepare`.
         order, is_challenge = ["height", "width", "slice"], True
     elif is_challenge or (len(lengths) == 4 and lengths[2] <= min(lengths[:2])):
         order = ["height", "width", "coil", "slice"]

@@ -92,6 +92,14 @@ def test_fastmri(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "exists already" in fails(capsys, "export", "fastmri", predictions, out)
     assert "has no HDF5 files" in fails(capsys, "export", "fastmri", tmp_path / "missing", tmp_path / "new")
     assert not (tmp_path / "new").exists()
+    reference = data / "file1000017.h5"
+    assert f"The output is {reference}; expected" in fails(capsys, "score", "fastmri", out, data, "--output", reference)
+    assert f"{reference} is no zip file" in fails(capsys, "score", "fastmri", reference, data)
+    (predictions / "other.h5").unlink()
+    with h5py.File(reference, "r+") as opened:
+        del opened["kspace"]
+    message = fails(capsys, "export", "fastmri", predictions, tmp_path / "new", "--data", data)
+    assert f"{reference} has no array 'kspace'" in message
 
 
 def test_calgary_campinas(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

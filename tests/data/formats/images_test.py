@@ -17,7 +17,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from direct_hifimamba.data.formats.bart import read_cfl, to_slices
-from direct_hifimamba.data.formats.images import SUFFIXES, Volume, upright_affine, write_images
+from direct_hifimamba.data.formats.images import SUFFIXES, Volume, find_format, upright_affine, write_images
 from direct_hifimamba.data.formats.nifti import load_magnitude
 from direct_hifimamba.data.formats.registry import read
 from tests.data.formats.scans import KSPACE, TWIX_HEADER, complex_noise, lines_of, write_ismrmrd, write_twix
@@ -184,8 +184,10 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, name: str) -> None:
 
 
 def test_other_suffixes_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"ends in \.h5, \.nii\.gz, \.png, \.cfl, _dicom"):
-        write_images(tmp_path / "scan.jpg", IMAGES, KNOWN)
+    for name in ("scan.jpg", "scan.nii", "scan.H5", "scan"):
+        with pytest.raises(ValueError, match=r"ends in \.h5, \.nii\.gz, \.png, \.cfl, _dicom"):
+            write_images(tmp_path / name, IMAGES, KNOWN)
+    assert find_format(tmp_path / "scan.2") is None  # a dot in a name
 
 
 PERSONAL = {"name": "Doe^Jane", "id": "AB-4711", "born": "1970-01-31", "day": "2024-02-29", "clinic": "St. Elsewhere"}

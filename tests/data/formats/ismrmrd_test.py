@@ -134,6 +134,16 @@ def test_other_scans_are_refused_by_name(tmp_path: Path, change: Callable[[Any],
         read(tmp_path / "scan.h5")
 
 
+def test_partitions_that_the_header_does_not_have_are_refused(tmp_path: Path) -> None:
+    write_ismrmrd(tmp_path / "scan.h5", list(lines_of(KSPACE, [0])))
+    with h5py.File(tmp_path / "scan.h5", "r+") as file:
+        readouts = file["dataset/data"][()]
+        readouts["head"]["idx"]["kspace_encode_step_2"][::2] = 1
+        file["dataset/data"][...] = readouts
+    with pytest.raises(ValueError, match="several numbers of a partition"):
+        read(tmp_path / "scan.h5")
+
+
 def damage(path: Path, kind: str) -> None:
     if kind == "cut short":
         path.write_bytes(path.read_bytes()[:-1000])

@@ -119,6 +119,12 @@ FORMS: dict[str, tuple[Callable[[Path], Path], NDArray[np.complex64], dict[str, 
                 {"axes": ["height", "width", "coil"]},
             ),
             (
+                ", one slice, written by Python",
+                lambda write, path: write(path, kspace=IN_MATLAB[..., :1]),
+                KSPACE[:1],
+                {},
+            ),
+            (
                 ", times",
                 lambda write, path: write(path, kspace=np.stack([IN_MATLAB, 2 * IN_MATLAB], -1)),
                 np.concatenate([KSPACE, 2 * KSPACE]),
@@ -242,8 +248,14 @@ ODD: dict[str, tuple[Callable[[Path], Path], str]] = {
             ("three axes", np.ones((12, 16, 8), np.float32)),
             ("five axes", np.ones((1, 3, 12, 16, 8), np.float32)),
             ("double precision", np.ones((3, 12, 16, 8))),
+            ("magnitudes of coils", np.abs(KSPACE)),
         )
     },
+    "coils last": (
+        lambda path: write_hdf5(path, kspace=np.moveaxis(KSPACE, 1, -1)),
+        "axes of the lengths (3, 12, 16, 4), and it is not clear",
+    ),
+    "empty array": (lambda path: write_hdf5(path, kspace=h5py.Empty(np.complex64)), "its array 'kspace' is empty"),
     "Calgary-Campinas, no slices": (
         lambda path: write_hdf5(path, kspace=np.ones((0, 12, 16, 8), np.float32)),
         "k-space has the shape (0, 12, 16, 8) and so no samples",
