@@ -22,6 +22,7 @@ from direct.cli.predict import register_parser as register_predict
 from direct.cli.train import register_parser as register_train
 from direct.cli.upload import register_parser as register_upload
 from direct.cli.utils import check_train_val
+from direct.config.defaults import PhysicsConfig
 from direct.data.datasets import FastMRIDataset
 from direct.data.lr_scheduler import WarmupMultiStepLR
 from direct.environment import load_models_into_environment_config, setup_training_environment
@@ -130,7 +131,9 @@ def _check_earlier_training(experiment: Path, config: DictConfig | None, resume:
     if config is not None and stored.exists():
         before = _network_keys(cast(DictConfig, OmegaConf.load(stored)))
         _, models = load_models_into_environment_config(config)
-        merged = OmegaConf.merge(config, {"model": models.pop("model"), "additional_models": models})
+        physics = OmegaConf.merge(OmegaConf.structured(PhysicsConfig), config.get("physics") or {})
+        sections = {"model": models.pop("model"), "additional_models": models, "physics": physics}
+        merged = OmegaConf.merge(config, sections)
         now = _network_keys(cast(DictConfig, OmegaConf.create(OmegaConf.to_yaml(merged))))  # as DIRECT writes it
         compared = (now.keys() & before.keys()) - _WITHOUT_EFFECT  # versions of the package differ in their keys
         differing = sorted(key for key in compared if now[key] != before[key])
@@ -155,7 +158,7 @@ def _network_keys(config: DictConfig) -> dict[str, Any]:
 def _repair_last_model(experiment: Path) -> None:
     """Name the last complete checkpoint in `LAST_MODEL`, which a full disk or a power failure leaves empty."""
     last_model = experiment / LAST_MODEL
-    # PyTorch writes archives, which are none if they are cut short.
+    # A checkpoint is a zip archive, and is not a valid one if it was cut short.
     complete = [number for number, path in _find_checkpoints(experiment).items() if zipfile.is_zipfile(path)]
     with suppress(OSError, ValueError):
         if int(last_model.read_text()) in complete:

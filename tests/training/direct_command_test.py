@@ -174,7 +174,7 @@ def test_a_training_resumes_with_its_own_networks_only(
     direct_command.main(["train", str(tmp_path), *words])
     torch.save({"model": {}}, tmp_path / "run" / "model_5.pt")
     stored = (tmp_path / "run" / "config.yaml").read_bytes()
-    for key, value in (("model.num_filters", 12), ("physics.forward_operator", "fft2(centered=False)")):
+    for key, value in (("model.num_filters", 12), ("physics.use_noise_matrix", True)):
         config = OmegaConf.load(path)
         OmegaConf.update(config, key, value, force_add=True)
         OmegaConf.save(config, tmp_path / "other.yaml")
