@@ -71,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--slurm",
         nargs="+",
+        action="extend",
         default=[],
         metavar="KEY=VALUE",
         help="options of sbatch, such as partition=gpu time=600; run.gpus-per-node=1 applies to the stage run only",

@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--inference",
         type=Path,
         nargs="+",
+        action="extend",
         default=[],
         metavar="FILE",
         help="YAML files with a section inference, such as one per acceleration (default: the section of the run)",
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--metrics",
         type=Path,
         nargs="+",
+        action="extend",
         default=[],
         metavar="FILE",
         help="metrics_inference.json of direct predict, in folders whose names end with the acceleration, as in 4x "

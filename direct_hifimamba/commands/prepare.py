@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split",
         nargs="+",
+        action="extend",
         metavar="NAME",
         help="splits to prepare: train, val, test (default: those in the download)",
     )
@@ -42,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--acquisition",
         nargs="+",
+        action="extend",
         metavar="NAME",
         help="type of measurement, one or several; fastMRI: CORPDFS_FBK (default), CORPD_FBK, ...; M4Raw: T1 "
         "(default), T2, FLAIR",

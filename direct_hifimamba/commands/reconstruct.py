@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         nargs="+",
+        action="extend",
         choices=SUFFIXES,
         help=f"formats to write (default: {' '.join(DEFAULT_FORMATS)}); dicom is a folder with one file per slice",
     )

@@ -296,6 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--checkpoint",
         nargs="*",
+        action="extend",
         default=[],
         type=parse_checkpoints,
         metavar="LABEL=FILE[,FILE]",

@@ -551,6 +551,7 @@ def test_no_input_is_replaced(
         (["scan.nii.gz"], {"scan.nii.gz"}),
         (["scan.cfl", "--complex"], {"scan.cfl", "scan.hdr"}),
         (["scan", "--format", "cfl", "dicom", "--voxel-size", 5, 1.5, 2], {"scan.cfl", "scan.hdr", "scan_dicom"}),
+        (["scan", "--format", "cfl", "--format", "png"], {"scan.cfl", "scan.hdr", "scan.png"}),
         (["scan.h5", "--phase"], {"scan.h5", "scan_phase.nii.gz"}),
     ],
 )
