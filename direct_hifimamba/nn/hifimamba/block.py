@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
 from direct_hifimamba.nn.hifimamba.attention import ChannelAttention, GlobalContext
@@ -56,7 +55,6 @@ class HiFiMambaBlock(nn.Module):
                 dropout=config.scan_dropout,
                 backend=config.scan_backend,
             )
-        self.scan_reduction = config.scan_reduction
         self.mix = nn.Linear(channels + (2 if config.state_space else 1) * half, channels)
         self.moe = moe
         self.channel_attention = ChannelAttention(channels)
@@ -74,22 +72,7 @@ class HiFiMambaBlock(nn.Module):
         high = self.steering_bottleneck(high)
         parts = [context, self.high_bottleneck(high)]
         if self.selective_scan is not None:
-            parts.append(self._scan(low, high))
+            parts.append(self.selective_scan(self.low_norm(low), self.steering_norm(high)))
         mixed, balance = self.moe(self.mix(torch.cat(parts, dim=-1)))
         # A gate of zero skips the block, at less cost than zeros in all pixels.
         return torch.addcmul(features, mixed, self.stochastic_depth(self.channel_attention(mixed))), balance
-
-    def _scan(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-        """Scan the low band (batch, h, w, C / 2), on a coarser grid if there is a `scan_reduction`."""
-        assert self.selective_scan is not None
-        if self.scan_reduction == 1:
-            return self.selective_scan(self.low_norm(low), self.steering_norm(high))
-        low, high, size = (*(_average(band, self.scan_reduction) for band in (low, high)), low.shape[1:3])
-        scanned = self.selective_scan(self.low_norm(low), self.steering_norm(high)).permute(0, 3, 1, 2)
-        fine = F.interpolate(scanned, scale_factor=self.scan_reduction, mode="bilinear")
-        return fine[..., : size[0], : size[1]].permute(0, 2, 3, 1)
-
-
-def _average(features: torch.Tensor, side: int) -> torch.Tensor:
-    """Return the means of squares of pixels of features (batch, height, width, channels)."""
-    return F.avg_pool2d(features.permute(0, 3, 1, 2), side, ceil_mode=True).permute(0, 2, 3, 1)

@@ -72,11 +72,6 @@ class HiFiMambaV2Config(NetworkConfig, metaclass=_NamesRemovedKeys):
         States N of the selective scan per channel. Default: 16.
     scan_directions : int
         1: along rows, as in the paper; 2: also backwards; 4: also along columns, in both directions. Default: 1.
-    scan_reduction : int
-        Side of the squares of feature pixels whose means are scanned; the result is interpolated to all pixels. 2 scans
-        a quarter of the pixels. Default: 1.
-    scan_stages : int
-        Number of blocks with a scan, counted from the last one. Default: 99.
     steering : bool
         Add matrices from the high band to the input and output matrices of the scan. Default: True.
     scan_dropout : float
@@ -125,8 +120,6 @@ class HiFiMambaV2Config(NetworkConfig, metaclass=_NamesRemovedKeys):
     state_space: bool = True
     state_size: int = field(default=16, metadata=at_least(1))
     scan_directions: int = field(default=1, metadata=expect("1, 2 or 4", lambda value: value in (1, 2, 4)))
-    scan_reduction: int = field(default=1, metadata=at_least(1))
-    scan_stages: int = field(default=99, metadata=at_least(1))
     steering: bool = True
     scan_dropout: float = field(default=0.1, metadata=BELOW_ONE)
     moe: str = field(default="shared_routed", metadata=one_of("shared_routed", "shared", "routed", "none"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -121,10 +120,7 @@ class HiFiMambaV2(nn.Module):
 
         last = sum(config.blocks_per_stage) - 1
         rates = [config.stochastic_depth * index / max(last, 1) for index in range(last + 1)]
-        with_scan = [config.state_space and index > last - config.scan_stages for index in range(last + 1)]
-        configs = [replace(config, state_space=scans) for scans in with_scan]
-        parts = zip(configs, build_mixtures(config), rates, strict=True)
-        blocks = (HiFiMambaBlock(*part) for part in parts)
+        blocks = (HiFiMambaBlock(config, moe, rate) for moe, rate in zip(build_mixtures(config), rates, strict=True))
         self.first_update = None
         if config.data_consistency == "proximal":
             self.first_update = ProximalDataConsistency(FIRST_ITERATIONS)
