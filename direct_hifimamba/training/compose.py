@@ -64,7 +64,7 @@ def compose(paths: Sequence[Path], overrides: Sequence[str] = ()) -> DictConfig:
     """
     config = OmegaConf.create()
     for path in paths:
-        config.merge_with(_load(path))
+        config.merge_with(load(path))
     for override in overrides:
         _override(config, override)
     try:
@@ -80,7 +80,14 @@ def compose(paths: Sequence[Path], overrides: Sequence[str] = ()) -> DictConfig:
     return config
 
 
-def _load(path: Path) -> DictConfig:
+def load(path: Path) -> DictConfig:
+    """Read a YAML file of a configuration.
+
+    Raises
+    ------
+    ValueError
+        If it is not valid YAML, or has no keys.
+    """
     try:
         config = OmegaConf.load(path)
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -31,12 +31,13 @@ from direct.train import build_training_datasets_from_environment, get_root_of_f
 from direct.utils import communication, set_all_seeds, str_to_class
 from direct.utils.io import check_is_valid_url, read_json
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from direct_hifimamba.files import first_and_count, lock_folder, write_text
 from direct_hifimamba.plugin import register_data_sets
-from direct_hifimamba.training.compose import validate
+from direct_hifimamba.training.compose import load, validate
 from direct_hifimamba.training.distributed import average_gradients, broadcast_weights
 from direct_hifimamba.training.learning_rate import CosineSchedule
 from direct_hifimamba.training.seeded_data import SeededBatchSampler, SeededDataset
@@ -51,8 +52,15 @@ LAST_MODEL = "last_model.txt"
 CONFIG_NAME = "config.yaml"
 """File in which DIRECT writes the configuration of a training."""
 
-_WITHOUT_EFFECT = {"model.activation_checkpointing", "model.scan_backend"}
-"""Keys that may change when a training resumes, since they do not change the network."""
+_FREE_KEYS = {
+    "model.activation_checkpointing",
+    "model.engine_name",
+    "model.scan_backend",
+    "model.scan_dropout",
+    "model.stochastic_depth",
+    "physics.noise_matrix_scaling",
+}
+"""Keys that may change when a training resumes, since the weights keep their meaning."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -88,10 +96,11 @@ def main(arguments: Sequence[str]) -> None:
         check_train_val(getattr(args, option), option.replace("_", "-"))
     config = None
     if not check_is_valid_url(args.cfg_file):
-        config = cast(DictConfig, OmegaConf.load(args.cfg_file))
         try:
+            config = load(Path(args.cfg_file))
+            OmegaConf.resolve(config)
             validate(config)
-        except ValueError as error:
+        except (ValueError, OmegaConfBaseException) as error:
             train_parser.error(f"{args.cfg_file}: {error}")
     experiment = args.experiment_dir / _run_name(args)
     experiment.mkdir(parents=True, exist_ok=True)
@@ -99,6 +108,8 @@ def main(arguments: Sequence[str]) -> None:
     with lock_folder(experiment) if args.machine_rank == 0 else nullcontext():
         try:
             _check_earlier_training(experiment, config, args.resume)
+            if args.resume and args.machine_rank == 0:
+                _repair_last_model(experiment)
         except FileExistsError as error:
             train_parser.error(str(error))
         train(args)
@@ -118,7 +129,7 @@ def _check_earlier_training(experiment: Path, config: DictConfig | None, resume:
     Raises
     ------
     FileExistsError
-        If it has another one, or one without a complete checkpoint.
+        If it has another one.
     """
     if not _find_checkpoints(experiment) and not (experiment / LAST_MODEL).exists():
         return
@@ -128,14 +139,14 @@ def _check_earlier_training(experiment: Path, config: DictConfig | None, resume:
             "--resume, or choose another folder or --name."
         )
     stored = experiment / CONFIG_NAME
-    if config is not None and stored.exists():
-        before = _network_keys(cast(DictConfig, OmegaConf.load(stored)))
+    before = _stored_network_keys(stored)
+    if config is not None and before is not None:
         _, models = load_models_into_environment_config(config)
         physics = OmegaConf.merge(OmegaConf.structured(PhysicsConfig), config.get("physics") or {})
         sections = {"model": models.pop("model"), "additional_models": models, "physics": physics}
         merged = OmegaConf.merge(config, sections)
         now = _network_keys(cast(DictConfig, OmegaConf.create(OmegaConf.to_yaml(merged))))  # as DIRECT writes it
-        compared = (now.keys() & before.keys()) - _WITHOUT_EFFECT  # versions of the package differ in their keys
+        compared = (now.keys() & before.keys()) - _FREE_KEYS  # versions of the package differ in their keys
         differing = sorted(key for key in compared if now[key] != before[key])
         if differing:
             key = differing[0]
@@ -143,7 +154,17 @@ def _check_earlier_training(experiment: Path, config: DictConfig | None, resume:
                 f"{experiment} has checkpoints of a training with {key}: {before[key]}, and the configuration has "
                 f"{now[key]}. Resume with {stored}, or choose another folder or --name."
             )
-    _repair_last_model(experiment)
+
+
+def _stored_network_keys(stored: Path) -> dict[str, Any] | None:
+    """Return the network keys of the configuration of a training; None if its file is missing or damaged."""
+    if not stored.exists():
+        return None
+    try:
+        return _network_keys(load(stored))
+    except (ValueError, OmegaConfBaseException):
+        print(f"{stored} is damaged, so that the networks are not compared with those of the configuration.")
+        return None
 
 
 def _network_keys(config: DictConfig) -> dict[str, Any]:
@@ -152,14 +173,19 @@ def _network_keys(config: DictConfig) -> dict[str, Any]:
     sections = {"model": config.model, "physics": config.get("physics") or {}}
     sections |= {f"additional_models.{name}": section for name, section in models.items()}
     values = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
-    return {"the additional models": sorted(models), **values}
+    return {"additional_models": sorted(models), **values}
 
 
 def _repair_last_model(experiment: Path) -> None:
-    """Name the last complete checkpoint in `LAST_MODEL`, which a full disk or a power failure leaves empty."""
+    """Name the last complete checkpoint in `LAST_MODEL`, which a full disk or a power failure leaves empty.
+
+    Raises
+    ------
+    FileExistsError
+        If the file exists and the folder has no complete checkpoint.
+    """
     last_model = experiment / LAST_MODEL
-    # A checkpoint is a zip archive, and is not a valid one if it was cut short.
-    complete = [number for number, path in _find_checkpoints(experiment).items() if zipfile.is_zipfile(path)]
+    complete = [number for number, path in _find_checkpoints(experiment).items() if _is_complete(path)]
     with suppress(OSError, ValueError):
         if int(last_model.read_text()) in complete:
             return
@@ -168,8 +194,18 @@ def _repair_last_model(experiment: Path) -> None:
         write_text(last_model, str(max(complete)))
     elif last_model.exists():
         raise FileExistsError(
-            f"{last_model} names no complete checkpoint, and there is no other; choose another folder or --name."
+            f"{last_model} names no complete checkpoint, and the folder has none. Delete {experiment} to start again, "
+            "or choose another folder or --name."
         )
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    """Return whether a checkpoint, which is a zip archive, was neither cut short nor damaged."""
+    try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _find_checkpoints(experiment: Path) -> dict[int, Path]:

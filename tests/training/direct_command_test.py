@@ -158,7 +158,7 @@ def test_checkpoints_of_an_earlier_training_are_not_overwritten(
     assert "has checkpoints of an earlier training, which would be overwritten" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         direct_command.main(["train", str(tmp_path / "runs"), *words, "--resume"])
-    assert f"{last_model} names no complete checkpoint, and there is no other" in capsys.readouterr().err
+    assert f"{last_model} names no complete checkpoint, and the folder has none" in capsys.readouterr().err
     last_model.with_name("model_5.pt").touch()
     last_model.unlink()
     with pytest.raises(SystemExit):
@@ -191,9 +191,14 @@ def test_a_training_resumes_with_its_own_networks_only(
     monkeypatch.setattr(direct_command, "launch", lambda *arguments: launched.append(arguments))
     config = OmegaConf.load(path)
     config.training.num_iterations += 1  # which may change
+    OmegaConf.update(config, "physics.noise_matrix_scaling", 2.0, force_add=True)  # as this may
     OmegaConf.save(config, path)
     direct_command.main(["train", str(tmp_path), *words, "--resume"])
-    assert len(launched) == 1
+    for damaged in (b"", bytes(100), stored[:-5] + b"\n  a: b: c"):  # as after a power failure
+        (tmp_path / "run" / "config.yaml").write_bytes(damaged)
+        direct_command.main(["train", str(tmp_path), *words, "--resume"])
+        assert "config.yaml is damaged, so that the networks are not compared" in capsys.readouterr().out
+    assert len(launched) == 4
 
 
 @pytest.mark.parametrize("content", ["", "7", None])
@@ -205,6 +210,10 @@ def test_a_training_resumes_from_the_last_complete_checkpoint(
     torch.save({"model": {}}, run / "model_5.pt")
     torch.save({"model": {}}, run / "model_4.pt")
     (run / "model_7.pt").write_bytes((run / "model_5.pt").read_bytes()[:100])  # as after a power failure
+    torch.save({"model": {"weight": torch.ones(5000)}}, run / "model_6.pt")
+    damaged = bytearray((run / "model_6.pt").read_bytes())
+    damaged[8192:12288] = bytes(4096)
+    (run / "model_6.pt").write_bytes(damaged)
     if content is not None:
         (run / direct_command.LAST_MODEL).write_text(content)
     monkeypatch.setattr(direct_command, "launch", lambda *_: None)
@@ -222,6 +231,30 @@ def test_a_key_that_direct_ignores_is_refused(
         direct_command.main(["train", str(tmp_path), *words])
     assert "run.yaml: The key of training.datasets.0 is 'filename_lists'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_references_are_resolved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str]) -> None:
+    config = OmegaConf.load(tmp_path / "run.yaml")
+    other = {**config.training.datasets[0]} | {"transforms": "${training.datasets.0.transforms}"}
+    config.training.datasets = [config.training.datasets[0], other]
+    OmegaConf.save(config, tmp_path / "run.yaml")
+    launched: list[Any] = []
+    monkeypatch.setattr(direct_command, "launch", lambda *arguments: launched.append(arguments))
+    direct_command.main(["train", str(tmp_path), *words])
+    assert len(launched) == 1
+    OmegaConf.save(OmegaConf.merge(config, {"training": {"lr": "${training.rate}"}}), tmp_path / "run.yaml")
+    with pytest.raises(SystemExit):
+        direct_command.main(["train", str(tmp_path), *words])
+
+
+@pytest.mark.parametrize("text", ["[a, b]", "model: {a"])
+def test_a_configuration_that_is_not_one(
+    tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(SystemExit):
+        direct_command.main(["train", str(tmp_path), *words])
+    assert re.search("run.yaml (has no keys|is not valid YAML)", capsys.readouterr().err)
 
 
 def test_a_second_training_waits_for_the_first(tmp_path: Path, words: list[str]) -> None:
