@@ -49,6 +49,8 @@ def write_text(path: Path, text: str) -> None:
 def fill_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder beside `path`; at the end it becomes `path`, after an exception it is removed.
 
+    If `path` is an empty folder, in which a shell may be, the finished files are moved into it.
+
     Raises
     ------
     FileExistsError
@@ -62,7 +64,11 @@ def fill_folder(path: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
-        partial.replace(path)
+        if path.exists():
+            for finished in partial.iterdir():
+                finished.replace(path / finished.name)
+        else:
+            partial.replace(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

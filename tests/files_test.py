@@ -63,8 +63,10 @@ def test_a_folder_is_filled_completely_or_not_at_all(tmp_path, monkeypatch):
         fill(fail=False)
     monkeypatch.chdir(folder)
     (folder / "b.txt").unlink()
+    number = folder.stat().st_ino
     with fill_folder(pathlib.Path()) as partial:
         (partial / "c.txt").touch()
+    assert folder.stat().st_ino == number and pathlib.Path("c.txt").exists()
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")] == ["a/c.txt"]
 
 

@@ -107,11 +107,25 @@ def _find_folder(source: Path, name: str) -> Path | None:
     return found[0] if found else None
 
 
+def _walk(folder: Path) -> list[Path]:
+    """Return the files in a folder and in linked folders, each folder once, although links may lead to it again."""
+    files = []
+    seen = set()
+    for root, folders, names in folder.walk(follow_symlinks=True):
+        if root.resolve() in seen:
+            folders.clear()
+            continue
+        seen.add(root.resolve())
+        folders.sort(key=lambda name: (root / name).is_symlink())  # the folder itself before a link to it
+        files += [root / name for name in names]
+    return sorted(files)
+
+
 def _find_files(folder: Path, split: str, dest: Path, settings: Settings) -> Split:
     pattern = DATA_SETS[settings.data_set].pattern
     tasks: dict[str, Task] = {}
     skipped = {}
-    for path in sorted(root / name for root, _, names in folder.walk(follow_symlinks=True) for name in names):
+    for path in _walk(folder):
         name = path.relative_to(folder).as_posix()
         if path.name.startswith("."):
             continue

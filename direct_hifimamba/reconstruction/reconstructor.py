@@ -434,10 +434,11 @@ class Reconstructor:
             transform = transform.transform
         transformed = transform(sample)
         if not (transformed["scaling_factor"] > 0).all():
+            measured = ((kspace != 0).any(axis=0) & sampled).mean()
             raise ValueError(
-                f"Only {sampled.mean():.2%} of slice {index} is sampled, so that the percentile of k-space by which "
-                "DIRECT divides it (normalization.scale_percentile) is 0; expected more samples. If k-space is padded "
-                "with zeros, crop it."
+                f"Only {measured:.2%} of slice {index} is sampled and not 0, so that the percentile of k-space by "
+                "which DIRECT divides it (normalization.scale_percentile) is 0; expected more samples. If k-space is "
+                "padded with zeros, crop it."
             )
         if estimated is not None:
             transformed["sensitivity_map"] = estimated

@@ -83,7 +83,7 @@ class Slices:
         Raises
         ------
         FileExistsError
-            If they are of a run with another `identity`, or if it cannot be read.
+            If they are of a run with another `identity`, or if `run.json` cannot be read.
         """
         path = self.folder / _RUN
         if not path.exists():

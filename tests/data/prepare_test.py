@@ -699,6 +699,8 @@ def test_folders_that_are_links_are_prepared(prepared, tmp_path):
     (tmp_path / "site").mkdir()
     shutil.move(folder / "file1000000.h5", tmp_path / "site")
     (folder / "site").symlink_to(tmp_path / "site")
+    (folder / "latest").symlink_to(tmp_path / "site")
+    (folder / "loop").symlink_to(folder)
     part = prepare(tmp_path / "raw", tmp_path / "out", Settings.of("fastmri"), ["val"])["splits"]["val"]
     assert list(part["files"]) == ["file1000000.h5", "file1000017.h5"]
 

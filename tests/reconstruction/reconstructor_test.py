@@ -744,6 +744,8 @@ def test_too_few_samples_for_the_scale_are_refused(ours: Reconstructor) -> None:
     kspace[..., mask] = 1 + simulate()[:1, :, :7, :7].reshape(1, 4, -1)
     with pytest.raises(ValueError, match=r"Only 0\.77% of slice 0 is sampled.*scale_percentile"):
         ours(kspace, mask, check=False)
+    with pytest.raises(ValueError, match=r"Only 0\.77% of slice 0 is sampled and not 0.*crop it"):
+        ours(kspace, np.ones((80, 80), bool), check=False)
 
 
 def test_no_center_is_needed_where_no_sensitivities_are_estimated(experiments: dict[str, Path], tmp_path: Path) -> None:

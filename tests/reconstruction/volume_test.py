@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from direct_hifimamba import cli
 from direct_hifimamba.data.formats.hdf5 import write_volume
 from direct_hifimamba.reconstruction import volume
+from direct_hifimamba.reconstruction.outputs import output_paths
 from direct_hifimamba.reconstruction.reconstructor import Reconstructor
 from tests.reconstruction.reconstructor_test import OURS, line_mask, save_experiment, simulate
 
@@ -196,3 +197,16 @@ def test_memory_is_that_of_a_slice(checkpoint: Path, tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert peak < size / 3
+
+
+@pytest.mark.parametrize("name", ["results.mat", "MY_DICOM", "results"])
+def test_any_existing_folder_takes_files_of_the_name_of_the_input(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    paths = output_paths(tmp_path / name, tmp_path / "scan.h5", ["hdf5"])
+    assert paths["hdf5"] == tmp_path / name / "scan.h5"
+
+
+def test_the_folder_of_an_earlier_run_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "scan_dicom").mkdir()
+    with pytest.raises(FileExistsError, match="scan_dicom"):
+        output_paths(tmp_path / "scan_dicom", tmp_path / "scan.h5")

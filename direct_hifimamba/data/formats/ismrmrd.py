@@ -68,7 +68,7 @@ def _read(path: Path) -> RawData:
     readouts["slice"] = index["slice"]
     if len(np.unique(index["kspace_encode_step_2"][readouts["image"]])) > 1:
         raise ValueError(
-            "its readouts have several numbers of a partition (kspace_encode_step_2), and its header has one; expected "
+            "its readouts belong to several partitions (kspace_encode_step_2), but its header describes one; expected "
             "2-D slices"
         )
     limit = header.encoding[0].encodingLimits.kspace_encoding_step_1

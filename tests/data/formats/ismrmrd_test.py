@@ -140,7 +140,7 @@ def test_partitions_that_the_header_does_not_have_are_refused(tmp_path: Path) ->
         readouts = file["dataset/data"][()]
         readouts["head"]["idx"]["kspace_encode_step_2"][::2] = 1
         file["dataset/data"][...] = readouts
-    with pytest.raises(ValueError, match="several numbers of a partition"):
+    with pytest.raises(ValueError, match="belong to several partitions"):
         read(tmp_path / "scan.h5")
 
 
