@@ -158,7 +158,7 @@ def read_header(file: h5py.File) -> dict[str, Any]:
 
 
 def check_encoded_width(header: Mapping[str, Any], width: int) -> None:
-    """Make sure that the padding of a header, which :func:`read_header` has read, is that of k-space of a width.
+    """Make sure that the padding of a header, which :func:`read_header` has read, is that of k-space of this width.
 
     Raises
     ------
