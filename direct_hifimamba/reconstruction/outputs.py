@@ -56,10 +56,8 @@ def output_paths(
     ImportError
         If a package that writes a format is missing.
     """
-    # A folder such as scan_dicom is the output of an earlier run.
-    is_parent = output.is_dir() and not output.name.endswith(tuple(SUFFIXES.values()))
-    named = None if is_parent else find_format(output)
-    if is_parent:
+    named = find_format(output)
+    if output.is_dir() and named is None:
         stem = output / source.stem
     else:
         stem = output if named is None else output.with_name(output.name.removesuffix(SUFFIXES[named]))

@@ -67,10 +67,7 @@ def compose(paths: Sequence[Path], overrides: Sequence[str] = ()) -> DictConfig:
         config.merge_with(load(path))
     for override in overrides:
         _override(config, override)
-    try:
-        OmegaConf.resolve(config)
-    except OmegaConfBaseException as error:
-        raise ValueError(f"A reference cannot be resolved: {_first_line(error)}") from error
+    resolve(config)
     config.pop(PARAMETERS, None)
     register_data_sets()  # DIRECT's own models do not
     validate(config)
@@ -95,6 +92,20 @@ def load(path: Path) -> DictConfig:
     if not isinstance(config, DictConfig) or not config:
         raise ValueError(f"{path} has no keys; expected YAML such as 'model: ...'.")
     return config
+
+
+def resolve(config: DictConfig) -> None:
+    """Replace the references in a configuration, such as `${training.lr}`, by the values that they name.
+
+    Raises
+    ------
+    ValueError
+        If one of them names nothing.
+    """
+    try:
+        OmegaConf.resolve(config)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"A reference cannot be resolved: {_first_line(error)}") from error
 
 
 def _override(config: DictConfig, override: str) -> None:

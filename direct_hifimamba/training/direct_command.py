@@ -37,7 +37,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from direct_hifimamba.files import first_and_count, lock_folder, write_text
 from direct_hifimamba.plugin import register_data_sets
-from direct_hifimamba.training.compose import load, validate
+from direct_hifimamba.training.compose import load, resolve, validate
 from direct_hifimamba.training.distributed import average_gradients, broadcast_weights
 from direct_hifimamba.training.learning_rate import CosineSchedule
 from direct_hifimamba.training.seeded_data import SeededBatchSampler, SeededDataset
@@ -97,11 +97,9 @@ def main(arguments: Sequence[str]) -> None:
     config = None
     if not check_is_valid_url(args.cfg_file):
         try:
-            config = load(Path(args.cfg_file))
-            OmegaConf.resolve(config)
-            validate(config)
-        except (ValueError, OmegaConfBaseException) as error:
-            train_parser.error(f"{args.cfg_file}: {error}")
+            config = _load_config(Path(args.cfg_file))
+        except ValueError as error:
+            train_parser.error(str(error))
     experiment = args.experiment_dir / _run_name(args)
     experiment.mkdir(parents=True, exist_ok=True)
     # Machines that train together share the folder.
@@ -121,6 +119,16 @@ def train(args: argparse.Namespace) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"  # no warnings of TensorBoard
     launch(setup_train, args.num_machines, args.num_gpus, args.machine_rank, args.dist_url, args)
+
+
+def _load_config(path: Path) -> DictConfig:
+    config = load(path)
+    try:
+        resolve(config)
+        validate(config)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return config
 
 
 def _check_earlier_training(experiment: Path, config: DictConfig | None, resume: bool) -> None:
@@ -185,13 +193,14 @@ def _repair_last_model(experiment: Path) -> None:
         If the file exists and the folder has no complete checkpoint.
     """
     last_model = experiment / LAST_MODEL
-    complete = [number for number, path in _find_checkpoints(experiment).items() if _is_complete(path)]
-    with suppress(OSError, ValueError):
-        if int(last_model.read_text()) in complete:
+    checkpoints = _find_checkpoints(experiment)
+    with suppress(OSError, ValueError, KeyError):
+        if _is_complete(checkpoints[int(last_model.read_text())]):
             return
-    if complete:
-        print(f"{last_model} names no complete checkpoint; the training resumes from iteration {max(complete)}.")
-        write_text(last_model, str(max(complete)))
+    last = next((number for number in sorted(checkpoints, reverse=True) if _is_complete(checkpoints[number])), None)
+    if last is not None:
+        print(f"{last_model} names no complete checkpoint; the training resumes from iteration {last}.")
+        write_text(last_model, str(last))
     elif last_model.exists():
         raise FileExistsError(
             f"{last_model} names no complete checkpoint, and the folder has none. Delete {experiment} to start again, "

@@ -233,7 +233,9 @@ def test_a_key_that_direct_ignores_is_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_references_are_resolved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str]) -> None:
+def test_references_are_resolved(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     config = OmegaConf.load(tmp_path / "run.yaml")
     other = {**config.training.datasets[0]} | {"transforms": "${training.datasets.0.transforms}"}
     config.training.datasets = [config.training.datasets[0], other]
@@ -245,6 +247,7 @@ def test_references_are_resolved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     OmegaConf.save(OmegaConf.merge(config, {"training": {"lr": "${training.rate}"}}), tmp_path / "run.yaml")
     with pytest.raises(SystemExit):
         direct_command.main(["train", str(tmp_path), *words])
+    assert "run.yaml: A reference cannot be resolved: Interpolation key 'training.rate'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["[a, b]", "model: {a"])

@@ -115,10 +115,10 @@ def find_format(path: Path) -> str | None:
     Raises
     ------
     ValueError
-        If it has the suffix of another format.
+        If it has the suffix of another format and is no existing folder, whose name may end in anything.
     """
     found = next((name for name, suffix in SUFFIXES.items() if path.name.endswith(suffix)), None)
-    if found is None and path.name.lower().endswith((*SUFFIXES.values(), *_OTHERS)):
+    if found is None and not path.is_dir() and path.name.lower().endswith((*SUFFIXES.values(), *_OTHERS)):
         known = ", ".join(SUFFIXES.values())
         raise ValueError(f"{path} has the suffix of another format; expected a name that ends in {known}.")
     return found
